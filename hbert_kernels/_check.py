@@ -1,0 +1,101 @@
+"""Input checks shared by the public ops.
+
+Every failure is a ``TypeError`` (wrong kind or dtype) or a ``ValueError`` (wrong shape, device or value) that names the op,
+the argument, what was found and what is allowed. Values (of ``cu_seqlens`` and labels) are read where that costs no device
+synchronisation: in eager mode on the CPU, and on GPUs only with ``HBERT_CHECK=1``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_GPU_DTYPES = (*_CPU_DTYPES, torch.float16)
+_CHECK_ON_GPU = os.environ.get("HBERT_CHECK", "0") == "1"
+
+
+def floating(op: str, **tensors: Tensor | None) -> None:
+    """All given tensors are floating tensors of dtypes that the op computes with, on one device."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    device = next(iter(given.values())).device
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+        allowed = _CPU_DTYPES if t.device.type == "cpu" else _GPU_DTYPES
+        if t.dtype not in allowed:
+            names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+            hint = " (float16 is for GPUs; use bfloat16 on a CPU)" if t.dtype == torch.float16 else ""
+            raise TypeError(f"{op}: {name} has dtype {t.dtype} on {t.device.type}; allowed: {names}{hint}")
+        if t.device != device:
+            raise ValueError(f"{op}: {name} is on {t.device}, but the first input is on {device}")
+    if len({t.dtype == torch.float64 for t in given.values()}) > 1:
+        found = ", ".join(f"{name} {t.dtype}" for name, t in given.items())
+        raise TypeError(f"{op}: float64 does not mix with other dtypes, got {found}")
+
+
+def shape(op: str, name: str, t: Tensor | None, *expected: int) -> None:
+    """``t`` is None or has exactly the expected shape."""
+    if t is not None and tuple(t.shape) != expected:
+        raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}, expected {expected}")
+
+
+def packed(op: str, name: str, t: Tensor) -> None:
+    """``t`` is a packed activation: two dimensions, tokens and features, at least one feature."""
+    if t.dim() != 2 or t.shape[1] == 0:
+        raise ValueError(f"{op}: {name} must be packed tokens [T, H] with H > 0, got shape {tuple(t.shape)}")
+
+
+def heads(op: str, hidden_size: int, num_heads: int) -> int:
+    """The head size d = H/h; ``ValueError`` if h does not divide H."""
+    if num_heads < 1 or hidden_size % num_heads:
+        raise ValueError(f"{op}: hidden size {hidden_size} is not divisible by num_heads {num_heads}")
+    return hidden_size // num_heads
+
+
+def _may_read_values(t: Tensor) -> bool:
+    if torch.compiler.is_compiling() or t.device.type == "meta":
+        return False
+    return t.device.type == "cpu" or _CHECK_ON_GPU
+
+
+def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_seqlen: int | None = None) -> None:
+    """``cu`` is int32 [B+1], starts at 0, never decreases, and ends at or before ``num_tokens``.
+
+    With ``max_seqlen`` no sequence may be longer than that.
+    """
+    if not isinstance(cu, Tensor) or cu.dtype != torch.int32 or cu.dim() != 1 or cu.shape[0] < 1:
+        got = f"{cu.dtype} {tuple(cu.shape)}" if isinstance(cu, Tensor) else type(cu).__name__
+        raise TypeError(f"{op}: cu_seqlens must be an int32 tensor of shape [B+1], got {got}")
+    if cu.device != device:
+        raise ValueError(f"{op}: cu_seqlens is on {cu.device}, but the activations are on {device}")
+    if not _may_read_values(cu):
+        return
+    bounds = cu.tolist()
+    if bounds[0] != 0:
+        raise ValueError(f"{op}: cu_seqlens must start at 0, got {bounds[0]}")
+    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    if lengths and min(lengths) < 0:
+        at = next(i for i, n in enumerate(lengths) if n < 0)
+        raise ValueError(f"{op}: cu_seqlens must not decrease, but cu_seqlens[{at}] = {bounds[at]} > {bounds[at + 1]}")
+    if bounds[-1] > num_tokens:
+        raise ValueError(f"{op}: cu_seqlens ends at {bounds[-1]}, but there are only {num_tokens} tokens")
+    if max_seqlen is not None and lengths and max(lengths) > max_seqlen:
+        raise ValueError(f"{op}: a sequence has {max(lengths)} tokens, but max_seqlen is {max_seqlen}")
+
+
+def labels(op: str, target: Tensor, num_rows: int, num_classes: int, ignore_index: int) -> None:
+    """``target`` is int64 [M] and each value is ``ignore_index`` or a class in [0, V)."""
+    if target.dtype != torch.int64:
+        raise TypeError(f"{op}: labels must be int64, got {target.dtype}")
+    shape(op, "labels", target, num_rows)
+    if not _may_read_values(target) or num_rows == 0:
+        return
+    kept = target[target != ignore_index]
+    if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= num_classes):
+        raise ValueError(
+            f"{op}: labels must be {ignore_index} (ignored) or in [0, {num_classes}), "
+            f"found values from {int(kept.min())} to {int(kept.max())}"
+        )

@@ -1,0 +1,68 @@
+"""The torch library "hbert_kernels": where schemas are defined, and the compiled library that implements them.
+
+Schemas are defined once, here in Python; C++ registers implementations through torch's stable ABI, so that one binary serves
+every torch from 2.10 on. Nothing below raises when the binary is absent or unusable: :func:`load_failure` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CPU_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
+_HERE = Path(__file__).resolve().parent
+_BINARY = _HERE / "_cpu.so"
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+_library = torch.library.Library("hbert_kernels", "DEF")
+
+
+def define(schema: str, fake: Callable[..., Any]) -> None:
+    """Define an op of the library and its fake (shape and dtype propagation)."""
+    _library.define(schema, tags=_TAGS)
+    torch.library.register_fake(f"hbert_kernels::{schema.split('(')[0]}", fake, lib=_library)
+
+
+def build_info() -> dict[str, Any]:
+    """What setup.py recorded about the build: built or not, why not, compiler, flags, source revision."""
+    path = _HERE / "build_info.json"
+    if not path.exists():
+        return {"built": False, "reason": "this is a source tree that was never built", "fix": "pip install ."}
+    return json.loads(path.read_text())
+
+
+def _check_capability_cap() -> None:
+    cap = os.environ.get("HBERT_CPU_CAPABILITY")
+    if cap is not None and cap not in CPU_CAPABILITIES:
+        raise ValueError(f"HBERT_CPU_CAPABILITY={cap!r} is unknown; allowed: {', '.join(CPU_CAPABILITIES)}")
+
+
+@functools.cache
+def load_failure() -> str | None:
+    """Load the compiled library on the first call; None when it is usable, otherwise the reason and the fix."""
+    _check_capability_cap()
+    if not _BINARY.exists():
+        info = build_info()
+        return f"not built: {info.get('reason', 'unknown reason')} (fix: {info.get('fix', 'pip install --force-reinstall .')})"
+    try:
+        torch.ops.load_library(str(_BINARY))
+    except OSError as error:
+        return f"{_BINARY.name} does not load: {error} (fix: reinstall with torch >= 2.10 in this environment)"
+    return None
+
+
+@functools.cache
+def cpu_capability() -> str:
+    """The instruction set level that the compiled CPU kernels use here, or "none" without compiled kernels."""
+    if load_failure() is not None:
+        return "none"
+    name = ctypes.CDLL(str(_BINARY)).hbert_cpu_capability
+    name.restype = ctypes.c_char_p
+    return name().decode()

@@ -1,0 +1,83 @@
+"""What the reference implementations share: the compute dtype, autocast policy, and packed <-> padded views."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and softmax: float64 for float64 inputs, float32 otherwise."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``t`` in ``dtype``; None stays None."""
+    return None if t is None else t.to(dtype)
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a reference with autocast off: each op states its own precision, so autocast must not change it again."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        device_type = next(a.device.type for a in args if isinstance(a, Tensor))
+        with torch.autocast(device_type if device_type != "meta" else "cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def segment_ids(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """The sequence of each packed token, int64 [T]; B for dead rows."""
+    token = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
+
+
+def rows_of_sequences(per_sequence: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Row ``per_sequence[b]`` for every token of sequence b, zeros for dead rows: [B, ...] -> [T, ...]."""
+    dead = per_sequence.new_zeros(1, *per_sequence.shape[1:])
+    return torch.cat([per_sequence, dead])[segment_ids(cu_seqlens, num_tokens)]
+
+
+def _is_uniform(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> bool:
+    """Whether every sequence has exactly ``max_seqlen`` tokens and none is dead: then padding is a view."""
+    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu" or num_tokens == 0:
+        return False
+    full = (cu_seqlens.shape[0] - 1) * max_seqlen == num_tokens
+    return full and cu_seqlens.tolist() == list(range(0, num_tokens + 1, max_seqlen))
+
+
+def to_padded(x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, Tensor | None]:
+    """Packed [T, ...] -> padded [B, N, ...] and the mask [B, N] of real tokens (None: all are real).
+
+    Padding is zero whatever the dead rows hold, NaN included.
+    """
+    num_seqs, num_tokens = cu_seqlens.shape[0] - 1, x.shape[0]
+    if _is_uniform(cu_seqlens, num_tokens, max_seqlen):
+        return x.unflatten(0, (num_seqs, max_seqlen)), None
+    rows = cu_seqlens[:-1, None] + torch.arange(max_seqlen, device=x.device, dtype=cu_seqlens.dtype)
+    valid = rows < cu_seqlens[1:, None]
+    # One zero row behind the tokens: the target of all padding, so that T = 0 needs no branch.
+    source = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+    return source[torch.where(valid, rows, num_tokens)], valid
+
+
+def from_padded(padded: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Padded [B, N, ...] -> packed [T, ...] with zeros in the dead rows: the inverse of :func:`to_padded`."""
+    num_seqs, max_seqlen = padded.shape[:2]
+    if _is_uniform(cu_seqlens, num_tokens, max_seqlen):
+        return padded.flatten(0, 1)
+    segment = segment_ids(cu_seqlens, num_tokens)
+    start = torch.cat([cu_seqlens[:-1], cu_seqlens.new_zeros(1)])[segment]
+    row = segment * max_seqlen + torch.arange(num_tokens, device=padded.device) - start
+    flat = padded.reshape(num_seqs * max_seqlen, *padded.shape[2:])
+    source = torch.cat([flat, flat.new_zeros(1, *flat.shape[1:])])
+    return source[torch.where(segment < num_seqs, row, num_seqs * max_seqlen)]

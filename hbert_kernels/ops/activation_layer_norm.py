@@ -1,0 +1,72 @@
+"""Layer normalization of an activation: the norm inside the feed-forward network of sub-layer normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _check, _dispatch
+from ._common import cast, compute_dtype, without_autocast
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu}
+
+
+def activation_layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str = "gelu",
+    input_bias: Tensor | None = None,
+) -> Tensor:
+    r"""``LN(act(x + input_bias))``: the norm before the second linear of a feed-forward network with sub-layer norm.
+
+    Sub-layer norm places it after the activation (Wang et al. 2022, "Foundation Transformers", arXiv 2210.06423, sec. 2).
+
+    Args:
+        x: [..., H], float32, bfloat16 or float64 (float16 on GPUs).
+        weight, bias, eps: affine parameters [H] or None, and epsilon of the norm.
+        activation: "gelu" (with erf), "gelu_tanh" (its tanh approximation) or "relu".
+        input_bias: [H], added before the activation, or None.
+
+    Returns:
+        [..., H] in x's dtype. Activation and statistics are computed in float32 (float64 for float64).
+
+    Raises:
+        TypeError: unsupported dtype. ValueError: unknown activation, or a shape or device that does not fit.
+    """
+    op = "activation_layer_norm"
+    activation_function(activation)
+    _check.floating(op, x=x, weight=weight, bias=bias, input_bias=input_bias)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{op}: x must have a last dimension of at least 1, got shape {tuple(x.shape)}")
+    for name, parameter in (("weight", weight), ("bias", bias), ("input_bias", input_bias)):
+        _check.shape(op, name, parameter, x.shape[-1])
+    _dispatch.select(op, x, weight, bias, input_bias)
+    return activation_layer_norm_reference(x, weight, bias, eps, activation, input_bias)
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of that name; ``ValueError`` that lists the known ones otherwise."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; allowed: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+@without_autocast
+def activation_layer_norm_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str, input_bias: Tensor | None
+) -> Tensor:
+    """Plain torch, any device, float64-capable, differentiable, exportable."""
+    acc = compute_dtype(x)
+    pre = x.to(acc) if input_bias is None else x.to(acc) + input_bias.to(acc)
+    activated = activation_function(activation)(pre)
+    return F.layer_norm(activated, x.shape[-1:], cast(weight, acc), cast(bias, acc), eps).to(x.dtype)

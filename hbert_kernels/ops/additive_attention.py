@@ -1,0 +1,160 @@
+"""Additive attention (Fastformer): the core between the query projection and the transform, direct and K-free."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _check, _dispatch
+from ._common import cast, compute_dtype, rows_of_sequences, without_autocast
+from .additive_pool import additive_pool
+from .gated_layer_norm import gated_layer_norm
+
+FORMS = ("auto", "direct", "key_free")
+# Below this mean sequence length the per-sequence work of the K-free form (H x H per sequence and head) costs more than the
+# key projection that it saves.
+_KEY_FREE_FROM_LENGTH = 32
+
+
+def prefers_key_free(num_tokens: int, num_seqs: int) -> bool:
+    """Whether the K-free form is the cheaper one: a rule of shapes alone, so that it is fixed for a compiled graph."""
+    return num_tokens >= _KEY_FREE_FROM_LENGTH * num_seqs
+
+
+def additive_attention(
+    query: Tensor,
+    x: Tensor,
+    query_att: Tensor,
+    key_weight: Tensor,
+    key_bias: Tensor | None,
+    key_att: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+    *,
+    query_att_bias: Tensor | None = None,
+    key_att_bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    sub_norm: bool = False,
+    eps: float = 1e-5,
+    form: str = "auto",
+) -> Tensor:
+    r"""The core of additive attention for packed sequences (Wu et al. 2021, arXiv 2108.09084, eq. 3-8).
+
+    With Q = ``query`` (already projected; the value shares it), K = x Wk + bk, d = H/h, per sequence:
+
+    .. math::
+        g_j = \sum_t \mathrm{softmax}_t(Q w^a_j/\sqrt d)_t\, Q_{t,j}, \quad
+        P = K \circ g, \quad
+        k_j = \sum_t \mathrm{softmax}_t(P w^b_j/\sqrt d)_t\, P_{t,j}, \quad
+        U = Q \circ k
+
+    **K-free form** (exact): with A_j = Wk^T (g o w^b_j) the logits of the second softmax are x A_j/sqrt(d) up to what is
+    constant over t, and with the pooled xbar_j = sum_t beta_tj x_t, k_j = g_j o (xbar_j Wk[:, j] + bk_j): K is never formed.
+    The scorers' biases are constant over t too: they change nothing, and their gradient is exactly zero.
+
+    Args:
+        query: [T, H], float32, bfloat16 or float64 (float16 on GPUs).
+        x: [T, H], the layer input that the query was projected from.
+        query_att, key_att: scorers, both [h, H] (dense: every head scores the whole row) or both [h, d] (per head).
+        key_weight, key_bias: [H, H] and [H] or None, as in torch.nn.Linear.
+        cu_seqlens: int32 [B+1], the first row of each sequence.
+        max_seqlen: an upper bound of the sequence lengths.
+        num_heads: h; must divide H.
+        query_att_bias, key_att_bias: [h] or None.
+        norm_weight, norm_bias, eps: affine parameters [H] or None and epsilon of the sub-layer norm.
+        sub_norm: return LN(U) instead of U.
+        form: "direct", "key_free" or "auto" (the cheaper one by :func:`prefers_key_free`); they agree to rounding.
+
+    Returns:
+        U or LN(U), [T, H] in query's dtype; rows behind cu_seqlens[-1] are zero.
+
+    Raises:
+        TypeError: unsupported dtype, or cu_seqlens is not int32.
+        ValueError: a shape, device or option does not fit, or cu_seqlens is not increasing or out of range.
+    """
+    op = "additive_attention"
+    _check.packed(op, "query", query)
+    hidden = query.shape[1]
+    head_dim = _check.heads(op, hidden, num_heads)
+    _check.floating(
+        op, query=query, x=x, query_att=query_att, key_weight=key_weight, key_bias=key_bias, key_att=key_att,
+        query_att_bias=query_att_bias, key_att_bias=key_att_bias, norm_weight=norm_weight, norm_bias=norm_bias,
+    )  # fmt: skip
+    _check.shape(op, "x", x, *query.shape)
+    _check.shape(op, "key_weight", key_weight, hidden, hidden)
+    if tuple(query_att.shape) not in [(num_heads, hidden), (num_heads, head_dim)]:
+        allowed = f"({num_heads}, {hidden}) (dense) or ({num_heads}, {head_dim}) (per head)"
+        raise ValueError(f"{op}: query_att has shape {tuple(query_att.shape)}, allowed: {allowed}")
+    _check.shape(op, "key_att", key_att, *query_att.shape)
+    for name, bias in (("query_att_bias", query_att_bias), ("key_att_bias", key_att_bias)):
+        _check.shape(op, name, bias, num_heads)
+    for name, parameter in (("key_bias", key_bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        _check.shape(op, name, parameter, hidden)
+    _check.cu_seqlens(op, cu_seqlens, query.shape[0], query.device, max_seqlen)
+    if form not in FORMS:
+        raise ValueError(f"{op}: form is {form!r}, allowed: {', '.join(map(repr, FORMS))}")
+    _dispatch.select(op, query, x, key_weight)
+    if form == "auto":
+        form = "key_free" if prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1) else "direct"
+    gate = _global_key(
+        query, x, query_att, key_weight, key_bias, key_att, cu_seqlens, max_seqlen, num_heads,
+        query_att_bias, key_att_bias, form,
+    )  # fmt: skip
+    if sub_norm:
+        return gated_layer_norm(query, gate, cu_seqlens, norm_weight, norm_bias, eps)
+    gated = query.to(gate.dtype) * rows_of_sequences(gate, cu_seqlens, query.shape[0])
+    alive = torch.arange(query.shape[0], device=query.device) < cu_seqlens[-1]
+    return torch.where(alive[:, None], gated, 0).to(query.dtype)
+
+
+@without_autocast
+def _global_key(
+    query: Tensor,
+    x: Tensor,
+    query_att: Tensor,
+    key_weight: Tensor,
+    key_bias: Tensor | None,
+    key_att: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+    query_att_bias: Tensor | None,
+    key_att_bias: Tensor | None,
+    form: str,
+) -> Tensor:
+    """k, [B, H] in the compute dtype."""
+    varlen = (cu_seqlens, max_seqlen, num_heads)
+    global_query = additive_pool(query, query_att, *varlen)
+    for bias in (query_att_bias, key_att_bias):
+        if bias is not None:
+            # Constant over t: no effect, and a gradient of exactly zero (not None: DDP waits for every parameter).
+            global_query = global_query + 0.0 * bias.to(global_query.dtype).sum()
+    if form == "direct":
+        key = F.linear(x, key_weight.to(x.dtype), cast(key_bias, x.dtype))
+        product = key.to(global_query.dtype) * rows_of_sequences(global_query, cu_seqlens, x.shape[0])
+        return additive_pool(product, key_att.to(product.dtype), *varlen)
+    return _key_free_global_key(global_query, x, key_weight, key_bias, key_att, varlen)
+
+
+def _key_free_global_key(
+    global_query: Tensor,
+    x: Tensor,
+    key_weight: Tensor,
+    key_bias: Tensor | None,
+    key_att: Tensor,
+    varlen: tuple[Tensor, int, int],
+) -> Tensor:
+    acc, num_heads = compute_dtype(x), varlen[2]
+    key_weight_heads = key_weight.to(acc).unflatten(0, (num_heads, -1))
+    if key_att.shape[1] == x.shape[1]:
+        scored = global_query[:, None, :] * key_att.to(acc)
+        scorer = scored @ key_weight.to(acc)
+    else:
+        scored = global_query.unflatten(1, (num_heads, -1)) * key_att.to(acc)
+        scorer = torch.einsum("bhd,hdi->bhi", scored, key_weight_heads)
+    pooled = additive_pool(x, scorer, *varlen, output="full")
+    key = torch.einsum("bhi,hdi->bhd", pooled, key_weight_heads).flatten(1)
+    return global_query * (key if key_bias is None else key + key_bias.to(acc))

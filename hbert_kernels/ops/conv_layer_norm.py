@@ -1,0 +1,72 @@
+"""Layer normalization followed by a short depthwise convolution inside each sequence."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _check, _dispatch
+from ._common import cast, compute_dtype, segment_ids, without_autocast
+
+
+def conv_layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_weight: Tensor,
+    cu_seqlens: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Layer normalization, then a residual depthwise convolution of k taps over the tokens of each sequence.
+
+    .. math:: Y = \mathrm{LN}(x), \quad out_t = Y_t + \sum_{|j| \le k/2} w_j \circ Y_{t+j}
+
+    where Y is zero outside the sequence: the convolution never crosses ``cu_seqlens``. It gives additive attention, which is
+    permutation-equivariant, the local mixing that it lacks (ours, not in the HybridBERT paper).
+
+    Args:
+        x: packed tokens [T, H]; float32, bfloat16 or float64 (float16 on GPUs).
+        weight, bias: affine parameters [H] of the norm, or None.
+        conv_weight: [k, H], k odd; row i weighs the token at offset i - k//2.
+        cu_seqlens: int32 [B+1], the first row of each sequence.
+        eps: added to the variance.
+
+    Returns:
+        [T, H] in x's dtype; rows behind cu_seqlens[-1] are zero.
+
+    Raises:
+        TypeError: unsupported dtype, or cu_seqlens is not int32.
+        ValueError: a shape or device does not fit, k is even, or cu_seqlens is not increasing or out of range.
+    """
+    op = "conv_layer_norm"
+    _check.packed(op, "x", x)
+    _check.floating(op, x=x, weight=weight, bias=bias, conv_weight=conv_weight)
+    _check.shape(op, "weight", weight, x.shape[1])
+    _check.shape(op, "bias", bias, x.shape[1])
+    if conv_weight.dim() != 2 or conv_weight.shape[0] % 2 == 0 or conv_weight.shape[1] != x.shape[1]:
+        found = tuple(conv_weight.shape)
+        raise ValueError(f"{op}: conv_weight must be [k, {x.shape[1]}] with k odd, got shape {found}")
+    _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device)
+    _dispatch.select(op, x, weight, bias, conv_weight)
+    return conv_layer_norm_reference(x, weight, bias, conv_weight, cu_seqlens, eps)
+
+
+@without_autocast
+def conv_layer_norm_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, conv_weight: Tensor, cu_seqlens: Tensor, eps: float
+) -> Tensor:
+    """Plain torch, any device, float64-capable, differentiable, exportable."""
+    acc = compute_dtype(x)
+    num_tokens, reach = x.shape[0], conv_weight.shape[0] // 2
+    segment = segment_ids(cu_seqlens, num_tokens)
+    alive = (segment < cu_seqlens.shape[0] - 1)[:, None]
+    rows = torch.where(alive, x, 0).to(acc)
+    normed = F.layer_norm(rows, x.shape[1:], cast(weight, acc), cast(bias, acc), eps)
+    padded = F.pad(normed, (0, 0, reach, reach))
+    padded_segment = F.pad(segment, (reach, reach), value=-1)
+    out = normed
+    for tap, tap_weight in enumerate(conv_weight.to(acc)):
+        inside = (padded_segment[tap : tap + num_tokens] == segment)[:, None]
+        out = out + tap_weight * torch.where(inside, padded[tap : tap + num_tokens], 0)
+    return torch.where(alive, out, 0).to(x.dtype)

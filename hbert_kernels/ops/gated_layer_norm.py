@@ -1,0 +1,56 @@
+"""Layer normalization of a gated product: the end of additive attention with sub-layer normalization."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import _check, _dispatch
+from ._common import cast, compute_dtype, rows_of_sequences, segment_ids, without_autocast
+
+
+def gated_layer_norm(
+    x: Tensor,
+    gate: Tensor,
+    cu_seqlens: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""``LN(x_t o gate_b)`` for every token t of sequence b.
+
+    Args:
+        x: packed tokens [T, H]; float32, bfloat16 or float64 (float16 on GPUs).
+        gate: [B, H], one row per sequence (the global key of additive attention); its dtype may differ from x's.
+        cu_seqlens: int32 [B+1], the first row of each sequence.
+        weight, bias, eps: affine parameters [H] or None, and epsilon of the norm.
+
+    Returns:
+        [T, H] in x's dtype; rows behind cu_seqlens[-1] are zero. The product is not rounded before the norm.
+
+    Raises:
+        TypeError: unsupported dtype, or cu_seqlens is not int32.
+        ValueError: a shape or device does not fit, or cu_seqlens is not increasing or out of range.
+    """
+    op = "gated_layer_norm"
+    _check.packed(op, "x", x)
+    _check.floating(op, x=x, gate=gate, weight=weight, bias=bias)
+    _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device)
+    _check.shape(op, "gate", gate, cu_seqlens.shape[0] - 1, x.shape[1])
+    _check.shape(op, "weight", weight, x.shape[1])
+    _check.shape(op, "bias", bias, x.shape[1])
+    _dispatch.select(op, x, gate, weight, bias)
+    return gated_layer_norm_reference(x, gate, cu_seqlens, weight, bias, eps)
+
+
+@without_autocast
+def gated_layer_norm_reference(
+    x: Tensor, gate: Tensor, cu_seqlens: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Plain torch, any device, float64-capable, differentiable, exportable."""
+    acc = compute_dtype(x)
+    alive = (segment_ids(cu_seqlens, x.shape[0]) < cu_seqlens.shape[0] - 1)[:, None]
+    gated = torch.where(alive, x, 0).to(acc) * rows_of_sequences(gate.to(acc), cu_seqlens, x.shape[0])
+    normed = F.layer_norm(gated, x.shape[1:], cast(weight, acc), cast(bias, acc), eps)
+    return torch.where(alive, normed, 0).to(x.dtype)
