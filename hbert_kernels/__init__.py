@@ -7,6 +7,7 @@ Activations are packed tokens [T, H] with ``cu_seqlens`` [B+1]: no kernel sees a
 from . import nn
 from ._dispatch import BACKENDS, OPS, BackendError, explain, use_backend
 from ._library import cpu_capability
+from ._version import __version__
 from .memory import keep_heap
 from .ops import (
     activation_layer_norm,
@@ -21,13 +22,12 @@ from .ops import (
 )
 from .packing import Packing
 
-__version__ = "0.1.0"
-
 __all__ = [
     "BACKENDS",
     "OPS",
     "BackendError",
     "Packing",
+    "__version__",
     "activation_layer_norm",
     "add_layer_norm",
     "additive_attention",

@@ -62,9 +62,9 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = before
 
 
-def register(op: str, backend: str, refusal: _Refusal) -> None:
-    """Declare that ``backend`` has a kernel for ``op``; ``refusal(*tensors)`` is None where it can run."""
-    _kernels[op][backend] = refusal
+def register(op: str, backend: str, refuses: _Refusal) -> None:
+    """Declare that ``backend`` has a kernel for ``op``; ``refuses(*tensors)`` is None where it can run."""
+    _kernels[op][backend] = refuses
 
 
 def cpp_refusal(*tensors: Tensor | None) -> str | None:
@@ -78,7 +78,8 @@ def cpp_refusal(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _why_not(op: str, backend: str, tensors: tuple[Tensor | None, ...]) -> str | None:
+def refusal(op: str, backend: str, *tensors: Tensor | None) -> str | None:
+    """None if ``backend`` can run ``op`` on these tensors, otherwise why not."""
     if backend == "reference":
         return None
     if backend not in _kernels[op]:
@@ -102,14 +103,14 @@ def select(op: str, *tensors: Tensor | None) -> str:
         BackendError: a backend was requested by name and cannot run.
     """
     if _requested != "auto":
-        reason = _why_not(op, _requested, tensors)
+        reason = refusal(op, _requested, *tensors)
         if reason is not None:
             raise BackendError(f"backend {_requested!r} was requested, but {explain(op, *tensors)}")
         return _requested
     reasons = []
     for backend in _PREFERENCE:
         if backend in _kernels[op]:
-            reason = _why_not(op, backend, tensors)
+            reason = refusal(op, backend, *tensors)
             if reason is None:
                 return backend
             reasons.append(f"{backend}: {reason}")
@@ -130,7 +131,7 @@ def explain(op: str, *tensors: Tensor | None) -> str:
     chosen = None
     lines = []
     for backend in (*_PREFERENCE, "reference"):
-        reason = _why_not(op, backend, tensors)
+        reason = refusal(op, backend, *tensors)
         wanted = _requested in ("auto", backend)
         if reason is None and wanted and chosen is None:
             chosen = backend

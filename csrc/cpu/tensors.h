@@ -1,0 +1,50 @@
+// Small helpers over torch's stable ABI for the op implementations.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
+#include "kernels.h"
+
+namespace hbert {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Double: return DType::kFloat64;
+    default: STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float64 on a CPU");
+  }
+}
+
+// The dtype of statistics and parameters inside the kernels.
+inline ScalarType compute_type(DType dtype) {
+  return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+}
+
+// Scratch memory of the calling thread: kept between calls, so that no call pays for fresh pages. One user at a time.
+inline void* workspace(size_t bytes) {
+  struct Free { void operator()(void* p) const { std::free(p); } };
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local size_t capacity = 0;
+  if (bytes > capacity) {
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    memory.reset(std::aligned_alloc(64, rounded));
+    capacity = memory ? rounded : 0;
+    STD_TORCH_CHECK(memory != nullptr, "hbert_kernels: out of memory for a workspace of ", bytes, " bytes");
+  }
+  return memory.get();
+}
+
+// Rows per task of a parallel loop: a task of some 16k elements outweighs the cost of handing it out.
+inline int64_t row_grain(int64_t width) { return 16384 / width + 1; }
+
+}  // namespace hbert

@@ -1,0 +1,79 @@
+"""The numerics policy as code: how wrong a kernel may be.
+
+A kernel's error against float64 is at most twice the error of the same computation in plain torch at the same dtypes, plus
+two units in the last place of the largest value; gradients of parameters, sums over rows, may lose sqrt(rows) of these.
+There are no tolerances chosen by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._dispatch import use_backend
+
+Function = Callable[..., "Tensor | tuple[Tensor, ...]"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One output or gradient of a kernel against float64: it passes if error <= bound."""
+
+    name: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN too."""
+        return self.error <= self.bound
+
+
+def max_error(value: Tensor, exact: Tensor) -> float:
+    """max |value - exact|, 0 for empty tensors, NaN if value has one."""
+    return 0.0 if exact.numel() == 0 else float((value.double() - exact).abs().max())
+
+
+def error_bound(exact: Tensor, plain: Tensor, summed_rows: int = 1) -> float:
+    """The largest error that the policy allows, from the exact value and that of plain torch at the kernel's dtypes."""
+    if exact.numel() == 0:
+        return 0.0
+    ulp = torch.finfo(plain.dtype).eps * float(exact.abs().max())
+    return 2 * max_error(plain, exact) + 2 * ulp * math.sqrt(summed_rows)
+
+
+def evaluate(function: Function, inputs: Sequence[Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """All outputs of ``function`` and the gradients of all floating inputs under fixed random output gradients."""
+    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    outputs = function(*leaves)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
+    wanted = [(i, leaf) for i, leaf in enumerate(leaves) if leaf.requires_grad]
+    gradients = torch.autograd.grad(outputs, [leaf for _, leaf in wanted], cotangents)
+    values = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+    return values | {f"gradient {i}": g for (i, _), g in zip(wanted, gradients, strict=True)}
+
+
+def compare(function: Function, inputs: Sequence[Tensor], backend: str) -> list[Result]:
+    """Outputs and gradients of ``function`` on ``backend`` against the reference in float64, by the policy.
+
+    Two-dimensional floating inputs are activations, one-dimensional ones are parameters shared by the rows of the first input.
+    """
+    with use_backend("reference"):
+        exact = evaluate(function, [t.double() if t.is_floating_point() else t for t in inputs])
+        plain = evaluate(function, inputs)
+    with use_backend(backend):
+        actual = evaluate(function, inputs)
+    rows = max(1, inputs[0].shape[0])
+    results = []
+    for name, value in actual.items():
+        kind, _, index = name.partition(" ")
+        shared = kind == "gradient" and inputs[int(index)].dim() == 1
+        bound = error_bound(exact[name], plain[name], rows if shared else 1)
+        results.append(Result(name, max_error(value, exact[name]), bound))
+    return results

@@ -1,0 +1,199 @@
+"""Builds csrc/cpu into one shared library per wheel (tag py3-none-<platform>) with ninja, through torch's stable ABI.
+
+Environment:
+    HBERT_BUILD      unset: build if it can be done, otherwise a pure-Python install that says why (python -m
+                     hbert_kernels.info). 1: build or fail with the reason. 0: pure Python.
+    HBERT_TORCH_DIR  the folder of the torch package whose headers are used; default: the torch of the environment that
+                     calls pip. The library runs with every torch from 2.10 on, whichever it was built with.
+    CXX              the compiler; default: the first of g++, c++, clang++.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MIN_TORCH = (2, 10)
+# The oldest torch that the binary runs on: newer stable-ABI functions are then hidden by torch's headers.
+TORCH_TARGET_VERSION = "0x020a000000000000"
+X86_LEVELS = {
+    "scalar": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl",
+    "avx512_bf16": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx512vnni",
+}
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
+
+
+class CannotBuild(Exception):
+    """Why the compiled part cannot be built here, and what mends it."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason} (fix: {fix})")
+        self.reason, self.fix = reason, fix
+
+
+def find_torch() -> Path:
+    """The folder of an installed torch >= 2.10, looked up by path: the isolated build environment has none."""
+    roots = [Path(p) for k in ("purelib", "platlib") if (p := sysconfig.get_path(k))]
+    if "VIRTUAL_ENV" in os.environ:
+        roots += sorted(Path(os.environ["VIRTUAL_ENV"]).glob("lib/python3*/site-packages"))
+    candidates = [root / "torch" for root in [*roots, *map(Path, sys.path)]]
+    if "HBERT_TORCH_DIR" in os.environ:
+        candidates = [Path(os.environ["HBERT_TORCH_DIR"])]
+    found = next((c for c in candidates if (c / "version.py").exists()), None)
+    if found is None:
+        raise CannotBuild("torch is not installed here", "pip install torch (>= 2.10), then reinstall hbert")
+    match = re.search(r"__version__ = '(\d+)\.(\d+)", (found / "version.py").read_text())
+    if match is None or tuple(map(int, match.groups())) < MIN_TORCH:
+        raise CannotBuild(f"the torch in {found} is older than 2.10", "pip install 'torch>=2.10', then reinstall hbert")
+    return found
+
+
+def find_compiler() -> str:
+    """The C++ compiler to use."""
+    candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
+    found = next((path for c in candidates if (path := shutil.which(c.split()[0]))), None)
+    if found is None:
+        raise CannotBuild(f"no C++ compiler ({', '.join(candidates)})", "install g++ >= 10 or clang++ >= 12, or set CXX")
+    return candidates[0] if "CXX" in os.environ else found
+
+
+def output_of(*command: str) -> str:
+    """First line of a command's output; empty if it fails."""
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return result.stdout.strip().split("\n")[0] if result.returncode == 0 else ""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What compiles the library on this machine."""
+
+    torch: Path = field(default_factory=find_torch)
+    compiler: str = field(default_factory=find_compiler)
+
+    def __post_init__(self) -> None:
+        if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+            where = f"{sys.platform} {platform.machine()}"
+            raise CannotBuild(f"kernels are compiled on Linux x86-64 and aarch64 only, not on {where}", "none needed")
+
+    @cached_property
+    def levels(self) -> dict[str, str]:
+        """Instruction set levels and their compiler flags."""
+        return X86_LEVELS if platform.machine() == "x86_64" else {"scalar": ""}
+
+    def ninja_file(self, output: Path) -> str:
+        """The build: each file of csrc/cpu/isa once per level, the rest once, one shared library."""
+        x86 = "-DHBERT_X86" if "avx2" in self.levels else ""
+        lines = [
+            f"cxx = {self.compiler}",
+            f"flags = {CXX_FLAGS} {x86} {os.environ.get('CXXFLAGS', '')}",
+            f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {self.torch}/include",
+            "rule cxx\n command = $cxx $flags $extra -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
+            "rule link\n command = $cxx -shared $in -o $out "
+            f"-Wl,--no-as-needed {self.torch}/lib/libtorch.so -Wl,--as-needed -Wl,-z,defs {self.torch}/lib/libtorch_cpu.so "
+            f"{self.torch}/lib/libc10.so $flags",
+        ]
+        objects = []
+        for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+            objects.append(f"{source.stem}.o")
+            lines.append(f"build {objects[-1]}: cxx {source}\n extra = $torch")
+        for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
+            for level, flags in self.levels.items():
+                objects.append(f"isa/{source.stem}.{level}.o")
+                lines.append(f"build {objects[-1]}: cxx {source}\n extra = -DHBERT_LEVEL={level} {flags}")
+        lines.append(f"build {output}: link {' '.join(objects)}\n")
+        return "\n".join(lines)
+
+    def describe(self) -> dict[str, object]:
+        """What build_info.json records of a compiled build."""
+        version = re.search(r"__version__ = '([^']+)'", (self.torch / "version.py").read_text())
+        return {
+            "compiler": output_of(*self.compiler.split(), "--version"),
+            "flags": CXX_FLAGS,
+            "levels": list(self.levels),
+            "torch_headers": version.group(1) if version else "unknown",
+            "torch_minimum": ".".join(map(str, MIN_TORCH)),
+        }
+
+
+def plan() -> tuple[Toolchain | None, dict[str, object]]:
+    """The toolchain (None: pure Python) and what build_info.json says."""
+    wanted = os.environ.get("HBERT_BUILD", "auto")
+    if wanted not in ("auto", "0", "1"):
+        sys.exit(f"hbert: HBERT_BUILD={wanted!r} is unknown; allowed: 0, 1 or unset")
+    info: dict[str, object] = {"git": output_of("git", "rev-parse", "--short=12", "HEAD"), "platform": platform.platform()}
+    if wanted == "0":
+        return None, info | {"built": False, "reason": "HBERT_BUILD=0", "fix": "reinstall without HBERT_BUILD=0"}
+    try:
+        toolchain = Toolchain()
+    except CannotBuild as obstacle:
+        if wanted == "1":
+            sys.exit(f"hbert: HBERT_BUILD=1, but {obstacle}")
+        return None, info | {"built": False, "reason": obstacle.reason, "fix": obstacle.fix}
+    return toolchain, info | {"built": True} | toolchain.describe()
+
+
+TOOLCHAIN, BUILD_INFO = plan()
+
+
+class BuildPython(build_py):
+    """Adds build_info.json to the package."""
+
+    def run(self) -> None:
+        super().run()
+        folder = ROOT if self.editable_mode else Path(self.build_lib)
+        (folder / "hbert_kernels/build_info.json").write_text(json.dumps(BUILD_INFO, indent=1) + "\n")
+        if TOOLCHAIN is None:
+            # A binary of an earlier build in this tree would contradict what build_info.json says.
+            (folder / "hbert_kernels/_cpu.so").unlink(missing_ok=True)
+
+
+class BuildLibrary(build_ext):
+    """Runs ninja; the result is a plain shared library that any Python loads."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        assert TOOLCHAIN is not None
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.build_temp).resolve()
+        (folder / "isa").mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(TOOLCHAIN.ninja_file(output))
+        ninja = [sys.executable, "-m", "ninja"] if shutil.which("ninja") is None else ["ninja"]
+        if subprocess.run([*ninja, "-C", str(folder)], check=False).returncode:
+            sys.exit("hbert: compiling the kernels failed, see above; HBERT_BUILD=0 installs without them")
+
+
+class Wheel(bdist_wheel):
+    """Tags py3-none-<platform> (compiled) or py3-none-any (pure Python)."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = TOOLCHAIN is None
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", "any" if TOOLCHAIN is None else super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension("hbert_kernels._cpu", [])] if TOOLCHAIN else [],
+    cmdclass={"build_py": BuildPython, "build_ext": BuildLibrary, "bdist_wheel": Wheel},
+)
