@@ -44,9 +44,7 @@ def _check_capability_cap() -> None:
         raise ValueError(f"HBERT_CPU_CAPABILITY={cap!r} is unknown; allowed: {', '.join(CPU_CAPABILITIES)}")
 
 
-@functools.cache
-def load_failure() -> str | None:
-    """Load the compiled library on the first call; None when it is usable, otherwise the reason and the fix."""
+def _load() -> str | None:
     _check_capability_cap()
     if not _BINARY.exists():
         info = build_info()
@@ -56,6 +54,15 @@ def load_failure() -> str | None:
     except OSError as error:
         return f"{_BINARY.name} does not load: {error} (fix: reinstall with torch >= 2.10 in this environment)"
     return None
+
+
+# Once, at import: a traced graph must find an answer here, not a file system.
+_FAILURE = _load()
+
+
+def load_failure() -> str | None:
+    """None when the compiled library is usable, otherwise the reason and the fix."""
+    return _FAILURE
 
 
 @functools.cache

@@ -1,0 +1,39 @@
+# The two commands of the README: `make test` and `make bench`. Each alone makes the virtual environment, installs what it
+# needs and does the job, on a machine with Python 3.10+ and a C++17 compiler.
+PYTHON ?= python3
+VENV ?= .venv
+# A CPU build is enough. Where the index offers this version only with CUDA (several gigabytes), name one that has CPU builds:
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+BENCH_ARGS ?=
+BIN := $(VENV)/bin
+BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+
+.PHONY: test bench lint clean
+
+test: $(VENV)/installed-train,bench,dev
+	@echo "== tests"
+	$(BIN)/pytest
+
+bench: $(VENV)/installed-bench
+	@echo "== benchmark: a few minutes, progress below"
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+lint: $(VENV)/installed-train,bench,dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/torch:
+	@echo "== virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@echo "== $(TORCH): a large download the first time"
+	$(BIN)/python -m pip install $(TORCH)
+	@touch $@
+
+$(VENV)/installed-%: $(VENV)/torch $(BUILD_INPUTS)
+	@echo "== compiling the kernels and installing hbert[$*]: about a minute"
+	$(BIN)/python -m pip install --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info hbert_kernels/_cpu.so hbert_kernels/build_info.json

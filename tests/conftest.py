@@ -1,0 +1,20 @@
+"""Fixtures of the whole suite."""
+
+import hypothesis
+import pytest
+import torch
+
+# The same examples in every run: a red build must mean that the code changed.
+hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("reproducible")
+
+
+@pytest.fixture(autouse=True)
+def reproducible_and_poisoned():
+    """Fixed seed and threads; memory that torch hands out uninitialised holds NaN, so that a kernel cannot lean on it."""
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,138 @@
+"""Backend choice: reasons, explicit requests, the one warning of a fallback."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hbert_kernels as hk
+from hbert_kernels import _dispatch, _library, selftest
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    """As if nothing had been compiled."""
+    monkeypatch.setattr(_library, "load_failure", lambda: "not built: no C++ compiler (fix: install one)")
+    monkeypatch.setattr(_dispatch, "_fallbacks_told", set())
+
+
+def test_auto_takes_the_compiled_kernel_and_explains():
+    x = torch.randn(2, 8)
+    assert _dispatch.select("layer_norm", x) == "cpp"
+    text = hk.explain("layer_norm", x)
+    assert text.startswith("layer_norm: cpp runs")
+    assert hk.cpu_capability() in text
+    assert "triton: no kernel is written for this op" in text
+
+
+def test_fallback_is_told_once_with_the_fix(without_library):
+    x = torch.randn(2, 8)
+    with pytest.warns(UserWarning, match="layer_norm runs on the reference path: cpp: not built: no C\\+\\+ compiler"):
+        reference = hk.layer_norm(x)
+    torch.testing.assert_close(reference, torch.nn.functional.layer_norm(x, (8,)))
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hk.layer_norm(x)
+
+
+def test_explicit_request_raises_with_every_reason(without_library):
+    with pytest.raises(hk.BackendError) as error, hk.use_backend("cpp"):
+        hk.layer_norm(torch.randn(2, 8))
+    for part in ("'cpp' was requested", "not built: no C++ compiler", "triton: no kernel is written"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_a_kernel_that_does_not_exist_raises(backend):
+    with pytest.raises(hk.BackendError, match="no kernel is written for this op"), hk.use_backend(backend):
+        hk.layer_norm(torch.randn(2, 8))
+
+
+def test_every_public_op_obeys_an_explicit_request():
+    cu = torch.tensor([0, 4], dtype=torch.int32)
+    x, square = torch.randn(4, 8), torch.randn(8, 8)
+    calls = {
+        "layer_norm": lambda: hk.layer_norm(x),
+        "add_layer_norm": lambda: hk.add_layer_norm(x, x),
+        "conv_layer_norm": lambda: hk.conv_layer_norm(x, None, None, square[:3], cu),
+        "activation_layer_norm": lambda: hk.activation_layer_norm(x),
+        "gated_layer_norm": lambda: hk.gated_layer_norm(x, x[:1], cu),
+        "additive_pool": lambda: hk.additive_pool(x, square[:2], cu, 4, 2),
+        "additive_attention": lambda: hk.additive_attention(x, x, square[:2], square, None, square[:2], cu, 4, 2),
+        "attention": lambda: hk.attention(x.repeat(1, 3), cu, 4, 2),
+        "masked_lm_loss": lambda: hk.masked_lm_loss(x, square, None, torch.arange(4)),
+    }
+    assert set(calls) == set(hk.OPS)
+    for call in calls.values():
+        with pytest.raises(hk.BackendError), hk.use_backend("cuda"):
+            call()
+
+
+def test_backends_nest_and_restore():
+    assert _dispatch._requested == "auto"
+    with hk.use_backend("cpp"):
+        with hk.use_backend("reference"):
+            assert _dispatch.select("layer_norm", torch.randn(1, 1)) == "reference"
+        assert _dispatch._requested == "cpp"
+    assert _dispatch._requested == "auto"
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="unknown backend 'tpu'; allowed: auto, reference"), hk.use_backend("tpu"):
+        pass
+    with pytest.raises(ValueError, match="unknown op 'rms_norm'; known: layer_norm"):
+        hk.explain("rms_norm")
+
+
+def test_environment_variable_sets_the_backend():
+    import os
+
+    program = "import torch, hbert_kernels as hk; print(hk.explain('layer_norm', torch.ones(1, 1)))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"HBERT_BACKEND": "reference"}, capture_output=True, text=True
+    )
+    assert result.stdout.startswith("layer_norm: reference runs")
+    assert "cpp: not requested" in result.stdout
+
+
+def test_exported_programs_do_not_depend_on_the_library():
+    class Norm(torch.nn.Module):
+        def forward(self, x):
+            return hk.layer_norm(x)
+
+    exported = torch.export.export(Norm(), (torch.randn(3, 8),))
+    assert not [n for n in exported.graph.nodes if "hbert_kernels" in str(n.target)]
+
+
+def test_info_lists_every_op_and_the_build():
+    from hbert_kernels.info import report
+
+    text = report()
+    for op in hk.OPS:
+        assert f"{op}: " in text
+    assert "CPU capability: " + hk.cpu_capability() in text
+
+
+def test_selftest_fails_without_kernels(without_library, capsys):
+    assert selftest.main([]) == 1
+    assert "no kernel runs on cpu" in capsys.readouterr().out
+
+
+def test_selftest_catches_a_wrong_kernel(monkeypatch, capsys):
+    right = torch.ops.hbert_kernels.layer_norm
+
+    def wrong(x, weight, bias, eps):
+        y, mean, rstd = right(x, weight, bias, eps)
+        return y * 1.001, mean, rstd
+
+    class Ops:
+        layer_norm = staticmethod(wrong)
+        add_layer_norm = torch.ops.hbert_kernels.add_layer_norm
+        layer_norm_backward = torch.ops.hbert_kernels.layer_norm_backward
+
+    monkeypatch.setattr(torch.ops, "hbert_kernels", Ops)
+    assert selftest.main([]) == 1
+    assert "FAILED" in capsys.readouterr().out

@@ -1,0 +1,80 @@
+"""Every instruction set level that this CPU has, each in a process of its own: the level is chosen when the library loads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hbert_kernels as hk
+from hbert_kernels._library import CPU_CAPABILITIES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(level, *command):
+    environment = os.environ | {"HBERT_CPU_CAPABILITY": level}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def level_of_subprocess(cap):
+    return run(cap, "-c", "import hbert_kernels; print(hbert_kernels.cpu_capability())").stdout.strip()
+
+
+def levels_here():
+    return CPU_CAPABILITIES[: CPU_CAPABILITIES.index(level_of_subprocess("avx512_bf16")) + 1]
+
+
+def test_the_cap_is_obeyed_and_never_exceeds_the_cpu():
+    here = levels_here()
+    for cap in CPU_CAPABILITIES:
+        expected = cap if cap in here else here[-1]
+        assert level_of_subprocess(cap) == expected
+
+
+def test_an_unknown_level_is_an_error():
+    result = run("sse9", "-c", "import hbert_kernels; hbert_kernels.cpu_capability()")
+    assert result.returncode != 0
+    assert "HBERT_CPU_CAPABILITY='sse9' is unknown; allowed: scalar, avx2" in result.stderr
+
+
+@pytest.mark.parametrize("level", CPU_CAPABILITIES)
+def test_kernels_pass_at_every_level(level):
+    if level == hk.cpu_capability():
+        return  # this very process runs the suite at that level
+    kernel_tests = ("-m", "pytest", "tests/ops/test_layer_norm.py", "-k", "not compile", "-p", "no:cacheprovider")
+    result = run(level, *kernel_tests)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+
+
+def test_levels_agree():
+    program = """
+import torch, hbert_kernels as hk
+torch.manual_seed(0)
+x, residual = torch.randn(33, 100).bfloat16(), torch.randn(33, 100)
+torch.save(hk.add_layer_norm(x, residual, torch.randn(100), torch.randn(100)), "/dev/stdout")
+"""
+    import io
+
+    import torch
+
+    outputs = []
+    for level in levels_here():
+        raw = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"HBERT_CPU_CAPABILITY": level}, cwd=ROOT,
+            capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        outputs.append(torch.load(io.BytesIO(raw)))
+    for y, total in outputs[1:]:
+        assert torch.equal(total, outputs[0][1])
+        torch.testing.assert_close(y, outputs[0][0], rtol=2**-7, atol=2**-7)
+
+
+def test_selftest_reports_success_at_this_level():
+    result = run(hk.cpu_capability(), "-m", "hbert_kernels.selftest")
+    assert result.returncode == 0, result.stdout
+    assert "layer_norm               cpp" in result.stdout
+    assert " 0 failed" in result.stdout
