@@ -70,7 +70,9 @@ def find_compiler() -> str:
     candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
     found = next((path for c in candidates if (path := shutil.which(c.split()[0]))), None)
     if found is None:
-        raise CannotBuild(f"no C++ compiler ({', '.join(candidates)})", "install g++ >= 10 or clang++ >= 12, or set CXX")
+        raise CannotBuild(
+            f"no C++ compiler ({', '.join(candidates)})", "install g++ >= 10 or clang++ >= 12, or set CXX"
+        )
     return candidates[0] if "CXX" in os.environ else found
 
 
@@ -100,14 +102,15 @@ class Toolchain:
     def ninja_file(self, output: Path) -> str:
         """The build: each file of csrc/cpu/isa once per level, the rest once, one shared library."""
         x86 = "-DHBERT_X86" if "avx2" in self.levels else ""
+        lib = self.torch / "lib"
+        # libtorch.so is named whether a symbol of it is used or not; -z defs: every symbol must be found at link time.
+        libraries = f"-Wl,--no-as-needed {lib}/libtorch.so -Wl,--as-needed {lib}/libtorch_cpu.so {lib}/libc10.so"
         lines = [
             f"cxx = {self.compiler}",
             f"flags = {CXX_FLAGS} {x86} {os.environ.get('CXXFLAGS', '')}",
             f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {self.torch}/include",
             "rule cxx\n command = $cxx $flags $extra -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
-            "rule link\n command = $cxx -shared $in -o $out "
-            f"-Wl,--no-as-needed {self.torch}/lib/libtorch.so -Wl,--as-needed -Wl,-z,defs {self.torch}/lib/libtorch_cpu.so "
-            f"{self.torch}/lib/libc10.so $flags",
+            f"rule link\n command = $cxx $flags -shared $in -o $out -Wl,-z,defs {libraries}",
         ]
         objects = []
         for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
@@ -137,7 +140,10 @@ def plan() -> tuple[Toolchain | None, dict[str, object]]:
     wanted = os.environ.get("HBERT_BUILD", "auto")
     if wanted not in ("auto", "0", "1"):
         sys.exit(f"hbert: HBERT_BUILD={wanted!r} is unknown; allowed: 0, 1 or unset")
-    info: dict[str, object] = {"git": output_of("git", "rev-parse", "--short=12", "HEAD"), "platform": platform.platform()}
+    info: dict[str, object] = {
+        "git": output_of("git", "rev-parse", "--short=12", "HEAD"),
+        "platform": platform.platform(),
+    }
     if wanted == "0":
         return None, info | {"built": False, "reason": "HBERT_BUILD=0", "fix": "reinstall without HBERT_BUILD=0"}
     try:

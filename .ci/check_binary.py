@@ -45,7 +45,10 @@ def main(build: Path, library: Path, torch: Path) -> int:
     """0 if both checks pass."""
     problems = [f"weak symbol {name}" for name in weak_symbols(build)]
     newer: set[str] = set()
-    for header in [*torch.glob("include/torch/csrc/stable/c/*.h"), *torch.glob("include/torch/csrc/inductor/aoti_torch/c/*.h")]:
+    for header in [
+        *torch.glob("include/torch/csrc/stable/c/*.h"),
+        *torch.glob("include/torch/csrc/inductor/aoti_torch/c/*.h"),
+    ]:
         newer |= declared_after_target(header)
     assert newer, "found no function newer than 2.10 in the headers: the check would be empty"
     used = {name for _, name in symbols(library, "-D", "--undefined-only")}

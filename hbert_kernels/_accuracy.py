@@ -1,6 +1,7 @@
 """The numerics policy as code: how wrong a kernel may be.
 
-A kernel's error against float64 is at most twice the error of the same computation in plain torch at the same dtypes, plus
+A kernel's error against float64 is at most twice the error of the same computation in plain torch at the same dtypes,
+plus
 two units in the last place of the largest value; gradients of parameters, sums over rows, may lose sqrt(rows) of these.
 There are no tolerances chosen by hand.
 """
@@ -62,7 +63,8 @@ def evaluate(function: Function, inputs: Sequence[Tensor], seed: int = 0) -> dic
 def _plain_errors(function: Function, inputs: Sequence[Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
     """The error of plain torch at the dtypes of the inputs.
 
-    For float64 there is nothing more exact to measure against; rounding errors scale with the unit roundoff, so float32's do.
+    For float64 there is nothing more exact to measure against; rounding errors scale with the unit roundoff, so
+    float32's do.
     """
     if inputs[0].dtype != torch.float64:
         return {name: max_error(value, exact[name]) for name, value in evaluate(function, inputs).items()}

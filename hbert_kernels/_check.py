@@ -1,7 +1,9 @@
 """Input checks shared by the public ops.
 
-Every failure is a ``TypeError`` (wrong kind or dtype) or a ``ValueError`` (wrong shape, device or value) that names the op,
-the argument, what was found and what is allowed. Values (of ``cu_seqlens`` and labels) are read where that costs no device
+Every failure is a ``TypeError`` (wrong kind or dtype) or a ``ValueError`` (wrong shape, device or value) that names
+the op,
+the argument, what was found and what is allowed. Values (of ``cu_seqlens`` and labels) are read where that costs no
+device
 synchronisation: in eager mode on the CPU, and on GPUs only with ``HBERT_CHECK=1``.
 """
 

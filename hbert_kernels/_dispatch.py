@@ -1,7 +1,7 @@
 """Which implementation runs an op, and why not the others.
 
-A backend that can run an op registers a *refusal*: a function of the op's tensors that returns None (can run) or the reason
-why not. ``auto`` takes the first backend without a refusal; naming a backend makes every refusal an error.
+A backend that can run an op registers a *refusal*: a function of the op's tensors that returns None (can run) or the
+reason why not. ``auto`` takes the first backend without a refusal; naming a backend makes every refusal an error.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _requested = _checked_backend(os.environ.get("HBERT_BACKEND", "auto"))
 def use_backend(name: str) -> Iterator[None]:
     """Run the ops inside the ``with`` block on one backend.
 
-    ``auto`` (the default, or the environment variable HBERT_BACKEND) falls back to the reference and says so once; a named
-    backend raises :class:`BackendError` with the reasons where it cannot run.
+    ``auto`` (the default, or the environment variable HBERT_BACKEND) falls back to the reference and says so once; a
+    named backend raises :class:`BackendError` with the reasons where it cannot run.
     """
     global _requested
     before, _requested = _requested, _checked_backend(name)

@@ -1,6 +1,7 @@
 """The torch library "hbert_kernels": where schemas are defined, and the compiled library that implements them.
 
-Schemas are defined once, here in Python; C++ registers implementations through torch's stable ABI, so that one binary serves
+Schemas are defined once, here in Python; C++ registers implementations through torch's stable ABI, so that one binary
+serves
 every torch from 2.10 on. Nothing below raises when the binary is absent or unusable: :func:`load_failure` says why.
 """
 
@@ -48,7 +49,8 @@ def _load() -> str | None:
     _check_capability_cap()
     if not _BINARY.exists():
         info = build_info()
-        return f"not built: {info.get('reason', 'unknown reason')} (fix: {info.get('fix', 'pip install --force-reinstall .')})"
+        reason, fix = info.get("reason", "the library is missing"), info.get("fix", "pip install --force-reinstall .")
+        return f"not built: {reason} (fix: {fix})"
     try:
         torch.ops.load_library(str(_BINARY))
     except OSError as error:

@@ -14,10 +14,12 @@ def report() -> str:
     """The report as text."""
     build = _library.build_info()
     failure = _library.load_failure()
+    capabilities = ", ".join(_library.CPU_CAPABILITIES)
     lines = [
-        f"hbert_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"hbert_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"platform: {platform.platform()}",
         f"compiled CPU kernels: {failure or 'loaded'}",
-        f"CPU capability: {_library.cpu_capability()} (HBERT_CPU_CAPABILITY caps it: {', '.join(_library.CPU_CAPABILITIES)})",
+        f"CPU capability: {_library.cpu_capability()} (HBERT_CPU_CAPABILITY caps it: {capabilities})",
         f"CUDA device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}",
         "build: " + ", ".join(f"{key} {value}" for key, value in build.items()),
         "",

@@ -12,8 +12,8 @@ def keep_heap() -> bool:
     """Make glibc keep freed memory instead of giving it back to the system, and say whether that was possible.
 
     Large activations are otherwise mapped anew at every step, and the page faults of fresh pages cost more than the row
-    kernels that fill them. The price is a resident size that does not shrink. Call it once, at the start of a program; the
-    hbert commands and bench/run.py do, an import never does.
+    kernels that fill them. The price is a resident size that does not shrink. Call it once, at the start of a
+    program; the hbert commands and bench/run.py do, an import never does.
     """
     if not sys.platform.startswith("linux"):
         return False

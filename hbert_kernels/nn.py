@@ -68,7 +68,8 @@ class ActivationLayerNorm(nn.LayerNorm):
 class ConvLayerNorm(nn.LayerNorm):
     """Layer norm, then a residual depthwise convolution inside each packed sequence.
 
-    Parameters: weight and bias of the norm, conv_weight [k, H] initialized as torch.nn.Conv1d would (uniform in +-1/sqrt(k)).
+    Parameters: weight and bias of the norm, conv_weight [k, H] initialized as torch.nn.Conv1d would (uniform in
+        +-1/sqrt(k)).
 
     Args:
         hidden_size: H.
@@ -78,7 +79,9 @@ class ConvLayerNorm(nn.LayerNorm):
         ValueError: kernel_size is not a positive odd number.
     """
 
-    def __init__(self, hidden_size: int, kernel_size: int, eps: float = 1e-5, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, hidden_size: int, kernel_size: int, eps: float = 1e-5, *, device: Any = None, dtype: Any = None
+    ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"ConvLayerNorm: kernel_size must be a positive odd number, got {kernel_size}")
         super().__init__(hidden_size, eps, device=device, dtype=dtype)
@@ -135,7 +138,7 @@ class HeadScorer(nn.Module):
     def __init__(self, num_heads: int, head_dim: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim, device=device, dtype=dtype))
-        self.register_parameter("bias", None)
+        self.bias: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -156,7 +159,8 @@ class AdditiveAttention(nn.Module):
     Args:
         hidden_size: H.
         num_heads: h; must divide H.
-        scorer: "dense" (query_att and key_att are Linear(H, h), as in the official code) or "per_head" (:class:`HeadScorer`).
+        scorer: "dense" (query_att and key_att are Linear(H, h), as in the official code) or "per_head"
+            (:class:`HeadScorer`).
         sub_norm: normalize before the transform.
         eps: epsilon of that norm.
 
@@ -182,7 +186,7 @@ class AdditiveAttention(nn.Module):
             raise ValueError(f"AdditiveAttention: unknown scorer {scorer!r}; allowed: {', '.join(SCORERS)}")
         factory = {"device": device, "dtype": dtype}
 
-        def make_scorer() -> nn.Module:
+        def make_scorer() -> nn.Linear | HeadScorer:
             if scorer == "dense":
                 return nn.Linear(hidden_size, num_heads, **factory)
             return HeadScorer(num_heads, hidden_size // num_heads, **factory)
@@ -200,7 +204,8 @@ class AdditiveAttention(nn.Module):
 
         Args:
             x: [B, N, H].
-            key_padding_mask: bool [B, N], True = padding (as in torch.nn.MultiheadAttention), any pattern; None: no padding.
+            key_padding_mask: bool [B, N], True = padding (as in torch.nn.MultiheadAttention), any pattern; None: no
+                padding.
 
         Returns:
             [B, N, H]; zeros at padding. What stands there does not influence any other row.
@@ -230,6 +235,7 @@ class AdditiveAttention(nn.Module):
         norm = self.norm
         mixed = ops.additive_attention(
             query,
+            # Under autocast the projection is narrower than its input, and the core reads both.
             x.to(query.dtype),
             self.query_att.weight,
             self.key.weight,

@@ -1,7 +1,7 @@
 """From padded batches to packed tokens and back.
 
-Kernels never see a mask: they take packed tokens [T, H] and ``cu_seqlens`` [B+1]. A :class:`Packing` is computed once per
-batch from the attention mask and used by every layer.
+Kernels never see a mask: they take packed tokens [T, H] and ``cu_seqlens`` [B+1]. A :class:`Packing` is computed once
+per batch from the attention mask and used by every layer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Packing:
     Two forms, with the same meaning for the kernels:
 
     * packed: T is the number of valid tokens. Reading it synchronises a GPU once.
-    * static: valid tokens come first, T = B*N, the rest of the rows is dead. No shape depends on data, so that it can be
-      compiled, exported and captured in a CUDA graph.
+    * static: valid tokens come first, T = B*N, the rest of the rows is dead. No shape depends on data, so that it can
+      be compiled, exported and captured in a CUDA graph.
 
     Attributes:
         cu_seqlens: int32 [B+1], the first row of each sequence.
@@ -88,7 +88,9 @@ class Packing:
     def pack(self, x: Tensor) -> Tensor:
         """Padded [B, N, ...] -> packed [T, ...], zeros in dead rows."""
         if self.shape is None or tuple(x.shape[:2]) != self.shape:
-            raise ValueError(f"Packing.pack: expected a tensor [B, N, ...] with (B, N) = {self.shape}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"Packing.pack: expected a tensor [B, N, ...] with (B, N) = {self.shape}, got {tuple(x.shape)}"
+            )
         flat = x.flatten(0, 1)
         if self.indices is None or self.mask is None:
             return flat

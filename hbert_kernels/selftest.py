@@ -79,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"torch {torch.__version__}, device {device}, cpu capability {_library.cpu_capability()}")
     results = run(device)
     if not results:
-        print(f"selftest: no kernel runs on {device}\n{_dispatch.explain('layer_norm', torch.empty(1, 1, device=device))}")
+        print(
+            f"selftest: no kernel runs on {device}\n{_dispatch.explain('layer_norm', torch.empty(1, 1, device=device))}"
+        )
         return 1
     failures = 0
     for (op, backend), checked in results.items():

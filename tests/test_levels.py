@@ -1,4 +1,4 @@
-"""Every instruction set level that this CPU has, each in a process of its own: the level is chosen when the library loads."""
+"""Every instruction set level that this CPU has, in a process of its own: the level is chosen when the library loads."""
 
 import os
 import subprocess

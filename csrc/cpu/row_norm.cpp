@@ -3,7 +3,7 @@
 #include <cstring>
 #include <tuple>
 
-#include "dispatch.h"
+#include "row_norm.h"
 #include "tensors.h"
 
 namespace hbert {
@@ -12,6 +12,10 @@ namespace {
 // Weight gradients are summed over fixed blocks of rows, then over the blocks in order: the same bits for any thread count.
 constexpr int64_t kMaxBlocks = 64;
 constexpr int64_t kMinBlockRows = 16;
+
+#define HBERT_TABLE(level) &level::kRowNorm,
+constexpr const RowNormKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+#undef HBERT_TABLE
 
 struct Rows {
   int64_t count, width;
@@ -62,8 +66,6 @@ void copy_affine(const std::optional<Tensor>& weight, const std::optional<Tensor
   }
 }
 
-size_t compute_size(DType dtype) { return dtype == DType::kFloat64 ? sizeof(double) : sizeof(float); }
-
 struct Statistics {
   Tensor mean, rstd;
 };
@@ -83,7 +85,7 @@ void run_forward(LayerNormForward args, Rows rows, const std::optional<Tensor>& 
   args.bias = affine + rows.width * size;
   args.mean = statistics.mean.mutable_data_ptr();
   args.rstd = statistics.rstd.mutable_data_ptr();
-  const Kernels& k = kernels_for(args.x_dtype);
+  const RowNormKernels& k = table_for(args.x_dtype, kTables);
   torch::stable::parallel_for(0, rows.count, row_grain(rows.width),
                               [&](int64_t begin, int64_t end) { k.layer_norm_forward(args, begin, end); });
 }
@@ -195,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const s
   args.rstd = rstd.const_data_ptr();
   args.weight = affine;
   args.dx = dx.mutable_data_ptr();
-  const Kernels& k = kernels_for(args.x_dtype);
+  const RowNormKernels& k = table_for(args.x_dtype, kTables);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       char* sums = partial + block * 2 * rows.width * size;

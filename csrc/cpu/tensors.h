@@ -9,7 +9,7 @@
 #include <memory>
 #include <optional>
 
-#include "kernels.h"
+#include "level.h"
 
 namespace hbert {
 
@@ -28,6 +28,14 @@ inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
 // The dtype of statistics and parameters inside the kernels.
 inline ScalarType compute_type(DType dtype) {
   return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+}
+
+inline size_t compute_size(DType dtype) { return dtype == DType::kFloat64 ? sizeof(double) : sizeof(float); }
+
+// The table of a kernel's functions for a dtype, out of one per level: float64 has scalar code only.
+template <class Table, int N>
+const Table& table_for(DType dtype, const Table* const (&tables)[N]) {
+  return *tables[dtype == DType::kFloat64 ? 0 : level_index()];
 }
 
 // Scratch memory of the calling thread: kept between calls, so that no call pays for fresh pages. One user at a time.

@@ -29,7 +29,8 @@ def activation_layer_norm(
 ) -> Tensor:
     r"""``LN(act(x + input_bias))``: the norm before the second linear of a feed-forward network with sub-layer norm.
 
-    Sub-layer norm places it after the activation (Wang et al. 2022, "Foundation Transformers", arXiv 2210.06423, sec. 2).
+    Sub-layer norm places it after the activation (Wang et al. 2022, "Foundation Transformers", arXiv 2210.06423, sec.
+    2).
 
     Args:
         x: [..., H], float32, bfloat16 or float64 (float16 on GPUs).

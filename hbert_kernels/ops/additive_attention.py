@@ -12,8 +12,8 @@ from .additive_pool import additive_pool
 from .gated_layer_norm import gated_layer_norm
 
 FORMS = ("auto", "direct", "key_free")
-# Below this mean sequence length the per-sequence work of the K-free form (H x H per sequence and head) costs more than the
-# key projection that it saves.
+# Below this mean sequence length the per-sequence work of the K-free form (H x H per sequence and head) costs more
+# than the key projection that it saves.
 _KEY_FREE_FROM_LENGTH = 32
 
 
@@ -51,9 +51,10 @@ def additive_attention(
         k_j = \sum_t \mathrm{softmax}_t(P w^b_j/\sqrt d)_t\, P_{t,j}, \quad
         U = Q \circ k
 
-    **K-free form** (exact): with A_j = Wk^T (g o w^b_j) the logits of the second softmax are x A_j/sqrt(d) up to what is
-    constant over t, and with the pooled xbar_j = sum_t beta_tj x_t, k_j = g_j o (xbar_j Wk[:, j] + bk_j): K is never formed.
-    The scorers' biases are constant over t too: they change nothing, and their gradient is exactly zero.
+    **K-free form** (exact): with A_j = Wk^T (g o w^b_j) the logits of the second softmax are x A_j/sqrt(d) up to what
+    is
+    constant over t, and with the pooled xbar_j = sum_t beta_tj x_t, k_j = g_j o (xbar_j Wk[:, j] + bk_j): K is never
+    formed. The scorers' biases are constant over t too: they change nothing, and their gradient is exactly zero.
 
     Args:
         query: [T, H], float32, bfloat16 or float64 (float16 on GPUs).

@@ -20,7 +20,8 @@ def additive_pool(
 ) -> Tensor:
     r"""Attention pooling of each sequence with one softmax over its tokens per head.
 
-    .. math:: \alpha_{tj} = \mathrm{softmax}_t\left(\frac{s_{tj}}{\sqrt{d}}\right), \qquad p_j = \sum_t \alpha_{tj}\, x_t
+    .. math:: \alpha_{tj} = \mathrm{softmax}_t\left(\frac{s_{tj}}{\sqrt{d}}\right), \qquad p_j = \sum_t \alpha_{tj}\,
+    x_t
 
     (Wu et al. 2021, "Fastformer", arXiv 2108.09084, eq. 3-4), d = H/h. The score of token t under head j is
 

@@ -9,9 +9,7 @@ from .. import _check, _dispatch
 from ._common import from_padded, to_padded, without_autocast
 
 
-def attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, *, dropout_p: float = 0.0
-) -> Tensor:
+def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, *, dropout_p: float = 0.0) -> Tensor:
     r"""Self-attention inside each packed sequence (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
     .. math:: O_j = \mathrm{softmax}\left(\frac{Q_j K_j^T}{\sqrt d}\right) V_j
@@ -25,12 +23,13 @@ def attention(
         dropout_p: probability that an attention weight is dropped; the caller passes 0 outside training.
 
     Returns:
-        [T, H] in qkv's dtype; rows behind cu_seqlens[-1] are zero. The softmax is computed in float32 (float64 for float64).
+        [T, H] in qkv's dtype; rows behind cu_seqlens[-1] are zero. The softmax is computed in float32 (float64 for
+        float64).
 
     Raises:
         TypeError: unsupported dtype, or cu_seqlens is not int32.
-        ValueError: a shape or device does not fit, dropout_p is not in [0, 1), or cu_seqlens is not increasing or out of
-            range.
+        ValueError: a shape or device does not fit, dropout_p is not in [0, 1), or cu_seqlens is not increasing or out
+            of range.
     """
     op = "attention"
     _check.packed(op, "qkv", qkv)
@@ -46,10 +45,8 @@ def attention(
 
 
 @without_autocast
-def attention_reference(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, dropout_p: float
-) -> Tensor:
-    """torch's scaled_dot_product_attention on the padded batch: any device, float64-capable, differentiable, exportable."""
+def attention_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, dropout_p: float) -> Tensor:
+    """torch's scaled_dot_product_attention on the padded batch: any device, float64-capable, exportable."""
     padded, valid = to_padded(qkv, cu_seqlens, max_seqlen)
     query, key, value = padded.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     mask = None

@@ -22,8 +22,8 @@ def conv_layer_norm(
 
     .. math:: Y = \mathrm{LN}(x), \quad out_t = Y_t + \sum_{|j| \le k/2} w_j \circ Y_{t+j}
 
-    where Y is zero outside the sequence: the convolution never crosses ``cu_seqlens``. It gives additive attention, which is
-    permutation-equivariant, the local mixing that it lacks (ours, not in the HybridBERT paper).
+    where Y is zero outside the sequence: the convolution never crosses ``cu_seqlens``. It gives additive attention,
+    which is permutation-equivariant, the local mixing that it lacks (ours, not in the HybridBERT paper).
 
     Args:
         x: packed tokens [T, H]; float32, bfloat16 or float64 (float16 on GPUs).

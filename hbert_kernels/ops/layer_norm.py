@@ -18,7 +18,8 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \circ w + b
 
-    with the mean and the (biased) variance of each row, computed in two passes (Ba et al. 2016, arXiv 1607.06450, eq. 4).
+    with the mean and the (biased) variance of each row, computed in two passes (Ba et al. 2016, arXiv 1607.06450, eq.
+    4).
 
     Args:
         x: [..., H], float32, bfloat16 or float64 (float16 on GPUs).
@@ -46,7 +47,8 @@ def add_layer_norm(
 
     Args:
         x: [..., H], the output of a branch.
-        residual: [..., H], the residual stream; its dtype may differ from x's (autocast: bfloat16 branch, float32 stream).
+        residual: [..., H], the residual stream; its dtype may differ from x's (autocast: bfloat16 branch, float32
+            stream).
         weight, bias, eps: as in :func:`layer_norm`.
 
     Returns:
@@ -88,7 +90,9 @@ def add_layer_norm_reference(
     return layer_norm_reference(total, weight, bias, eps).to(x.dtype), total
 
 
-def _layer_norm_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _layer_norm_fake(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     statistic = x.new_empty(x.shape[0], dtype=compute_dtype(x))
     return x.new_empty(x.shape), statistic, torch.empty_like(statistic)
 

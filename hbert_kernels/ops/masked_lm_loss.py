@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,17 +22,18 @@ def masked_lm_loss(
     r"""Mean cross-entropy of ``softmax(hidden @ weight.T + bias)`` against the labels (Devlin et al. 2019, sec. 3.1).
 
     Args:
-        hidden: [M, H], the rows to predict (gather the masked rows first); float32, bfloat16 or float64 (float16 on GPUs).
+        hidden: [M, H], the rows to predict (gather the masked rows first); float32, bfloat16 or float64 (float16 on
+            GPUs).
         weight: [V, H], the decoder, usually tied to the word embeddings.
         bias: [V] or None.
         labels: int64 [M], the true ids; rows with ``ignore_index`` do not count.
         label_smoothing: share of the uniform distribution in the target, in [0, 1).
-        num_masked: what the summed loss is divided by: the number of masked tokens of the *global* batch when gradients are
-            accumulated or summed over processes. None: the rows counted here (1 if there are none).
+        num_masked: what the summed loss is divided by: the number of masked tokens of the *global* batch when
+            gradients are accumulated or summed over processes. None: the rows counted here (1 if there are none).
 
     Returns:
-        ``(loss, correct)``: the loss, a float32 scalar (float64 for float64), and the number of rows whose largest logit is
-        the label, an int64 scalar without gradient.
+        ``(loss, correct)``: the loss, a float32 scalar (float64 for float64), and the number of rows whose largest
+        logit is the label, an int64 scalar without gradient.
 
     Raises:
         TypeError: unsupported dtype of activations, parameters or labels.
@@ -64,12 +64,8 @@ def masked_lm_loss_reference(
 ) -> tuple[Tensor, Tensor]:
     """Plain torch, any device, float64-capable, differentiable, exportable; holds the [M, V] logits."""
     logits = F.linear(hidden, weight.to(hidden.dtype), cast(bias, hidden.dtype)).to(compute_dtype(hidden))
-    total = F.cross_entropy(
-        logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum"
-    )
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum")
     counted = labels != ignore_index
     divisor = counted.sum().clamp(min=1) if num_masked is None else num_masked
     correct = (logits.argmax(-1) == labels) & counted
     return total / divisor, correct.sum()
-
-

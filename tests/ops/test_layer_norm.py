@@ -24,7 +24,12 @@ def compiled_kernels():
 
 def problem(rows, width, x=torch.float32, residual=None, parameter=None, mean=0.0):
     """x, residual, weight, bias of the given dtypes (default: x's)."""
-    shapes = [((rows, width), x), ((rows, width), residual or x), ((width,), parameter or x), ((width,), parameter or x)]
+    shapes = [
+        ((rows, width), x),
+        ((rows, width), residual or x),
+        ((width,), parameter or x),
+        ((width,), parameter or x),
+    ]
     tensors = [torch.randn(shape, dtype=torch.float64).to(dtype) for shape, dtype in shapes]
     tensors[0] = tensors[0] + mean
     return tensors
@@ -67,7 +72,9 @@ def test_optional_parameters(present):
     chosen = list(kept.values())
 
     def named(function):
-        return lambda *a: function(*a[: len(a) - len(chosen)], **dict(zip(kept, a[len(a) - len(chosen) :], strict=True)))
+        return lambda *a: function(
+            *a[: len(a) - len(chosen)], **dict(zip(kept, a[len(a) - len(chosen) :], strict=True))
+        )
 
     assert_accurate(named(hk.layer_norm), [x, *chosen])
     assert_accurate(named(hk.add_layer_norm), [x, residual, *chosen])
@@ -188,7 +195,9 @@ def test_compiles_without_graph_breaks_or_recompiles():
         actual = step(x, residual)
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
         for one, two in zip(
-            torch.autograd.grad(actual.sum(), [x, weight]), torch.autograd.grad(expected.sum(), [x, weight]), strict=True
+            torch.autograd.grad(actual.sum(), [x, weight]),
+            torch.autograd.grad(expected.sum(), [x, weight]),
+            strict=True,
         ):
             torch.testing.assert_close(one, two)
     assert counter.frame_count == 1

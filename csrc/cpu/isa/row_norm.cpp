@@ -1,6 +1,6 @@
 // Row normalization kernels, compiled once per instruction set level (HBERT_LEVEL) with that level's flags. No torch, no
 // standard library: their inline functions would be merged across levels.
-#include "../kernels.h"
+#include "../row_norm.h"
 #include "vec.h"
 
 namespace {
@@ -148,11 +148,8 @@ void backward(const LayerNormBackward& a, int64_t begin, int64_t end, void* dwei
 
 }  // namespace
 
-#define HBERT_STRING_(x) #x
-#define HBERT_STRING(x) HBERT_STRING_(x)
-
 namespace hbert {
 namespace HBERT_LEVEL {
-extern const Kernels kKernels = {HBERT_STRING(HBERT_LEVEL), forward, backward};
+extern const RowNormKernels kRowNorm = {forward, backward};
 }
 }  // namespace hbert

@@ -1,11 +1,9 @@
-// The interface between the torch side and the kernels: plain structs, raw pointers, one table of functions per
+// The row normalization kernels as the torch side sees them: plain structs, raw pointers, one table of functions per
 // instruction set level. Included by both sides, so it holds neither torch nor inline code.
 #pragma once
-#include <stdint.h>
+#include "level.h"
 
 namespace hbert {
-
-enum class DType : int32_t { kFloat32, kBFloat16, kFloat64 };
 
 // y = LN(x), or with a residual: total = x + residual, y = LN(total) of the stored total.
 // Parameters and statistics are in the compute type: double for float64 inputs, float otherwise.
@@ -36,19 +34,15 @@ struct LayerNormBackward {
   void* dx;            // [rows, width], x_dtype
 };
 
-struct Kernels {
-  const char* level;
+struct RowNormKernels {
   // Rows [begin, end) of the problem.
   void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end);
   // Rows [begin, end); their sums of dy xhat and dy overwrite dweight and dbias, [width] in the compute type.
   void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end, void* dweight, void* dbias);
 };
 
-namespace scalar { extern const Kernels kKernels; }
-#if defined(HBERT_X86)
-namespace avx2 { extern const Kernels kKernels; }
-namespace avx512 { extern const Kernels kKernels; }
-namespace avx512_bf16 { extern const Kernels kKernels; }
-#endif
+#define HBERT_DECLARE(level) namespace level { extern const RowNormKernels kRowNorm; }
+HBERT_FOR_LEVELS(HBERT_DECLARE)
+#undef HBERT_DECLARE
 
 }  // namespace hbert

@@ -1,0 +1,44 @@
+#include "level.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace hbert {
+namespace {
+
+#define HBERT_NAME(level) #level,
+constexpr const char* kNames[] = {HBERT_FOR_LEVELS(HBERT_NAME)};
+#undef HBERT_NAME
+
+int best_level() {
+#if defined(HBERT_X86)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  return avx2 + avx512 + bf16;
+#else
+  return 0;
+#endif
+}
+
+int capped_level() {
+  const int best = best_level();
+  const char* cap = std::getenv("HBERT_CPU_CAPABILITY");
+  for (int i = 0; cap != nullptr && i < best; ++i)
+    if (std::strcmp(cap, kNames[i]) == 0) return i;
+  return best;
+}
+
+}  // namespace
+
+int level_index() {
+  static const int chosen = capped_level();
+  return chosen;
+}
+
+}  // namespace hbert
+
+extern "C" __attribute__((visibility("default"))) const char* hbert_cpu_capability() {
+  return hbert::kNames[hbert::level_index()];
+}

@@ -1,0 +1,19 @@
+// The instruction set levels, and the choice among them, made once when the library is loaded.
+#pragma once
+#include <stdint.h>
+
+// X(level) for every level that is compiled for this architecture, narrowest first.
+#if defined(HBERT_X86)
+#define HBERT_FOR_LEVELS(X) X(scalar) X(avx2) X(avx512) X(avx512_bf16)
+#else
+#define HBERT_FOR_LEVELS(X) X(scalar)
+#endif
+
+namespace hbert {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat64 };
+
+// Index among HBERT_FOR_LEVELS of the best level that this CPU has, capped by HBERT_CPU_CAPABILITY.
+int level_index();
+
+}  // namespace hbert
