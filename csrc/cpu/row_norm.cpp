@@ -1,93 +1,47 @@
-// Ops layer_norm, add_layer_norm and layer_norm_backward on the CPU: checks, allocation, parallel loop.
-#include <algorithm>
-#include <cstring>
+// Layer norms of independent rows on the CPU: layer_norm, add_layer_norm, activation_layer_norm. Checks, allocation, loops.
 #include <tuple>
 
-#include "row_norm.h"
-#include "tensors.h"
+#include "norm_common.h"
 
 namespace hbert {
 namespace {
-
-// Weight gradients are summed over fixed blocks of rows, then over the blocks in order: the same bits for any thread count.
-constexpr int64_t kMaxBlocks = 64;
-constexpr int64_t kMinBlockRows = 16;
 
 #define HBERT_TABLE(level) &level::kRowNorm,
 constexpr const RowNormKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
-struct Rows {
-  int64_t count, width;
+constexpr int64_t kMinBlockRows = 16;
+
+// The parameters of a call, side by side in the call's workspace in the compute type.
+struct Parameters {
+  char *weight, *bias, *input_bias, *rest;
 };
 
-Rows check_rows(const Tensor& x, const char* op) {
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, op, ": x must be [rows, width]");
-  return {x.size(0), x.size(1)};
+Parameters copy_parameters(const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                           const std::optional<Tensor>& input_bias, int64_t width, DType dtype, size_t more,
+                           const char* op) {
+  const size_t size = width * compute_size(dtype);
+  char* memory = workspace<Slot::kCall>(3 * size + more);
+  const Parameters out{memory, memory + size, memory + 2 * size, memory + 3 * size};
+  copy_parameter(weight, 1, width, dtype, out.weight, op);
+  copy_parameter(bias, 0, width, dtype, out.bias, op);
+  copy_parameter(input_bias, 0, width, dtype, out.input_bias, op);
+  return out;
 }
 
-void check_same_shape(const Tensor& t, Rows rows, const char* op, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == rows.count && t.size(1) == rows.width, op, ": ", name,
-                  " must have the shape of x");
-}
-
-template <class R>
-void copy_parameter(const std::optional<Tensor>& parameter, R fallback, int64_t width, R* out, const char* op) {
-  if (!parameter.has_value()) {
-    std::fill(out, out + width, fallback);
-    return;
-  }
-  STD_TORCH_CHECK(parameter->dim() == 1 && parameter->size(0) == width, op, ": weight and bias must be [width]");
-  const Tensor dense = torch::stable::contiguous(*parameter);
-  const DType dtype = dtype_of(dense, op, "weight or bias");
-  STD_TORCH_CHECK((dtype == DType::kFloat64) == (sizeof(R) == sizeof(double)), op, ": float64 does not mix");
-  if (dtype == DType::kBFloat16) {
-    const uint16_t* bits = static_cast<const uint16_t*>(dense.const_data_ptr());
-    for (int64_t i = 0; i < width; ++i) {
-      const uint32_t wide = static_cast<uint32_t>(bits[i]) << 16;
-      float value;
-      std::memcpy(&value, &wide, sizeof(value));
-      out[i] = static_cast<R>(value);
-    }
-  } else {
-    std::memcpy(out, dense.const_data_ptr(), width * sizeof(R));
-  }
-}
-
-// Weight (default 1) and bias (default 0) in the compute type, side by side in `out`.
-void copy_affine(const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, DType dtype, int64_t width,
-                 void* out, const char* op) {
-  if (dtype == DType::kFloat64) {
-    copy_parameter<double>(weight, 1, width, static_cast<double*>(out), op);
-    copy_parameter<double>(bias, 0, width, static_cast<double*>(out) + width, op);
-  } else {
-    copy_parameter<float>(weight, 1, width, static_cast<float*>(out), op);
-    copy_parameter<float>(bias, 0, width, static_cast<float*>(out) + width, op);
-  }
-}
-
-struct Statistics {
-  Tensor mean, rstd;
-};
-
-Statistics new_statistics(const Tensor& x, Rows rows, DType dtype) {
-  return {torch::stable::new_empty(x, {rows.count}, compute_type(dtype)),
-          torch::stable::new_empty(x, {rows.count}, compute_type(dtype))};
-}
-
-void run_forward(LayerNormForward args, Rows rows, const std::optional<Tensor>& weight,
-                 const std::optional<Tensor>& bias, const Statistics& statistics, const char* op) {
-  const size_t size = compute_size(args.x_dtype);
-  char* affine = static_cast<char*>(workspace(2 * rows.width * size));
-  copy_affine(weight, bias, args.x_dtype, rows.width, affine, op);
+void run_forward(RowNormForward args, Rows rows, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                 const std::optional<Tensor>& input_bias, const StatisticsTensors& statistics, const char* op) {
+  const Parameters parameters = copy_parameters(weight, bias, input_bias, rows.width, args.x_dtype, 0, op);
   args.width = rows.width;
-  args.weight = affine;
-  args.bias = affine + rows.width * size;
+  args.weight = parameters.weight;
+  args.bias = parameters.bias;
+  args.input_bias = parameters.input_bias;
   args.mean = statistics.mean.mutable_data_ptr();
   args.rstd = statistics.rstd.mutable_data_ptr();
   const RowNormKernels& k = table_for(args.x_dtype, kTables);
-  torch::stable::parallel_for(0, rows.count, row_grain(rows.width),
-                              [&](int64_t begin, int64_t end) { k.layer_norm_forward(args, begin, end); });
+  torch::stable::parallel_for(0, rows.count, row_grain(rows.width), [&](int64_t begin, int64_t end) {
+    k.forward(args, {begin, end, 0, 0, rows.count}, workspace<Slot::kTask>(2 * rows.width * compute_size(args.x_dtype)));
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
@@ -96,13 +50,14 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::option
   const Rows rows = check_rows(x, op);
   const Tensor dense = torch::stable::contiguous(x);
   Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
-  LayerNormForward args{};
+  RowNormForward args{};
+  args.source = RowSource::kPlain;
   args.eps = eps;
   args.x_dtype = dtype_of(x, op, "x");
   args.x = dense.const_data_ptr();
   args.y = y.mutable_data_ptr();
-  const Statistics statistics = new_statistics(x, rows, args.x_dtype);
-  run_forward(args, rows, weight, bias, statistics, op);
+  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
+  run_forward(args, rows, weight, bias, std::nullopt, statistics, op);
   return {y, statistics.mean, statistics.rstd};
 }
 
@@ -111,9 +66,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
                                                           const std::optional<Tensor>& bias, double eps) {
   const char* op = "add_layer_norm";
   const Rows rows = check_rows(x, op);
-  check_same_shape(residual, rows, op, "residual");
+  check_shape(residual, rows.count, rows.width, op, "residual");
   const Tensor dense_x = torch::stable::contiguous(x), dense_residual = torch::stable::contiguous(residual);
-  LayerNormForward args{};
+  RowNormForward args{};
+  args.source = RowSource::kResidual;
   args.eps = eps;
   args.x_dtype = dtype_of(x, op, "x");
   args.residual_dtype = dtype_of(residual, op, "residual");
@@ -127,34 +83,93 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
   args.residual = dense_residual.const_data_ptr();
   args.total = total.mutable_data_ptr();
   args.y = y.mutable_data_ptr();
-  const Statistics statistics = new_statistics(x, rows, args.x_dtype);
-  run_forward(args, rows, weight, bias, statistics, op);
+  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
+  run_forward(args, rows, weight, bias, std::nullopt, statistics, op);
   return {y, total, statistics.mean, statistics.rstd};
 }
 
-// out = the sum of `blocks` rows of partial sums, in order.
-template <class R>
-void sum_blocks(const R* partial, int64_t blocks, int64_t stride, int64_t width, Tensor& out) {
-  R* sums = const_cast<R*>(partial);
-  for (int64_t block = 1; block < blocks; ++block)
-    for (int64_t i = 0; i < width; ++i) sums[i] += partial[block * stride + i];
-  const Tensor source = torch::stable::from_blob(sums, {width}, {1}, out.device(),
-                                                 sizeof(R) == sizeof(double) ? ScalarType::Double : ScalarType::Float);
-  torch::stable::copy_(out, source);
+Activation activation_of(int64_t code, const char* op) {
+  STD_TORCH_CHECK(code >= 0 && code <= 2, op, ": activation must be 0 (gelu), 1 (gelu_tanh) or 2 (relu), got ", code);
+  return static_cast<Activation>(code);
 }
 
-void sum_gradient(const std::optional<Tensor>& parameter, const char* partial, int64_t blocks, int64_t stride,
-                  int64_t width, DType dtype, Tensor& out) {
-  if (!parameter.has_value()) return;
-  if (dtype == DType::kFloat64)
-    sum_blocks(reinterpret_cast<const double*>(partial), blocks, stride, width, out);
-  else
-    sum_blocks(reinterpret_cast<const float*>(partial), blocks, stride, width, out);
+std::tuple<Tensor, Tensor, Tensor> activation_layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                                                         const std::optional<Tensor>& bias, double eps,
+                                                         int64_t activation,
+                                                         const std::optional<Tensor>& input_bias) {
+  const char* op = "activation_layer_norm";
+  const Rows rows = check_rows(x, op);
+  const Tensor dense = torch::stable::contiguous(x);
+  Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
+  RowNormForward args{};
+  args.source = RowSource::kActivation;
+  args.activation = activation_of(activation, op);
+  args.eps = eps;
+  args.x_dtype = dtype_of(x, op, "x");
+  args.x = dense.const_data_ptr();
+  args.y = y.mutable_data_ptr();
+  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
+  run_forward(args, rows, weight, bias, input_bias, statistics, op);
+  return {y, statistics.mean, statistics.rstd};
 }
 
-Tensor new_gradient(const Tensor& x, const std::optional<Tensor>& parameter) {
-  return parameter.has_value() ? torch::stable::new_empty(*parameter, {parameter->size(0)})
-                               : torch::stable::new_empty(x, {0});
+// The inputs of a backward call, dense as long as this lives.
+struct BackwardInputs {
+  Tensor dy, x;
+  std::optional<Tensor> dtotal;
+};
+
+struct ParameterGradients {
+  Tensor weight, bias, input_bias;
+};
+
+void run_backward(RowNormBackward args, Rows rows, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                  const std::optional<Tensor>& input_bias, const ParameterGradients& gradients, const char* op) {
+  const int64_t width = rows.width;
+  const size_t size = compute_size(args.x_dtype);
+  const int64_t per_block =
+      std::max(kMinBlockRows, (rows.count + BlockSums::kMaxBlocks - 1) / BlockSums::kMaxBlocks);
+  const int64_t blocks = std::max<int64_t>(1, (rows.count + per_block - 1) / per_block);
+  const Parameters parameters = copy_parameters(weight, bias, input_bias, width, args.x_dtype,
+                                                BlockSums::bytes(blocks, 3 * width, args.x_dtype), op);
+  args.width = width;
+  args.weight = parameters.weight;
+  args.input_bias = parameters.input_bias;
+  BlockSums sums(parameters.rest, blocks, 3 * width, args.x_dtype);
+  const RowNormKernels& k = table_for(args.x_dtype, kTables);
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    char* scratch = workspace<Slot::kTask>(2 * width * size);
+    for (int64_t block = begin; block < end; ++block) {
+      char* s = sums.start(block);
+      const int64_t first = block * per_block;
+      k.backward(args, {first, std::min(first + per_block, rows.count), 0, 0, rows.count},
+                 {s, s + width * size, s + 2 * width * size}, scratch);
+    }
+  });
+  sums.finish(0, gradients.weight);
+  sums.finish(width, gradients.bias);
+  sums.finish(2 * width, gradients.input_bias);
+}
+
+// Fills what all backward calls have in common; the returned tensors must outlive the call.
+BackwardInputs prepare_backward(RowNormBackward& args, const Tensor& dy, const std::optional<Tensor>& dtotal,
+                                const Tensor& x, const Tensor& mean, const Tensor& rstd, Rows rows, const char* op) {
+  check_shape(dy, rows.count, rows.width, op, "dy");
+  args.x_dtype = dtype_of(x, op, "x");
+  args.dy_dtype = dtype_of(dy, op, "dy");
+  check_statistics(mean, rstd, rows.count, args.x_dtype, op);
+  BackwardInputs inputs{torch::stable::contiguous(dy), torch::stable::contiguous(x), std::nullopt};
+  if (dtotal.has_value()) {
+    check_shape(*dtotal, rows.count, rows.width, op, "dtotal");
+    STD_TORCH_CHECK(dtotal->scalar_type() == x.scalar_type(), op, ": dtotal must have the dtype of x");
+    inputs.dtotal = torch::stable::contiguous(*dtotal);
+    args.dtotal = inputs.dtotal->const_data_ptr();
+  }
+  args.dy = inputs.dy.const_data_ptr();
+  args.x = inputs.x.const_data_ptr();
+  args.mean = mean.const_data_ptr();
+  args.rstd = rstd.const_data_ptr();
+  return inputs;
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const std::optional<Tensor>& dtotal,
@@ -163,51 +178,34 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const s
                                                        const std::optional<Tensor>& bias) {
   const char* op = "layer_norm_backward";
   const Rows rows = check_rows(x, op);
-  check_same_shape(dy, rows, op, "dy");
-  const Tensor dense_dy = torch::stable::contiguous(dy), dense_x = torch::stable::contiguous(x);
-  std::optional<Tensor> dense_dtotal;
-  LayerNormBackward args{};
-  args.width = rows.width;
-  args.x_dtype = dtype_of(x, op, "x");
-  args.dy_dtype = dtype_of(dy, op, "dy");
+  RowNormBackward args{};
+  args.source = RowSource::kPlain;
+  const BackwardInputs inputs = prepare_backward(args, dy, dtotal, x, mean, rstd, rows, op);
   const bool mixed = args.x_dtype == DType::kFloat32 && args.dy_dtype == DType::kBFloat16;
-  STD_TORCH_CHECK(args.dy_dtype == args.x_dtype || mixed, op, ": dy must have the dtype of x, or be bfloat16 beside float32");
-  for (const Tensor* statistic : {&mean, &rstd})
-    STD_TORCH_CHECK(statistic->dim() == 1 && statistic->size(0) == rows.count && statistic->is_contiguous() &&
-                        statistic->scalar_type() == compute_type(args.x_dtype),
-                    op, ": mean and rstd must be contiguous [rows] in the compute dtype");
-  if (dtotal.has_value()) {
-    check_same_shape(*dtotal, rows, op, "dtotal");
-    STD_TORCH_CHECK(dtotal->scalar_type() == x.scalar_type(), op, ": dtotal must have the dtype of x");
-    dense_dtotal = torch::stable::contiguous(*dtotal);
-    args.dtotal = dense_dtotal->const_data_ptr();
-  }
+  STD_TORCH_CHECK(args.dy_dtype == args.x_dtype || mixed, op,
+                  ": dy must have the dtype of x, or be bfloat16 beside float32");
   Tensor dx = torch::stable::new_empty(x, {rows.count, rows.width});
-  Tensor dweight = new_gradient(x, weight), dbias = new_gradient(x, bias);
-
-  const size_t size = compute_size(args.x_dtype);
-  const int64_t block_rows = std::max(kMinBlockRows, (rows.count + kMaxBlocks - 1) / kMaxBlocks);
-  const int64_t blocks = std::max<int64_t>(1, (rows.count + block_rows - 1) / block_rows);
-  char* affine = static_cast<char*>(workspace((2 + 2 * blocks) * rows.width * size));
-  char* partial = affine + 2 * rows.width * size;
-  copy_affine(weight, bias, args.x_dtype, rows.width, affine, op);
-  args.dy = dense_dy.const_data_ptr();
-  args.x = dense_x.const_data_ptr();
-  args.mean = mean.const_data_ptr();
-  args.rstd = rstd.const_data_ptr();
-  args.weight = affine;
   args.dx = dx.mutable_data_ptr();
-  const RowNormKernels& k = table_for(args.x_dtype, kTables);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      char* sums = partial + block * 2 * rows.width * size;
-      const int64_t first = block * block_rows;
-      k.layer_norm_backward(args, first, std::min(first + block_rows, rows.count), sums, sums + rows.width * size);
-    }
-  });
-  sum_gradient(weight, partial, blocks, 2 * rows.width, rows.width, args.x_dtype, dweight);
-  sum_gradient(bias, partial + rows.width * size, blocks, 2 * rows.width, rows.width, args.x_dtype, dbias);
-  return {dx, dweight, dbias};
+  const ParameterGradients gradients{new_gradient(x, weight), new_gradient(x, bias), new_gradient(x, std::nullopt)};
+  run_backward(args, rows, weight, bias, std::nullopt, gradients, op);
+  return {dx, gradients.weight, gradients.bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> activation_layer_norm_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias, int64_t activation, const std::optional<Tensor>& input_bias) {
+  const char* op = "activation_layer_norm_backward";
+  const Rows rows = check_rows(x, op);
+  RowNormBackward args{};
+  args.source = RowSource::kActivation;
+  args.activation = activation_of(activation, op);
+  const BackwardInputs inputs = prepare_backward(args, dy, std::nullopt, x, mean, rstd, rows, op);
+  STD_TORCH_CHECK(args.dy_dtype == args.x_dtype, op, ": dy must have the dtype of x");
+  Tensor dx = torch::stable::new_empty(x, {rows.count, rows.width});
+  args.dx = dx.mutable_data_ptr();
+  const ParameterGradients gradients{new_gradient(x, weight), new_gradient(x, bias), new_gradient(x, input_bias)};
+  run_backward(args, rows, weight, bias, input_bias, gradients, op);
+  return {dx, gradients.weight, gradients.bias, gradients.input_bias};
 }
 
 }  // namespace
@@ -216,6 +214,8 @@ STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) {
   m.impl("layer_norm", TORCH_BOX(&layer_norm));
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
+  m.impl("activation_layer_norm", TORCH_BOX(&activation_layer_norm));
+  m.impl("activation_layer_norm_backward", TORCH_BOX(&activation_layer_norm_backward));
 }
 
 }  // namespace hbert

@@ -5,43 +5,108 @@
 
 namespace hbert {
 
-// y = LN(x), or with a residual: total = x + residual, y = LN(total) of the stored total.
-// Parameters and statistics are in the compute type: double for float64 inputs, float otherwise.
-struct LayerNormForward {
+// What is normalized in row t of sequence s.
+enum class RowSource : int32_t {
+  kPlain,       // x_t
+  kResidual,    // x_t + residual_t, stored as total_t and normalized as stored
+  kActivation,  // act(x_t + input_bias)
+  kGated,       // x_t o gate_s
+};
+
+enum class Activation : int32_t { kGelu, kGeluTanh, kRelu };
+
+// Parameters, gates and statistics are in the compute type: double for float64 inputs, float otherwise.
+struct RowNormForward {
+  RowSource source;
+  Activation activation;
   int64_t width;
   double eps;
   DType x_dtype, residual_dtype, total_dtype;
-  const void* x;         // [rows, width], x_dtype
-  const void* residual;  // [rows, width], residual_dtype; null: plain layer norm
-  void* total;           // [rows, width], total_dtype; written if there is a residual
-  void* y;               // [rows, width], x_dtype
-  const void* weight;    // [width], compute type
-  const void* bias;      // [width], compute type
-  void* mean;            // [rows], compute type
-  void* rstd;            // [rows], compute type
+  const void* x;           // [rows, width], x_dtype
+  const void* residual;    // [rows, width], residual_dtype
+  void* total;             // [rows, width], total_dtype
+  const void* input_bias;  // [width]
+  const void* gate;        // [sequences, width]
+  const void* weight;      // [width]
+  const void* bias;        // [width]
+  void* y;                 // [rows, width], x_dtype
+  void* mean;              // [rows]
+  void* rstd;              // [rows]
 };
 
-// dx = rstd (g - mean(g) - xhat mean(g xhat)) + dtotal, g = dy weight.
-struct LayerNormBackward {
+// dx = rstd (g - mean(g) - xhat mean(g xhat)) + dtotal with g = dy weight, carried through the source to x.
+struct RowNormBackward {
+  RowSource source;
+  Activation activation;
   int64_t width;
-  DType x_dtype, dy_dtype;
-  const void* dy;      // [rows, width], dy_dtype
-  const void* dtotal;  // [rows, width], x_dtype, or null
-  const void* x;       // [rows, width], x_dtype
-  const void* mean;    // [rows], compute type
-  const void* rstd;    // [rows], compute type
-  const void* weight;  // [width], compute type
-  void* dx;            // [rows, width], x_dtype
+  DType x_dtype, dy_dtype;  // x is the total if there was a residual
+  const void* dy;           // [rows, width], dy_dtype
+  const void* dtotal;       // [rows, width], x_dtype, or null
+  const void* x;            // [rows, width], x_dtype
+  const void* input_bias;   // [width]
+  const void* gate;         // [sequences, width]
+  const void* mean;         // [rows]
+  const void* rstd;         // [rows]
+  const void* weight;       // [width]
+  void* dx;                 // [rows, width], x_dtype
+};
+
+// Sums over rows that a backward kernel adds to, each [width] in the compute type.
+struct RowNormSums {
+  void* dweight;  // of dy xhat
+  void* dbias;    // of dy
+  void* dsource;  // of what reaches input_bias or gate; unused by the other sources
+};
+
+// Layer norm, then a depthwise convolution of `taps` (odd) taps with a residual: out_t = Y_t + sum_j conv_j o Y_{t+j}.
+struct ConvNormForward {
+  int64_t width, taps;
+  double eps;
+  DType x_dtype;
+  const void* x;            // [rows, width], x_dtype
+  const void* weight;       // [width]
+  const void* bias;         // [width]
+  const void* conv_weight;  // [taps, width], the residual's 1 added to the middle tap
+  void* y;                  // [rows, width], x_dtype
+  void* mean;               // [rows]
+  void* rstd;               // [rows]
+};
+
+struct ConvNormBackward {
+  int64_t width, taps;
+  DType x_dtype;
+  const void* dy;           // [rows, width], x_dtype
+  const void* x;            // [rows, width], x_dtype
+  const void* mean;         // [rows]
+  const void* rstd;         // [rows]
+  const void* weight;       // [width]
+  const void* bias;         // [width]
+  const void* conv_weight;  // as in forward
+  void* dx;                 // [rows, width], x_dtype
+};
+
+struct RowRange {
+  int64_t begin, end;              // rows
+  int64_t sequence;                // the sequence they lie in, and its rows
+  int64_t first_row, end_row;
 };
 
 struct RowNormKernels {
-  // Rows [begin, end) of the problem.
-  void (*layer_norm_forward)(const LayerNormForward&, int64_t begin, int64_t end);
-  // Rows [begin, end); their sums of dy xhat and dy overwrite dweight and dbias, [width] in the compute type.
-  void (*layer_norm_backward)(const LayerNormBackward&, int64_t begin, int64_t end, void* dweight, void* dbias);
+  // Scratch: that many values of the compute type per call, aligned to 64 bytes.
+  void (*forward)(const RowNormForward&, RowRange, void* scratch);                // 2 width
+  void (*backward)(const RowNormBackward&, RowRange, RowNormSums, void* scratch);  // 2 width
 };
 
-#define HBERT_DECLARE(level) namespace level { extern const RowNormKernels kRowNorm; }
+struct ConvNormKernels {
+  void (*forward)(const ConvNormForward&, RowRange, void* scratch);  // taps width
+  void (*backward)(const ConvNormBackward&, RowRange, RowNormSums, void* scratch);  // width; dsource: [taps, width]
+};
+
+#define HBERT_DECLARE(level)             \
+  namespace level {                      \
+  extern const RowNormKernels kRowNorm;  \
+  extern const ConvNormKernels kConvNorm; \
+  }
 HBERT_FOR_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 

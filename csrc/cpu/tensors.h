@@ -38,9 +38,16 @@ const Table& table_for(DType dtype, const Table* const (&tables)[N]) {
   return *tables[dtype == DType::kFloat64 ? 0 : level_index()];
 }
 
-// Scratch memory of the calling thread: kept between calls, so that no call pays for fresh pages. One user at a time.
-inline void* workspace(size_t bytes) {
-  struct Free { void operator()(void* p) const { std::free(p); } };
+// Scratch memory of the calling thread, kept between calls, so that no call pays for fresh pages. One user per slot at a
+// time: kCall for what lives as long as the op's call, kTask for what a task of its parallel loop needs (the calling thread
+// runs tasks too).
+enum class Slot { kCall, kTask };
+
+template <Slot slot>
+inline char* workspace(size_t bytes) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
   thread_local std::unique_ptr<void, Free> memory;
   thread_local size_t capacity = 0;
   if (bytes > capacity) {
@@ -49,7 +56,7 @@ inline void* workspace(size_t bytes) {
     capacity = memory ? rounded : 0;
     STD_TORCH_CHECK(memory != nullptr, "hbert_kernels: out of memory for a workspace of ", bytes, " bytes");
   }
-  return memory.get();
+  return static_cast<char*>(memory.get());
 }
 
 // Rows per task of a parallel loop: a task of some 16k elements outweighs the cost of handing it out.

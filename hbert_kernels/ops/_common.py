@@ -23,6 +23,22 @@ def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if t is None else t.to(dtype)
 
 
+def new_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Fake mean and rstd of the rows of x."""
+    mean = x.new_empty(x.shape[0], dtype=compute_dtype(x))
+    return mean, torch.empty_like(mean)
+
+
+def gradient_like(x: Tensor, parameter: Tensor | None) -> Tensor:
+    """Fake gradient of a parameter; an empty tensor for none, so that ops have a fixed number of outputs."""
+    return x.new_empty(0) if parameter is None else parameter.new_empty(parameter.shape)
+
+
+def present(parameter: Tensor | None, gradient: Tensor) -> Tensor | None:
+    """The gradient that autograd expects: None for a parameter that was not given."""
+    return None if parameter is None else gradient
+
+
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Run a reference with autocast off: each op states its own precision, so autocast must not change it again."""
 

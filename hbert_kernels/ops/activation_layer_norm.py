@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .. import _check, _dispatch
-from ._common import cast, compute_dtype, without_autocast
+from .. import _check, _dispatch, _library
+from ._common import cast, compute_dtype, gradient_like, new_statistics, present, without_autocast
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+# The order is that of the codes in csrc/cpu/row_norm.h.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu}
 
 
@@ -51,8 +55,12 @@ def activation_layer_norm(
         raise ValueError(f"{op}: x must have a last dimension of at least 1, got shape {tuple(x.shape)}")
     for name, parameter in (("weight", weight), ("bias", bias), ("input_bias", input_bias)):
         _check.shape(op, name, parameter, x.shape[-1])
-    _dispatch.select(op, x, weight, bias, input_bias)
-    return activation_layer_norm_reference(x, weight, bias, eps, activation, input_bias)
+    if _dispatch.select(op, x, weight, bias, input_bias) == "reference":
+        return activation_layer_norm_reference(x, weight, bias, eps, activation, input_bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _ActivationLayerNorm.apply(rows, weight, bias, eps, list(ACTIVATIONS).index(activation), input_bias).view(
+        x.shape
+    )
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
@@ -71,3 +79,61 @@ def activation_layer_norm_reference(
     pre = x.to(acc) if input_bias is None else x.to(acc) + input_bias.to(acc)
     activated = activation_function(activation)(pre)
     return F.layer_norm(activated, x.shape[-1:], cast(weight, acc), cast(bias, acc), eps).to(x.dtype)
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: int, input_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), *new_statistics(x)
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: int,
+    input_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), gradient_like(x, weight), gradient_like(x, bias), gradient_like(x, input_bias)
+
+
+_library.define(
+    "activation_layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, int activation, Tensor? input_bias)"
+    " -> (Tensor y, Tensor mean, Tensor rstd)",
+    _forward_fake,
+)
+_library.define(
+    "activation_layer_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias,"
+    " int activation, Tensor? input_bias) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinput_bias)",
+    _backward_fake,
+)
+_dispatch.register("activation_layer_norm", "cpp", _dispatch.cpp_refusal)
+
+
+class _ActivationLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        activation: int,
+        input_bias: Tensor | None,
+    ) -> Tensor:
+        y, mean, rstd = torch.ops.hbert_kernels.activation_layer_norm(x, weight, bias, eps, activation, input_bias)
+        ctx.save_for_backward(x, mean, rstd, weight, bias, input_bias)
+        ctx.activation = activation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, weight, bias, input_bias = ctx.saved_tensors
+        dx, dweight, dbias, dinput_bias = torch.ops.hbert_kernels.activation_layer_norm_backward(
+            dy, x, mean, rstd, weight, bias, ctx.activation, input_bias
+        )
+        return dx, present(weight, dweight), present(bias, dbias), None, None, present(input_bias, dinput_bias)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _library
 from ._common import compute_dtype, to_padded, without_autocast
 
 
@@ -57,8 +60,9 @@ def additive_pool(
         raise ValueError(f"{op}: scorer has shape {tuple(scorer.shape)}, allowed: {allowed}")
     if output not in ("slice", "full"):
         raise ValueError(f"{op}: output is {output!r}, allowed: 'slice', 'full'")
-    _dispatch.select(op, x, scorer)
-    return additive_pool_reference(x, scorer, cu_seqlens, max_seqlen, num_heads, output)
+    if _dispatch.select(op, x, scorer) == "reference":
+        return additive_pool_reference(x, scorer, cu_seqlens, max_seqlen, num_heads, output)
+    return _AdditivePool.apply(x, scorer.to(compute_dtype(x)), cu_seqlens, num_heads, output == "full", head_dim**-0.5)
 
 
 @without_autocast
@@ -83,3 +87,64 @@ def additive_pool_reference(
     if output == "full":
         return alpha.transpose(1, 2) @ rows
     return torch.einsum("bnh,bnhd->bhd", alpha, slices).flatten(1)
+
+
+def _forward_fake(
+    x: Tensor, scorer: Tensor, cu_seqlens: Tensor, num_heads: int, full: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    num_seqs, hidden = cu_seqlens.shape[0] - 1, x.shape[1]
+    shape = (num_seqs, num_heads, hidden) if full else (num_seqs, hidden)
+    return scorer.new_empty(shape), scorer.new_empty(num_seqs, num_heads)
+
+
+def _backward_fake(
+    dpooled: Tensor,
+    x: Tensor,
+    scorer: Tensor,
+    cu_seqlens: Tensor,
+    pooled: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    full: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), scorer.new_empty(scorer.shape)
+
+
+_library.define(
+    "additive_pool(Tensor x, Tensor scorer, Tensor cu_seqlens, int num_heads, bool full, float scale)"
+    " -> (Tensor pooled, Tensor lse)",
+    _forward_fake,
+)
+_library.define(
+    "additive_pool_backward(Tensor dpooled, Tensor x, Tensor scorer, Tensor cu_seqlens, Tensor pooled, Tensor lse,"
+    " int num_heads, bool full, float scale) -> (Tensor dx, Tensor dscorer)",
+    _backward_fake,
+)
+
+
+def _cpp_refusal(x: Tensor | None = None, scorer: Tensor | None = None) -> str | None:
+    if scorer is not None and scorer.shape[-2] > _MAX_HEADS:
+        return f"has at most {_MAX_HEADS} heads, got {scorer.shape[-2]}"
+    return _dispatch.cpp_refusal(x, scorer)
+
+
+_MAX_HEADS = 64
+_dispatch.register("additive_pool", "cpp", _cpp_refusal)
+
+
+class _AdditivePool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scorer: Tensor, cu_seqlens: Tensor, num_heads: int, full: bool, scale: float
+    ) -> Tensor:
+        pooled, lse = torch.ops.hbert_kernels.additive_pool(x, scorer, cu_seqlens, num_heads, full, scale)
+        ctx.save_for_backward(x, scorer, cu_seqlens, pooled, lse)
+        ctx.options = num_heads, full, scale
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dpooled: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dscorer = torch.ops.hbert_kernels.additive_pool_backward(dpooled, *ctx.saved_tensors, *ctx.options)
+        return dx, dscorer, None, None, None, None

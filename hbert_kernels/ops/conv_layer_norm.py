@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .. import _check, _dispatch
-from ._common import cast, compute_dtype, segment_ids, without_autocast
+from .. import _check, _dispatch, _library
+from ._common import (
+    cast,
+    compute_dtype,
+    gradient_like,
+    new_statistics,
+    present,
+    segment_ids,
+    without_autocast,
+)
 
 
 def conv_layer_norm(
@@ -48,8 +59,9 @@ def conv_layer_norm(
         found = tuple(conv_weight.shape)
         raise ValueError(f"{op}: conv_weight must be [k, {x.shape[1]}] with k odd, got shape {found}")
     _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device)
-    _dispatch.select(op, x, weight, bias, conv_weight)
-    return conv_layer_norm_reference(x, weight, bias, conv_weight, cu_seqlens, eps)
+    if _dispatch.select(op, x, weight, bias, conv_weight) == "reference":
+        return conv_layer_norm_reference(x, weight, bias, conv_weight, cu_seqlens, eps)
+    return _ConvLayerNorm.apply(x, weight, bias, conv_weight, cu_seqlens, eps)
 
 
 @without_autocast
@@ -70,3 +82,58 @@ def conv_layer_norm_reference(
         inside = (padded_segment[tap : tap + num_tokens] == segment)[:, None]
         out = out + tap_weight * torch.where(inside, padded[tap : tap + num_tokens], 0)
     return torch.where(alive, out, 0).to(x.dtype)
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, conv_weight: Tensor, cu_seqlens: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), *new_statistics(x)
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    conv_weight: Tensor,
+    cu_seqlens: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), gradient_like(x, weight), gradient_like(x, bias), gradient_like(x, conv_weight)
+
+
+_library.define(
+    "conv_layer_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor conv_weight, Tensor cu_seqlens, float eps)"
+    " -> (Tensor y, Tensor mean, Tensor rstd)",
+    _forward_fake,
+)
+_library.define(
+    "conv_layer_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias,"
+    " Tensor conv_weight, Tensor cu_seqlens) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dconv_weight)",
+    _backward_fake,
+)
+_dispatch.register("conv_layer_norm", "cpp", _dispatch.cpp_refusal)
+
+
+class _ConvLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        conv_weight: Tensor,
+        cu_seqlens: Tensor,
+        eps: float,
+    ) -> Tensor:
+        y, mean, rstd = torch.ops.hbert_kernels.conv_layer_norm(x, weight, bias, conv_weight, cu_seqlens, eps)
+        ctx.save_for_backward(x, mean, rstd, weight, bias, conv_weight, cu_seqlens)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias = ctx.saved_tensors[3:5]
+        dx, dweight, dbias, dconv = torch.ops.hbert_kernels.conv_layer_norm_backward(dy, *ctx.saved_tensors)
+        return dx, present(weight, dweight), present(bias, dbias), dconv, None, None

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .. import _check, _dispatch
-from ._common import cast, compute_dtype, rows_of_sequences, segment_ids, without_autocast
+from .. import _check, _dispatch, _library
+from ._common import (
+    cast,
+    compute_dtype,
+    gradient_like,
+    new_statistics,
+    present,
+    rows_of_sequences,
+    segment_ids,
+    without_autocast,
+)
 
 
 def gated_layer_norm(
@@ -40,8 +52,9 @@ def gated_layer_norm(
     _check.shape(op, "gate", gate, cu_seqlens.shape[0] - 1, x.shape[1])
     _check.shape(op, "weight", weight, x.shape[1])
     _check.shape(op, "bias", bias, x.shape[1])
-    _dispatch.select(op, x, gate, weight, bias)
-    return gated_layer_norm_reference(x, gate, cu_seqlens, weight, bias, eps)
+    if _dispatch.select(op, x, gate, weight, bias) == "reference":
+        return gated_layer_norm_reference(x, gate, cu_seqlens, weight, bias, eps)
+    return _GatedLayerNorm.apply(x, gate.to(compute_dtype(x)), cu_seqlens, weight, bias, eps)
 
 
 @without_autocast
@@ -54,3 +67,58 @@ def gated_layer_norm_reference(
     gated = torch.where(alive, x, 0).to(acc) * rows_of_sequences(gate.to(acc), cu_seqlens, x.shape[0])
     normed = F.layer_norm(gated, x.shape[1:], cast(weight, acc), cast(bias, acc), eps)
     return torch.where(alive, normed, 0).to(x.dtype)
+
+
+def _forward_fake(
+    x: Tensor, gate: Tensor, cu_seqlens: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), *new_statistics(x)
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    cu_seqlens: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), gate.new_empty(gate.shape), gradient_like(x, weight), gradient_like(x, bias)
+
+
+_library.define(
+    "gated_layer_norm(Tensor x, Tensor gate, Tensor cu_seqlens, Tensor? weight, Tensor? bias, float eps)"
+    " -> (Tensor y, Tensor mean, Tensor rstd)",
+    _forward_fake,
+)
+_library.define(
+    "gated_layer_norm_backward(Tensor dy, Tensor x, Tensor gate, Tensor cu_seqlens, Tensor mean, Tensor rstd,"
+    " Tensor? weight, Tensor? bias) -> (Tensor dx, Tensor dgate, Tensor dweight, Tensor dbias)",
+    _backward_fake,
+)
+_dispatch.register("gated_layer_norm", "cpp", _dispatch.cpp_refusal)
+
+
+class _GatedLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate: Tensor,
+        cu_seqlens: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        y, mean, rstd = torch.ops.hbert_kernels.gated_layer_norm(x, gate, cu_seqlens, weight, bias, eps)
+        ctx.save_for_backward(x, gate, cu_seqlens, mean, rstd, weight, bias)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias = ctx.saved_tensors[5:]
+        dx, dgate, dweight, dbias = torch.ops.hbert_kernels.gated_layer_norm_backward(dy, *ctx.saved_tensors)
+        return dx, dgate, None, present(weight, dweight), present(bias, dbias), None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
-from ._common import cast, compute_dtype, without_autocast
+from ._common import cast, compute_dtype, gradient_like, new_statistics, present, without_autocast
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -93,8 +93,7 @@ def add_layer_norm_reference(
 def _layer_norm_fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistic = x.new_empty(x.shape[0], dtype=compute_dtype(x))
-    return x.new_empty(x.shape), statistic, torch.empty_like(statistic)
+    return x.new_empty(x.shape), *new_statistics(x)
 
 
 def _add_layer_norm_fake(
@@ -114,9 +113,7 @@ def _layer_norm_backward_fake(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dweight = x.new_empty(0) if weight is None else weight.new_empty(weight.shape)
-    dbias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return x.new_empty(x.shape), dweight, dbias
+    return x.new_empty(x.shape), gradient_like(x, weight), gradient_like(x, bias)
 
 
 _library.define(
@@ -140,7 +137,7 @@ _dispatch.register("add_layer_norm", "cpp", _dispatch.cpp_refusal)
 def _backward(ctx: Any, dy: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     x, mean, rstd, weight, bias = ctx.saved_tensors
     dx, dweight, dbias = torch.ops.hbert_kernels.layer_norm_backward(dy, dtotal, x, mean, rstd, weight, bias)
-    return dx, None if weight is None else dweight, None if bias is None else dbias
+    return dx, present(weight, dweight), present(bias, dbias)
 
 
 class _LayerNorm(torch.autograd.Function):

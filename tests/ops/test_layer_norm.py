@@ -261,11 +261,11 @@ def test_double_backward_says_that_there_is_none():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a.update(dy=a["dy"][:, :-1]), "dy must have the shape of x"),
+        (lambda a: a.update(dy=a["dy"][:, :-1]), r"dy must be \[5, 24\]"),
         (lambda a: a.update(mean=a["mean"].double()), "mean and rstd must be"),
         (lambda a: a.update(dy=a["dy"].double()), "dy must have the dtype"),
         (lambda a: a.update(x=a["x"][0]), "x must be"),
-        (lambda a: a.update(weight=a["weight"][:-1]), "weight and bias must be"),
+        (lambda a: a.update(weight=a["weight"][:-1]), "a parameter must have 24 values"),
         (lambda a: a.update(weight=a["weight"].double()), "float64 does not mix"),
     ],
 )

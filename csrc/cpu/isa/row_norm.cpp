@@ -1,149 +1,225 @@
-// Row normalization kernels, compiled once per instruction set level (HBERT_LEVEL) with that level's flags. No torch, no
-// standard library: their inline functions would be merged across levels.
-#include "../row_norm.h"
-#include "vec.h"
+// Layer norm of rows from several sources, compiled once per instruction set level (HBERT_LEVEL) with that level's flags. No
+// torch, no standard library: their inline functions would be merged across levels.
+#include "row_norm.h"
+
+#include "activation.h"
 
 namespace {
 
-using hbert::DType;
-using hbert::LayerNormBackward;
-using hbert::LayerNormForward;
+using hbert::Activation;
+using hbert::RowNormBackward;
+using hbert::RowNormForward;
+using hbert::RowSource;
 
-template <class T, class P>
-inline T* row_of(P* base, int64_t row, int64_t width) {
-  return static_cast<T*>(base) + row * width;
-}
-
-// Prologues: what is normalized. Each gives the stored row, so that all passes after the first read it from cache.
+// Forward sources: load(row, &sum) leaves the row to normalize in cache, in memory of type Stored, and gives its sum.
 template <class V, class X>
-struct PlainRow {
-  using Stored = X;
-  const LayerNormForward& a;
-  const X* operator()(int64_t row) const { return row_of<const X>(a.x, row, a.width); }
+struct PlainForward {
+  const RowNormForward& a;
+  const X* load(int64_t row, typename V::real* sum) const {
+    const X* x = row_of<const X>(a.x, row, a.width);
+    *sum = row_sum<V>(x, a.width);
+    return x;
+  }
 };
 
 template <class V, class X, class Residual, class Total>
-struct ResidualRow {
-  using Stored = Total;
-  const LayerNormForward& a;
-  const Total* operator()(int64_t row) const {
+struct ResidualForward {
+  const RowNormForward& a;
+  const Total* load(int64_t row, typename V::real* sum) const {
     const X* x = row_of<const X>(a.x, row, a.width);
     const Residual* residual = row_of<const Residual>(a.residual, row, a.width);
     Total* total = row_of<Total>(a.total, row, a.width);
-    for_each<V>(a.width, [&](int64_t i, auto part) {
+    *sum = reduce<V>(a.width, [&](int64_t i, auto part) {
       V::store(total + i, V::load(x + i, part) + V::load(residual + i, part), part);
+      return V::load(total + i, part);  // as rounded
     });
     return total;
   }
 };
 
-// Mean and reciprocal standard deviation in two passes: E[x^2] - E[x]^2 cancels for large means.
-template <class V, class T>
-inline void statistics(const T* x, int64_t width, double eps, typename V::real* mean, typename V::real* rstd) {
+template <class V, class X, class Act>
+struct ActivationForward {
   using R = typename V::real;
-  const R m = reduce<V>(width, [&](int64_t i, auto part) { return V::load(x + i, part); }) / static_cast<R>(width);
-  const V center = V::set(m);
-  const R squares = reduce<V>(width, [&](int64_t i, auto part) {
-    const V d = V::keep(V::load(x + i, part) - center, part);
-    return d * d;
-  });
-  *mean = m;
-  const R variance = squares / static_cast<R>(width) + static_cast<R>(eps);
-  *rstd = sizeof(R) == sizeof(double) ? static_cast<R>(1 / __builtin_sqrt(variance))
-                                      : static_cast<R>(1 / __builtin_sqrtf(static_cast<float>(variance)));
-}
-
-template <class V, class Y, class Prologue>
-void forward_rows(const LayerNormForward& a, Prologue prologue, int64_t begin, int64_t end) {
-  using R = typename V::real;
-  const R* weight = static_cast<const R*>(a.weight);
-  const R* bias = static_cast<const R*>(a.bias);
-  for (int64_t row = begin; row < end; ++row) {
-    const typename Prologue::Stored* x = prologue(row);
-    R mean, rstd;
-    statistics<V>(x, a.width, a.eps, &mean, &rstd);
-    static_cast<R*>(a.mean)[row] = mean;
-    static_cast<R*>(a.rstd)[row] = rstd;
-    Y* y = row_of<Y>(a.y, row, a.width);
-    const V center = V::set(mean), scale = V::set(rstd);
-    for_each<V>(a.width, [&](int64_t i, auto part) {
-      const V xhat = (V::load(x + i, part) - center) * scale;
-      V::store(y + i, fma(xhat, V::load(weight + i, part), V::load(bias + i, part)), part);
+  const RowNormForward& a;
+  R* cached;
+  const R* load(int64_t row, R* sum) const {
+    const X* x = row_of<const X>(a.x, row, a.width);
+    const R* bias = static_cast<const R*>(a.input_bias);
+    *sum = reduce<V>(a.width, [&](int64_t i, auto part) {
+      const V v = V::keep(Act::value(V::load(x + i, part) + V::load(bias + i, part)), part);
+      V::store(cached + i, v, part);
+      return v;
     });
+    return cached;
+  }
+};
+
+template <class V, class X>
+struct GatedForward {
+  using R = typename V::real;
+  const RowNormForward& a;
+  const R* gate;
+  R* cached;
+  const R* load(int64_t row, R* sum) const {
+    const X* x = row_of<const X>(a.x, row, a.width);
+    *sum = reduce<V>(a.width, [&](int64_t i, auto part) {
+      const V v = V::load(x + i, part) * V::load(gate + i, part);
+      V::store(cached + i, v, part);
+      return v;
+    });
+    return cached;
+  }
+};
+
+template <class V, class Y, class Source>
+void forward_rows(const RowNormForward& a, RowRange range, Source source) {
+  using R = typename V::real;
+  for (int64_t row = range.begin; row < range.end; ++row) {
+    R sum;
+    const auto* x = source.load(row, &sum);
+    const Statistics<V> s = statistics<V>(x, sum, a.width, a.eps, a.mean, a.rstd, row);
+    normalize<V>(x, s, static_cast<const R*>(a.weight), static_cast<const R*>(a.bias), row_of<Y>(a.y, row, a.width),
+                 a.width);
   }
 }
+
+template <class V, class X>
+void forward_activation(const RowNormForward& a, RowRange range, typename V::real* scratch) {
+  switch (a.activation) {
+    case Activation::kGelu: return forward_rows<V, X>(a, range, ActivationForward<V, X, Gelu>{a, scratch});
+    case Activation::kGeluTanh: return forward_rows<V, X>(a, range, ActivationForward<V, X, GeluTanh>{a, scratch});
+    case Activation::kRelu: return forward_rows<V, X>(a, range, ActivationForward<V, X, Relu>{a, scratch});
+  }
+}
+
+template <class V, class X>
+void forward_residual(const RowNormForward& a, RowRange range) {
+#if defined(HBERT_HAS_FLOAT64)
+  if constexpr (sizeof(X) == sizeof(double)) {
+    return forward_rows<V, X>(a, range, ResidualForward<V, double, double, double>{a});
+  } else
+#endif
+  {
+    if (a.residual_dtype == DType::kFloat32)
+      return forward_rows<V, X>(a, range, ResidualForward<V, X, float, float>{a});
+    return forward_rows<V, X>(a, range, ResidualForward<V, X, bf16, X>{a});  // the sum has the wider type, X
+  }
+}
+
+template <class V, class X>
+void forward_as(const RowNormForward& a, RowRange range, void* scratch) {
+  using R = typename V::real;
+  R* cached = static_cast<R*>(scratch);
+  switch (a.source) {
+    case RowSource::kPlain: return forward_rows<V, X>(a, range, PlainForward<V, X>{a});
+    case RowSource::kResidual: return forward_residual<V, X>(a, range);
+    case RowSource::kActivation: return forward_activation<V, X>(a, range, cached);
+    case RowSource::kGated:
+      return forward_rows<V, X>(
+          a, range, GatedForward<V, X>{a, row_of<const R>(a.gate, range.sequence, a.width), cached});
+  }
+}
+
+void forward(const RowNormForward& a, RowRange range, void* scratch) {
+#if defined(HBERT_HAS_FLOAT64)
+  if (a.x_dtype == DType::kFloat64) return forward_as<Lanes<double>, double>(a, range, scratch);
+#endif
+  if (a.x_dtype == DType::kBFloat16) return forward_as<Vec, bf16>(a, range, scratch);
+  forward_as<Vec, float>(a, range, scratch);
+}
+
+// The gradient of the normalized row, as stored.
+template <class V, class Dy>
+struct StoredGradient {
+  const Dy* dy;
+  template <class Part>
+  V operator()(int64_t i, Part part) const {
+    return V::load(dy + i, part);
+  }
+};
 
 template <class V, class Dy, class X>
-void backward_rows(const LayerNormBackward& a, int64_t begin, int64_t end, typename V::real* dweight,
-                   typename V::real* dbias) {
+void backward_stored(const RowNormBackward& a, RowRange range, RowNormSums sums) {
   using R = typename V::real;
-  const R* weight = static_cast<const R*>(a.weight);
-  for_each<V>(a.width, [&](int64_t i, auto part) {
-    V::store(dweight + i, V::set(0), part);
-    V::store(dbias + i, V::set(0), part);
-  });
-  for (int64_t row = begin; row < end; ++row) {
-    const Dy* dy = row_of<const Dy>(a.dy, row, a.width);
+  for (int64_t row = range.begin; row < range.end; ++row) {
     const X* x = row_of<const X>(a.x, row, a.width);
-    const V center = V::set(static_cast<const R*>(a.mean)[row]), scale = V::set(static_cast<const R*>(a.rstd)[row]);
-    V sum_g = V::set(0), sum_gx = V::set(0);
-    for_each<V>(a.width, [&](int64_t i, auto part) {
-      const V d = V::load(dy + i, part);
-      const V xhat = V::keep((V::load(x + i, part) - center) * scale, part);
-      const V g = d * V::load(weight + i, part);
-      sum_g = sum_g + g;
-      sum_gx = fma(g, xhat, sum_gx);
-      V::store(dweight + i, fma(d, xhat, V::load(dweight + i, part)), part);
-      V::store(dbias + i, d + V::load(dbias + i, part), part);
-    });
-    const V mean_g = V::set(V::sum(sum_g) / static_cast<R>(a.width));
-    const V mean_gx = V::set(V::sum(sum_gx) / static_cast<R>(a.width));
-    X* dx = row_of<X>(a.dx, row, a.width);
     const X* dtotal = a.dtotal == nullptr ? nullptr : row_of<const X>(a.dtotal, row, a.width);
+    X* dx = row_of<X>(a.dx, row, a.width);
+    normalize_backward(x, stored_statistics<V>(a.mean, a.rstd, row), static_cast<const R*>(a.weight), a.width,
+                       StoredGradient<V, Dy>{row_of<const Dy>(a.dy, row, a.width)}, sums,
+                       [&](int64_t i, auto part, V dv) {
+                         V::store(dx + i, dtotal == nullptr ? dv : dv + V::load(dtotal + i, part), part);
+                       });
+  }
+}
+
+template <class V, class X, class Act>
+void backward_activation(const RowNormBackward& a, RowRange range, RowNormSums sums, typename V::real* values) {
+  using R = typename V::real;
+  const R* bias = static_cast<const R*>(a.input_bias);
+  R* dbias = static_cast<R*>(sums.dsource);
+  R* slopes = values + a.width;
+  for (int64_t row = range.begin; row < range.end; ++row) {
+    const X* x = row_of<const X>(a.x, row, a.width);
+    X* dx = row_of<X>(a.dx, row, a.width);
     for_each<V>(a.width, [&](int64_t i, auto part) {
-      const V xhat = (V::load(x + i, part) - center) * scale;
-      const V g = V::load(dy + i, part) * V::load(weight + i, part);
-      const V dnorm = scale * (g - mean_g - xhat * mean_gx);
-      V::store(dx + i, dtotal == nullptr ? dnorm : dnorm + V::load(dtotal + i, part), part);
+      V slope;
+      V::store(values + i, Act::value(V::load(x + i, part) + V::load(bias + i, part), &slope), part);
+      V::store(slopes + i, slope, part);
     });
+    normalize_backward(values, stored_statistics<V>(a.mean, a.rstd, row), static_cast<const R*>(a.weight), a.width,
+                       StoredGradient<V, X>{row_of<const X>(a.dy, row, a.width)}, sums,
+                       [&](int64_t i, auto part, V dv) {
+                         const V d = dv * V::load(slopes + i, part);
+                         V::store(dx + i, d, part);
+                         add_to<V>(dbias + i, d, part);
+                       });
   }
 }
 
-template <class V, class X, class Residual, class Total>
-void forward_with_residual(const LayerNormForward& a, int64_t begin, int64_t end) {
-  forward_rows<V, X>(a, ResidualRow<V, X, Residual, Total>{a}, begin, end);
+template <class V, class X>
+void backward_gated(const RowNormBackward& a, RowRange range, RowNormSums sums, typename V::real* values) {
+  using R = typename V::real;
+  const R* gate = row_of<const R>(a.gate, range.sequence, a.width);
+  R* dgate = static_cast<R*>(sums.dsource);
+  for (int64_t row = range.begin; row < range.end; ++row) {
+    const X* x = row_of<const X>(a.x, row, a.width);
+    X* dx = row_of<X>(a.dx, row, a.width);
+    for_each<V>(a.width, [&](int64_t i, auto part) {
+      V::store(values + i, V::load(x + i, part) * V::load(gate + i, part), part);
+    });
+    normalize_backward(values, stored_statistics<V>(a.mean, a.rstd, row), static_cast<const R*>(a.weight), a.width,
+                       StoredGradient<V, X>{row_of<const X>(a.dy, row, a.width)}, sums,
+                       [&](int64_t i, auto part, V dv) {
+                         add_to<V>(dgate + i, dv * V::load(x + i, part), part);
+                         V::store(dx + i, dv * V::load(gate + i, part), part);
+                       });
+  }
 }
 
-void forward(const LayerNormForward& a, int64_t begin, int64_t end) {
+template <class V, class X>
+void backward_as(const RowNormBackward& a, RowRange range, RowNormSums sums, void* scratch) {
+  auto* values = static_cast<typename V::real*>(scratch);
+  if (a.source == RowSource::kGated) return backward_gated<V, X>(a, range, sums, values);
+  if (a.source == RowSource::kActivation) {
+    switch (a.activation) {
+      case Activation::kGelu: return backward_activation<V, X, Gelu>(a, range, sums, values);
+      case Activation::kGeluTanh: return backward_activation<V, X, GeluTanh>(a, range, sums, values);
+      case Activation::kRelu: return backward_activation<V, X, Relu>(a, range, sums, values);
+    }
+  }
+  if constexpr (sizeof(X) == sizeof(float)) {
+    if (a.dy_dtype == DType::kBFloat16) return backward_stored<V, bf16, X>(a, range, sums);
+  }
+  backward_stored<V, X, X>(a, range, sums);
+}
+
+void backward(const RowNormBackward& a, RowRange range, RowNormSums sums, void* scratch) {
 #if defined(HBERT_HAS_FLOAT64)
-  using D = Lanes<double>;
-  if (a.x_dtype == DType::kFloat64) {
-    if (a.residual == nullptr) return forward_rows<D, double>(a, PlainRow<D, double>{a}, begin, end);
-    return forward_with_residual<D, double, double, double>(a, begin, end);
-  }
+  if (a.x_dtype == DType::kFloat64) return backward_as<Lanes<double>, double>(a, range, sums, scratch);
 #endif
-  const bool x_bf16 = a.x_dtype == DType::kBFloat16, residual_bf16 = a.residual_dtype == DType::kBFloat16;
-  if (a.residual == nullptr) {
-    if (x_bf16) return forward_rows<Vec, bf16>(a, PlainRow<Vec, bf16>{a}, begin, end);
-    return forward_rows<Vec, float>(a, PlainRow<Vec, float>{a}, begin, end);
-  }
-  if (x_bf16 && residual_bf16) return forward_with_residual<Vec, bf16, bf16, bf16>(a, begin, end);
-  if (x_bf16) return forward_with_residual<Vec, bf16, float, float>(a, begin, end);
-  if (residual_bf16) return forward_with_residual<Vec, float, bf16, float>(a, begin, end);
-  return forward_with_residual<Vec, float, float, float>(a, begin, end);
-}
-
-void backward(const LayerNormBackward& a, int64_t begin, int64_t end, void* dweight, void* dbias) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (a.x_dtype == DType::kFloat64)
-    return backward_rows<Lanes<double>, double, double>(a, begin, end, static_cast<double*>(dweight),
-                                                        static_cast<double*>(dbias));
-#endif
-  float* dw = static_cast<float*>(dweight);
-  float* db = static_cast<float*>(dbias);
-  if (a.x_dtype == DType::kBFloat16) return backward_rows<Vec, bf16, bf16>(a, begin, end, dw, db);
-  if (a.dy_dtype == DType::kBFloat16) return backward_rows<Vec, bf16, float>(a, begin, end, dw, db);
-  return backward_rows<Vec, float, float>(a, begin, end, dw, db);
+  if (a.x_dtype == DType::kBFloat16) return backward_as<Vec, bf16>(a, range, sums, scratch);
+  backward_as<Vec, float>(a, range, sums, scratch);
 }
 
 }  // namespace

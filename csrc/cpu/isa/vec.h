@@ -52,6 +52,14 @@ struct Vec {
   static Vec keep(Vec a, Full) { return a; }
   static Vec keep(Vec a, Tail t) { return {_mm512_maskz_mov_ps(mask(t), a.v)}; }
   static float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+  static float max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+  static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // b where a > 0, otherwise 0
+  static Vec where_positive(Vec a, Vec b) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v)};
+  }
+  // a 2^n for integral n
+  static Vec scale(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
  private:
   static Vec from_bits(__m256i bits) {
@@ -74,7 +82,11 @@ struct Vec {
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// The second operand where one is NaN.
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 
 #elif defined(__AVX2__)
 
@@ -113,8 +125,26 @@ struct Vec {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
+  static float max(Vec a) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  static Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // b where a > 0, otherwise 0
+  static Vec where_positive(Vec a, Vec b) {
+    return {_mm256_and_ps(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_GT_OQ), b.v)};
+  }
+  // a 2^n for integral n in [-253, 254], in two steps that are both normal numbers
+  static Vec scale(Vec a, Vec n) {
+    const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
+    return {_mm256_mul_ps(_mm256_mul_ps(a.v, power(half)), power(_mm256_sub_epi32(whole, half)))};
+  }
 
  private:
+  static __m256 power(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
   static Vec from_bits(__m128i bits) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
   }
@@ -132,7 +162,10 @@ struct Vec {
 inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 
 #else
 
@@ -173,6 +206,15 @@ struct Lanes {
   static R sum(Lanes a) {
     return ((a.v[0] + a.v[4]) + (a.v[1] + a.v[5])) + ((a.v[2] + a.v[6]) + (a.v[3] + a.v[7]));
   }
+  static Lanes where_positive(Lanes a, Lanes b) {
+    for (int i = 0; i < kWidth; ++i) b.v[i] = a.v[i] > 0 ? b.v[i] : 0;
+    return b;
+  }
+  static R max(Lanes a) {
+    R out = a.v[0];
+    for (int i = 1; i < kWidth; ++i) out = a.v[i] > out ? a.v[i] : out;
+    return out;
+  }
 };
 
 #define HBERT_LANES_OPERATOR(op)                                             \
@@ -184,15 +226,49 @@ struct Lanes {
 HBERT_LANES_OPERATOR(+)
 HBERT_LANES_OPERATOR(-)
 HBERT_LANES_OPERATOR(*)
+HBERT_LANES_OPERATOR(/)
 #undef HBERT_LANES_OPERATOR
 
 template <class R>
 inline Lanes<R> fma(Lanes<R> a, Lanes<R> b, Lanes<R> c) {
   return a * b + c;
 }
+template <class R>
+inline Lanes<R> max(Lanes<R> a, Lanes<R> b) {
+  for (int i = 0; i < Lanes<R>::kWidth; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+template <class R>
+inline Lanes<R> min(Lanes<R> a, Lanes<R> b) {
+  for (int i = 0; i < Lanes<R>::kWidth; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+template <class R>
+inline Lanes<R> exp(Lanes<R> a) {
+  for (int i = 0; i < Lanes<R>::kWidth; ++i)
+    a.v[i] = sizeof(R) == sizeof(double) ? __builtin_exp(a.v[i]) : __builtin_expf(static_cast<float>(a.v[i]));
+  return a;
+}
 
 using Vec = Lanes<float>;
 #define HBERT_HAS_FLOAT64 1
+
+#endif
+
+#if !defined(HBERT_HAS_FLOAT64)
+
+// e^x with a relative error below 2 units in the last place; 0 below -104, infinity above 88.8, NaN for NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7, whose remainder is below 2^-27.
+inline Vec exp(Vec x) {
+  x = min(Vec::set(89.0f), max(Vec::set(-105.0f), x));
+  const Vec n = Vec::round(x * Vec::set(1.44269504f));
+  // ln 2 = 0.693359375 (few bits: n times it is exact) - 2.1219444e-4
+  const Vec r = fma(n, Vec::set(2.12194440e-4f), fma(n, Vec::set(-0.693359375f), x));
+  constexpr float kTaylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  Vec p = Vec::set(1.0f / 5040);
+  for (int i = 0; i < 7; ++i) p = fma(p, r, Vec::set(kTaylor[i]));
+  return Vec::scale(p, n);
+}
 
 #endif
 

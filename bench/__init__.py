@@ -1,0 +1,1 @@
+"""The benchmark of hbert: `python bench/run.py` (docs/benchmarking.md has the protocol)."""

@@ -1,0 +1,108 @@
+"""The coordinator's end of a worker: one process for each peer, one JSON object a line over its stdin and stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+
+REPLY_SECONDS = 900.0
+_WORKER = Path(__file__).with_name("worker.py")
+
+
+class WorkerError(RuntimeError):
+    """A worker failed at what it was asked for; the message is the reason."""
+
+
+class WorkerProcess:
+    """A process that answers one request at a time.
+
+    It has a session of its own, so Ctrl-C reaches the coordinator alone, which then ends it in order.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._log = tempfile.TemporaryFile("w+", errors="replace")
+        self._process = subprocess.Popen(
+            list(command), env={**os.environ, **environment}, text=True, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+        )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def reply(self, timeout: float = REPLY_SECONDS) -> dict[str, Any]:
+        """The worker's next line.
+
+        Raises:
+            WorkerError: the worker reports a failure, has died, or says nothing for `timeout` seconds (it is ended).
+        """
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            self._process.kill()
+            raise WorkerError(f"no answer within {timeout:.0f} s") from None
+        if line is None:
+            raise WorkerError(self._cause_of_death())
+        answer = json.loads(line)
+        if "failed" in answer:
+            raise WorkerError(answer["failed"])
+        return answer
+
+    def ask(self, do: str, timeout: float = REPLY_SECONDS, **arguments: Any) -> dict[str, Any]:
+        """Sends one request and waits for its answer; raises like `reply`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise WorkerError(self._cause_of_death()) from None
+        return self.reply(timeout)
+
+    def close(self) -> None:
+        """Ends the process: politely through the end of its input, after two seconds by force."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _cause_of_death(self) -> str:
+        code = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().strip().splitlines()
+        last = f": {said[-1]}" if said else ""
+        if code == -signal.SIGKILL:
+            return f"worker was killed (SIGKILL, most often for lack of memory){last}"
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"worker died with {how}{last}"
+
+
+def start_worker(suite: str, peer: str, cpus: list[int]) -> WorkerProcess:
+    """Starts the worker of one peer with one thread on each of `cpus`; its first line is the greeting."""
+    command = [sys.executable, str(_WORKER), suite, peer, ",".join(map(str, cpus))]
+    return WorkerProcess(command, machine.thread_environment(cpus))

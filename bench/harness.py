@@ -1,0 +1,206 @@
+"""The protocol: equality gate, then interleaved rounds in rotated order, disturbed rounds dropped and counted."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Protocol
+
+from bench.client import WorkerError
+
+DISTURBED = 0.04  # share of the wall time for which our threads stood ready, but another process had the core
+SLICES = 10  # a candidate that is fast enough spends its minimum time in this many rounds
+TRIES = 3  # a disturbed slice of a round is repeated, at most this often in all; then the round is given up
+PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine
+FEWEST = 3  # fewer undisturbed rounds than this give no row
+ALL_PEERS = "all peers"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. `work` is what one call gets done, in the unit of the suite's rate (tokens, bytes)."""
+
+    suite: str
+    name: str
+    dtype: str
+    batch: int
+    seq: int
+    work: float
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: `min_time` seconds of calls for each candidate and at least `min_rounds` rounds."""
+
+    min_time: float = 2.0
+    min_rounds: int = 5
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A peer for which a case has no row, and why."""
+
+    suite: str
+    case: str
+    dtype: str
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Error of a peer against the reference of the same weights, and the largest error that lets it be timed."""
+
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one peer did in one round: seconds of each call, and the share of the wall spent waiting for a core."""
+
+    seconds: tuple[float, ...]
+    wait: float | None
+
+    @property
+    def disturbed(self) -> bool:
+        return self.wait is not None and self.wait > DISTURBED
+
+    @property
+    def typical(self) -> float:
+        return median(self.seconds)
+
+
+Round = dict[str, Slice]
+
+
+@dataclass
+class Result:
+    """A case as measured: its undisturbed rounds, the number of disturbed slices, and what failed.
+
+    The peers with figures are those in `gates`; every round has a slice of each of them.
+    """
+
+    case: Case
+    gates: dict[str, Gate] = field(default_factory=dict)
+    traits: dict[str, dict[str, str]] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    dropped: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def fail(self, peer: str, reason: str) -> None:
+        self.gates.pop(peer, None)
+        self._note(peer, reason)
+
+    def fail_all(self, reason: str) -> None:
+        self.gates.clear()
+        self._note(ALL_PEERS, reason)
+
+    def _note(self, peer: str, reason: str) -> None:
+        case = self.case
+        self.failures.append(Failure(case.suite, case.name, case.dtype, peer, reason))
+
+
+class Worker(Protocol):
+    """What the protocol needs of a peer's process."""
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]: ...
+
+
+Notify = Callable[[str], None]
+
+
+def measure(case: Case, workers: Mapping[str, Worker], effort: Effort, notify: Notify) -> Result:
+    """Gates and times `case` for every worker; a peer that fails has no part in the result but its failure."""
+    result = Result(case)
+    estimates: dict[str, float] = {}
+    for peer, worker in workers.items():
+        notify(f"{peer}: equality gate")
+        try:
+            estimates[peer] = _admit(peer, worker, result)
+        except WorkerError as error:
+            result.fail(peer, str(error))
+    if result.gates:
+        _run_rounds(result, workers, estimates, effort, notify)
+    return result
+
+
+def _admit(peer: str, worker: Worker, result: Result) -> float:
+    """Prepares one peer, holds it against its reference and returns its seconds a call."""
+    result.traits[peer] = worker.ask("prepare", case=asdict(result.case))["traits"]
+    gate = Gate(**worker.ask("check"))
+    if not gate.passed:
+        raise WorkerError(
+            f"not timed: wrong by {gate.error:.3g} against the reference, {gate.allowed:.3g} is allowed"
+        )
+    seconds = worker.ask("estimate")["seconds"]
+    result.gates[peer] = gate
+    return seconds
+
+
+def plan_rounds(estimates: Mapping[str, float], effort: Effort) -> tuple[dict[str, int], int]:
+    """Calls of each peer in a round, and the number of rounds, from the estimated seconds a call."""
+    share = effort.min_time / SLICES
+    calls = {peer: max(1, math.ceil(share / seconds)) for peer, seconds in estimates.items()}
+    shortest = min(calls[peer] * seconds for peer, seconds in estimates.items())
+    return calls, max(effort.min_rounds, math.ceil(effort.min_time / shortest))
+
+
+def rotated(peers: list[str], turn: int) -> list[str]:
+    """The order of a round: every peer takes every place equally often."""
+    at = turn % len(peers)
+    return peers[at:] + peers[:at]
+
+
+def _run_rounds(
+    result: Result, workers: Mapping[str, Worker], estimates: Mapping[str, float], effort: Effort, notify: Notify
+) -> None:
+    calls, wanted = plan_rounds({peer: estimates[peer] for peer in result.gates}, effort)
+    expected = wanted * sum(calls[peer] * estimates[peer] for peer in calls)
+    deadline = time.monotonic() + PATIENCE * expected
+    turn = 0
+    while result.gates and len(result.rounds) < wanted and (turn < FEWEST or time.monotonic() < deadline):
+        notify(f"round {len(result.rounds) + 1} of {wanted}, {result.dropped} disturbed")
+        done = _run_round(result, workers, calls, turn)
+        turn += 1
+        if done is not None:
+            result.rounds.append(done)
+    if result.gates and len(result.rounds) < FEWEST:
+        result.fail_all(f"{len(result.rounds)} of {turn} rounds were undisturbed by other load, {FEWEST} are needed: "
+                        "free the cores, or use fewer with --threads")
+
+
+def _run_round(
+    result: Result, workers: Mapping[str, Worker], calls: Mapping[str, int], turn: int
+) -> Round | None:
+    """One round; None if a peer failed in it (it is out, the others go on) or found no undisturbed moment."""
+    done: Round = {}
+    for peer in rotated(list(result.gates), turn):
+        try:
+            part = _undisturbed(workers[peer], calls[peer], result)
+        except WorkerError as error:
+            result.fail(peer, str(error))
+            return None
+        if part is None:
+            return None
+        done[peer] = part
+    return done
+
+
+def _undisturbed(worker: Worker, calls: int, result: Result) -> Slice | None:
+    """A slice of one peer. A disturbed one is counted and repeated at once: most other load comes in short bursts."""
+    for _ in range(TRIES):
+        answer = worker.ask("run", calls=calls)
+        part = Slice(tuple(answer["seconds"]), answer["wait"])
+        if not part.disturbed:
+            return part
+        result.dropped += 1
+    return None

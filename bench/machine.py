@@ -1,0 +1,129 @@
+"""What the numbers were measured on: cores and pinning, the processor, the revision, disturbance by other load."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PINNED = "one per core (checked)"
+UNCHECKED = "not checked: this system does not tell the affinity of threads"
+_VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
+                 "asimd", "sve", "bf16", "i8mm")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def cores() -> list[int]:
+    """One logical processor for each physical core of this process's affinity mask, in ascending order."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
+    first: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip()
+        first.setdefault(siblings or str(cpu), cpu)
+    return sorted(first.values())
+
+
+def thread_environment(cpus: list[int]) -> dict[str, str]:
+    """Environment that gives a process one OpenMP thread on each of `cpus`.
+
+    It has to be in place before the OpenMP runtime is loaded: unpinned threads of one team are at times put on the
+    same core, which reads as half the speed.
+    """
+    return {
+        "OMP_NUM_THREADS": str(len(cpus)),
+        "MKL_NUM_THREADS": str(len(cpus)),
+        "OMP_PROC_BIND": "close",
+        "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus),
+        "OMP_DYNAMIC": "FALSE",
+    }
+
+
+def pinned_cpus() -> set[int] | None:
+    """The processors to which exactly one thread of this process is bound; None where the system does not tell."""
+    if not hasattr(os, "sched_getaffinity") or not os.path.isdir("/proc/self/task"):
+        return None
+    masks = [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+    return {cpu for mask in masks if len(mask) == 1 for cpu in mask}
+
+
+def check_pinning(cpus: list[int]) -> str:
+    """Describes the pinning of this process's threads, after a parallel region that used all of them.
+
+    Raises:
+        RuntimeError: the threads are not bound one to each of `cpus`.
+    """
+    bound = pinned_cpus()
+    if bound is None:
+        return UNCHECKED
+    if bound != set(cpus):
+        raise RuntimeError(
+            f"threads are not pinned one per core: wanted them on processors {cpus}, found them bound to "
+            f"{sorted(bound) or 'none'}; is another OpenMP runtime preloaded, or a container changing the mask?"
+        )
+    return PINNED
+
+
+def queue_wait() -> float | None:
+    """Seconds that this process's threads have stood ready on a run queue so far; None without schedstat."""
+    total, known = 0, False
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return None
+    for thread in threads:
+        fields = _read(f"/proc/self/task/{thread}/schedstat").split()
+        if len(fields) == 3:
+            total, known = total + int(fields[1]), True
+    return total * 1e-9 if known else None
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def vector_flags() -> list[str]:
+    """The instruction set extensions, of those that matter here, which the processor has."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    have = set(found.group(1).split()) if found else set()
+    return [flag for flag in _VECTOR_FLAGS if flag in have]
+
+
+def git_revision(folder: Path = ROOT) -> str:
+    """Short commit hash, with "-dirty" where the files are not those of it; "unknown" outside a git checkout."""
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def short_name() -> str:
+    """The processor's name as a part of a file name, e.g. "amd-epyc-7763-8c"."""
+    plain = re.sub(r"\((?:r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", cpu_name().lower())
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") + f"-{len(cores())}c"
+
+
+def describe() -> dict[str, object]:
+    """What the report's header says of the machine."""
+    return {
+        "cpu": cpu_name(),
+        "cores": len(cores()),
+        "instructions": vector_flags(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }

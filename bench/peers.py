@@ -1,0 +1,101 @@
+"""How each named model is built, and what all workers have in common. Imported by workers only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertModel
+
+import hbert_kernels
+from hbert import HBertConfig, HBertForMaskedLM, HBertModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float32}
+VOCAB_SIZE = 30522
+SEED = 0
+HEAP_KEPT = "kept (hbert_kernels.keep_heap in every worker)"
+HEAP_DEFAULT = "the C library's default in every worker"
+
+Dimensions = dict[str, Any]
+SIZES: dict[str, Dimensions] = {
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
+    "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+
+
+def plain_torch() -> AbstractContextManager[None]:
+    """A context in which hbert's ops run their plain-torch reference; nothing changes for the other peers."""
+    return hbert_kernels.use_backend("reference")
+
+
+def settle(threads: int) -> str:
+    """Sets this process's threads, runs all of them once, and applies the heap policy, which it returns."""
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+    torch.zeros(threads << 20).add_(1)
+    return HEAP_KEPT if hbert_kernels.keep_heap() else HEAP_DEFAULT
+
+
+def _hbert(preset: str, head: str, size: Dimensions) -> nn.Module:
+    config = getattr(HBertConfig, preset)(vocab_size=VOCAB_SIZE, **size)
+    return HBertModel(config) if head == "encoder" else HBertForMaskedLM(config)
+
+
+def _bert(head: str, size: Dimensions) -> nn.Module:
+    config = BertConfig(vocab_size=VOCAB_SIZE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **size)
+    return BertModel(config, add_pooling_layer=False) if head == "encoder" else BertForMaskedLM(config)
+
+
+_BUILDERS: dict[str, Callable[[str, Dimensions], nn.Module]] = {
+    "hf": _bert,
+    "hf-compile": _bert,
+    **{
+        f"hbert-{preset.replace('_', '-')}": partial(_hbert, preset)
+        for preset in ("v1", "v2", "v1c", "v2c", "additive", "additive_c", "vanilla")
+    },
+}
+
+
+def build(peer: str, head: str, size: str) -> nn.Module:
+    """The fp32 model of a peer with random weights (the same at every call); `head` is "encoder" or "masked_lm"."""
+    torch.manual_seed(SEED)
+    return _BUILDERS[peer](head, SIZES[size])
+
+
+def compiled(peer: str, model: nn.Module) -> Any:
+    """What is called: the model itself, or, for a peer that ends in "-compile", its torch.compile."""
+    return torch.compile(model, dynamic=False) if peer.endswith("-compile") else model
+
+
+def dense_copy(model: Any, dtype: torch.dtype) -> Any:
+    """A copy with the same weights in `dtype` that computes attention in plain torch: the oracle of the gate."""
+    double = copy.deepcopy(model).to(dtype)
+    double.set_attn_implementation("eager")
+    return double
+
+
+def ids_and_mask(batch: int, seq: int) -> dict[str, torch.Tensor]:
+    """Random token ids int64 [batch, seq] and a mask of ones: nothing is padding, and the model is not told so."""
+    generator = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(5, VOCAB_SIZE, (batch, seq), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def traits(peer: str, dtype: torch.dtype) -> dict[str, str]:
+    """`isa` and `backend` of a peer's kernels: torch's own, or those that hbert_kernels chooses for this dtype."""
+    if not peer.startswith("hbert"):
+        return {"isa": torch.backends.cpu.get_cpu_capability().lower(), "backend": "torch"}
+    probe = torch.empty(1, SIZES["base"]["hidden_size"], dtype=dtype)
+    used = {_chosen(hbert_kernels.explain(op, probe)) for op in hbert_kernels.OPS}
+    return {"isa": hbert_kernels.cpu_capability(), "backend": "+".join(sorted(used))}
+
+
+def _chosen(explanation: str) -> str:
+    """The backend named by the first line of hbert_kernels.explain, "op: backend runs"."""
+    return explanation.splitlines()[0].partition(": ")[2].split()[0]

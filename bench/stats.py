@@ -1,0 +1,68 @@
+"""Statistics of interleaved rounds: percentiles of the calls, and the ratio of two peers with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+P99_CALLS = 200
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and percentiles of a sample, in the sample's unit; p99 is None below `P99_CALLS` values."""
+
+    median: float
+    p10: float
+    p90: float
+    p99: float | None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A median ratio with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, p10, p90 and p99 (linear interpolation between order statistics) of `values`.
+
+    Raises:
+        ValueError: `values` is empty.
+    """
+    if not len(values):
+        raise ValueError("no values to summarise")
+    median, p10, p90, p99 = (float(q) for q in np.percentile(values, (50, 10, 90, 99)))
+    return Spread(median, p10, p90, p99 if len(values) >= P99_CALLS else None)
+
+
+def bootstrap_median(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Ends of the 95% percentile-bootstrap interval of the median (Efron, 1979), `RESAMPLES` resamples.
+
+    The seed is fixed, so the same rounds always give the same interval.
+    """
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[draws], axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+    """Median over rounds of numerator / denominator, with its 95% bootstrap interval.
+
+    Both come from the same rounds in the same order: a slow moment of the machine hits both and cancels.
+
+    Raises:
+        ValueError: the lengths differ, or there are no rounds.
+    """
+    if len(numerators) != len(denominators) or not len(numerators):
+        raise ValueError(f"need paired rounds, got {len(numerators)} and {len(denominators)}")
+    ratios = np.asarray(numerators, np.float64) / np.asarray(denominators, np.float64)
+    low, high = bootstrap_median(ratios)
+    return Ratio(float(np.median(ratios)), low, high)

@@ -1,0 +1,46 @@
+"""Latency: one forward of the encoder, ids and mask to last hidden state, without gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.harness import Case
+from bench.peers import DTYPES, WIDER, build, compiled, dense_copy, ids_and_mask, plain_torch, traits
+
+
+class Forward:
+    """`step` is one forward in `dtype` (weights and activations) of `batch` sequences without padding."""
+
+    def __init__(self, peer: str, case: Case) -> None:
+        self._peer, self._dtype = peer, DTYPES[case.dtype]
+        self._model = build(peer, "encoder", case.params["size"]).to(self._dtype).eval()
+        self._call = compiled(peer, self._model)
+        self._inputs = ids_and_mask(case.batch, case.seq)
+
+    def _forward(self, model: torch.nn.Module) -> Tensor:
+        with torch.inference_mode():
+            return model(**self._inputs).last_hidden_state
+
+    def step(self) -> Tensor:
+        return self._forward(self._call)
+
+    def check(self) -> tuple[float, float]:
+        """Largest error of the last hidden state; allowed: twice plain torch's, and 2 ulp of the largest value."""
+        with plain_torch():
+            reference = self._forward(dense_copy(self._model, WIDER[self._dtype]))
+            plain = self._forward(dense_copy(self._model, self._dtype))
+        slack = 2 * torch.finfo(self._dtype).eps * reference.abs().max().item()
+        return _largest_error(self.step(), reference), 2 * _largest_error(plain, reference) + slack
+
+    def traits(self) -> dict[str, str]:
+        return traits(self._peer, self._dtype)
+
+
+def _largest_error(output: Tensor, reference: Tensor) -> float:
+    return (output.to(reference.dtype) - reference).abs().max().item()
+
+
+def task(peer: str, case: Case) -> Forward:
+    """Builds what the worker of `peer` times in `case`."""
+    return Forward(peer, case)

@@ -1,0 +1,81 @@
+"""Throughput: steps of masked-language-model training (forward, backward, fused AdamW) on batches of the corpus."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.harness import Case
+from bench.peers import DTYPES, WIDER, build, compiled, dense_copy, plain_torch, traits
+
+LEARNING_RATE = 1e-5
+
+
+class TrainingStep:
+    """`step` trains on the next batch; bf16 is autocast over fp32 weights, fp32 is fp32 throughout."""
+
+    def __init__(self, peer: str, case: Case) -> None:
+        self._peer, self._dtype = peer, DTYPES[case.dtype]
+        self._model = build(peer, "masked_lm", case.params["size"]).train()
+        self._call = compiled(peer, self._model)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, fused=True)
+        self._batches = _load(case.params["batches"])
+        self._upcoming = cycle(self._batches)
+
+    def _backward(self, model: torch.nn.Module, batch: dict[str, Tensor], autocast: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(**batch).loss
+        loss.backward()
+
+    def step(self) -> None:
+        self._backward(self._call, next(self._upcoming), self._dtype is torch.bfloat16)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def check(self) -> tuple[float, float]:
+        """Relative error |g - ref| / |ref| of all gradients as one vector; allowed: twice plain torch's.
+
+        And 2 ulp of the gradients' own dtype, fp32: over so many elements plain torch's error is no accident.
+        """
+        half, batch = self._dtype is torch.bfloat16, self._batches[0]
+        reference, plain = (dense_copy(self._model, dtype) for dtype in (WIDER[self._dtype], torch.float32))
+        with plain_torch():
+            self._backward(reference, batch, autocast=False)
+            self._backward(plain, batch, autocast=half)
+        allowed = 2 * _gradient_error(plain, reference) + 2 * torch.finfo(torch.float32).eps
+        self._backward(self._call, batch, autocast=half)
+        error = _gradient_error(self._model, reference)
+        self._optimizer.zero_grad(set_to_none=True)
+        return error, allowed
+
+    def traits(self) -> dict[str, str]:
+        return traits(self._peer, self._dtype)
+
+
+def _load(path: str) -> list[dict[str, Tensor]]:
+    with np.load(path) as stored:
+        ids, labels = (torch.from_numpy(stored[name].astype(np.int64)) for name in ("input_ids", "labels"))
+    return [
+        {"input_ids": i, "attention_mask": torch.ones_like(i), "labels": target}
+        for i, target in zip(ids, labels, strict=True)
+    ]
+
+
+def _gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> float:
+    wrong = total = 0.0
+    for mine, right in zip(model.parameters(), reference.parameters(), strict=True):
+        if right.grad is None and mine.grad is None:
+            continue
+        if right.grad is None or mine.grad is None:
+            return float("inf")
+        wrong += (mine.grad.to(right.grad.dtype) - right.grad).square().sum().item()
+        total += right.grad.square().sum().item()
+    return (wrong / total) ** 0.5
+
+
+def task(peer: str, case: Case) -> TrainingStep:
+    """Builds what the worker of `peer` times in `case`."""
+    return TrainingStep(peer, case)

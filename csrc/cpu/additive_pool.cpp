@@ -1,0 +1,136 @@
+// Ops additive_pool and additive_pool_backward on the CPU: checks, allocation, parallel loops over chunks of sequences.
+#include "additive_pool.h"
+
+#include <tuple>
+
+#include "sequences.h"
+
+namespace hbert {
+namespace {
+
+#define HBERT_TABLE(level) &level::kPool,
+constexpr const PoolKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+#undef HBERT_TABLE
+
+int64_t output_width(const PoolProblem& p) { return p.full_output ? p.width : p.head_dim; }
+
+// Checks the shapes and fills all but the pointers; the scorer may be [h, H], [B, h, H] or [h, d], in the compute dtype.
+PoolProblem describe(const Tensor& x, const Tensor& scorer, const Sequences& sequences, int64_t heads, bool full,
+                     double scale, const char* op) {
+  const Rows rows = check_rows(x, op);
+  STD_TORCH_CHECK(heads >= 1 && heads <= kMaxPoolHeads && rows.width % heads == 0, op, ": heads must divide the width and be at most ",
+                  kMaxPoolHeads);
+  PoolProblem p{};
+  p.width = rows.width;
+  p.heads = heads;
+  p.head_dim = rows.width / heads;
+  p.full_output = full;
+  p.scale = scale;
+  p.x_dtype = dtype_of(x, op, "x");
+  const int64_t last = scorer.size(scorer.dim() - 1);
+  p.dense_scorer = last == p.width;
+  p.scorer_stride = scorer.dim() == 3 ? heads * p.width : 0;
+  const bool shared = scorer.dim() == 2 && scorer.size(0) == heads && (p.dense_scorer || last == p.head_dim);
+  const bool own = scorer.dim() == 3 && scorer.size(0) == sequences.count && scorer.size(1) == heads && p.dense_scorer;
+  STD_TORCH_CHECK(shared || own, op, ": scorer must be [h, H], [B, h, H] or [h, d]");
+  STD_TORCH_CHECK(scorer.scalar_type() == compute_type(p.x_dtype), op, ": scorer must have the compute dtype");
+  return p;
+}
+
+Tensor new_pooled(const Tensor& x, const PoolProblem& p, int64_t sequences) {
+  const ScalarType dtype = compute_type(p.x_dtype);
+  if (p.full_output) return torch::stable::new_empty(x, {sequences, p.heads, p.width}, dtype);
+  return torch::stable::new_empty(x, {sequences, p.width}, dtype);
+}
+
+std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, const Tensor& cu_seqlens, int64_t heads,
+                                         bool full, double scale) {
+  const char* op = "additive_pool";
+  const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
+  PoolProblem p = describe(x, scorer, sequences, heads, full, scale, op);
+  const Tensor dense = torch::stable::contiguous(x), dense_scorer = torch::stable::contiguous(scorer);
+  p.x = dense.const_data_ptr();
+  p.scorer = dense_scorer.const_data_ptr();
+  Tensor pooled = new_pooled(x, p, sequences.count);
+  Tensor lse = torch::stable::new_empty(x, {sequences.count, heads}, compute_type(p.x_dtype));
+  const size_t size = compute_size(p.x_dtype);
+  const int64_t table = heads * output_width(p), stride = table + 2 * heads, chunks = sequences.chunks.size();
+  char* memory = workspace<Slot::kCall>(chunks * stride * size);
+  auto part_at = [&](int64_t chunk) -> PoolPart {
+    char* part = memory + chunk * stride * size;
+    return {part + table * size, part + (table + heads) * size, part};
+  };
+  const PoolKernels& k = table_for(p.x_dtype, kTables);
+  torch::stable::parallel_for(0, chunks, chunk_grain(sequences, p.width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) k.forward(p, sequences.chunks[i].rows, part_at(i));
+  });
+  char* out = static_cast<char*>(pooled.mutable_data_ptr());
+  char* out_lse = static_cast<char*>(lse.mutable_data_ptr());
+  std::memset(out, 0, sequences.count * table * size);
+  std::memset(out_lse, 0, sequences.count * heads * size);
+  torch::stable::parallel_for(0, chunks, row_grain(table), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const RowRange& rows = sequences.chunks[i].rows;
+      if (rows.begin != rows.first_row) continue;  // the first chunk of a sequence merges all of them
+      const int64_t count = (rows.end_row - rows.first_row + kChunkRows - 1) / kChunkRows;
+      k.merge(p, part_at(i), stride, count, out + rows.sequence * table * size, out_lse + rows.sequence * heads * size);
+    }
+  });
+  return {pooled, lse};
+}
+
+std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const Tensor& x, const Tensor& scorer,
+                                                  const Tensor& cu_seqlens, const Tensor& pooled, const Tensor& lse,
+                                                  int64_t heads, bool full, double scale) {
+  const char* op = "additive_pool_backward";
+  const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
+  PoolProblem p = describe(x, scorer, sequences, heads, full, scale, op);
+  const Tensor dense = torch::stable::contiguous(x), dense_scorer = torch::stable::contiguous(scorer),
+               dense_pooled = torch::stable::contiguous(pooled), dense_dpooled = torch::stable::contiguous(dpooled),
+               dense_lse = torch::stable::contiguous(lse);
+  const int64_t table = heads * output_width(p);
+  for (const Tensor* t : {&dense_pooled, &dense_dpooled})
+    STD_TORCH_CHECK(t->numel() == sequences.count * table && t->scalar_type() == compute_type(p.x_dtype), op,
+                    ": pooled and dpooled must have the shape and dtype of the output");
+  STD_TORCH_CHECK(lse.numel() == sequences.count * heads && lse.scalar_type() == compute_type(p.x_dtype), op,
+                  ": lse must be [B, h] in the compute dtype");
+  p.x = dense.const_data_ptr();
+  p.scorer = dense_scorer.const_data_ptr();
+  Tensor dx = torch::stable::new_empty(x, {x.size(0), p.width});
+  Tensor dscorer = torch::stable::new_zeros(scorer, scorer.sizes());
+  const PoolGradient g{dense_lse.const_data_ptr(), dense_pooled.const_data_ptr(), dense_dpooled.const_data_ptr(),
+                       dx.mutable_data_ptr()};
+  const PoolKernels& k = table_for(p.x_dtype, kTables);
+  const size_t size = compute_size(p.x_dtype);
+  const int64_t scorer_values = heads * (p.dense_scorer ? p.width : p.head_dim);
+  const ChunkBlocks blocks(sequences);
+  if (p.scorer_stride == 0) {
+    BlockSums sums(workspace<Slot::kCall>(BlockSums::bytes(blocks.count, scorer_values, p.x_dtype)), blocks.count,
+                   scorer_values, p.x_dtype);
+    for_each_block(sequences, blocks, sums, 0,
+                   [&](const Chunk& chunk, char* s, char*) { k.backward(p, g, chunk.rows, s); });
+    sums.finish(0, dscorer);
+  } else {
+    const size_t parts_bytes = sequences.num_parts * scorer_values * size;
+    char* parts = workspace<Slot::kCall>(parts_bytes);
+    std::memset(parts, 0, parts_bytes);
+    char* totals = static_cast<char*>(dscorer.mutable_data_ptr());
+    for_each_chunk(sequences, p.width, 0, [&](const Chunk& chunk, char*) {
+      char* own = chunk.part >= 0 ? parts + chunk.part * scorer_values * size
+                                  : totals + chunk.rows.sequence * scorer_values * size;
+      k.backward(p, g, chunk.rows, own);
+    });
+    add_parts(sequences, parts, totals, scorer_values, p.x_dtype);
+  }
+  zero_dead_rows(dx, sequences.num_rows);
+  return {dx, dscorer};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) {
+  m.impl("additive_pool", TORCH_BOX(&additive_pool));
+  m.impl("additive_pool_backward", TORCH_BOX(&additive_pool_backward));
+}
+
+}  // namespace hbert

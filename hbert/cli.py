@@ -1,0 +1,59 @@
+"""The ``hbert`` command.
+
+Each subcommand is a module with ``add_parser(subparsers, summary)`` and ``run(args)``; only the module of the
+subcommand that was asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "corpus": ("hbert.data.corpus_command", "list, fetch and measure text for pretraining"),
+    "tokenizer": ("hbert.data.tokenizer_command", "train or take a WordPiece tokenizer"),
+}
+
+EXIT_INTERRUPTED = 130
+EXIT_USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status: 0, 2 for a user's error, 130 when interrupted.
+
+    ``ValueError`` (the type of every check of sizes and names) and ``HbertError`` are printed as one line.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _dispatch(arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if not _is_user_error(error):
+            raise
+        print(f"hbert: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    parser = argparse.ArgumentParser(
+        prog="hbert", description="HybridBERT encoders: text, training and serving."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, (module, summary) in COMMANDS.items():
+        if command == name:
+            import_module(module).add_parser(subparsers, summary)
+        else:
+            subparsers.add_parser(command, help=summary)
+    args = parser.parse_args(arguments)
+    import_module(COMMANDS[args.command][0]).run(args)
+
+
+def _is_user_error(error: Exception) -> bool:
+    from hbert.data.errors import HbertError
+
+    return isinstance(error, HbertError | ValueError)

@@ -1,0 +1,9 @@
+"""The errors that the hbert commands print as one line."""
+
+
+class HbertError(Exception):
+    """A problem that the user can solve; the message says what was wrong and what is allowed."""
+
+
+class FetchError(HbertError):
+    """A package could not be downloaded or is not the one that was pinned."""

@@ -1,0 +1,191 @@
+"""What a layer sees of a batch: tokens, and how they attend to each other.
+
+The model has one forward, written over a :class:`Layout`. Two layouts implement it:
+
+* :class:`PackedLayout`: tokens [T, ...] without padding, run by the ops of hbert_kernels;
+* :class:`DenseLayout`: padded [B, N, ...] with a mask, plain torch: for export (ONNX) and as the oracle of
+  the tests.
+
+Every per-token module (linear, norm, feed-forward) runs unchanged on both, because it looks at the last
+dimension only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hbert_kernels import attention
+from hbert_kernels.nn import AdditiveAttention, ConvLayerNorm, HeadScorer
+from hbert_kernels.packing import Packing
+
+
+class Layout(ABC):
+    """The token order of one batch, and the three operations in which tokens meet.
+
+    Attributes:
+        positions: int64, the rank of each token among the valid tokens of its sequence.
+        max_seqlen: upper bound of the sequence lengths.
+    """
+
+    positions: Tensor
+    max_seqlen: int
+
+    @abstractmethod
+    def pack(self, x: Tensor, fill: float = 0) -> Tensor:
+        """Model inputs [B, N, ...] ([T, ...] if they came packed) -> tokens; invalid ones hold ``fill``."""
+
+    @abstractmethod
+    def unpack(self, x: Tensor) -> Tensor:
+        """Tokens -> the shape of the model inputs, zeros where a token is not valid."""
+
+    @abstractmethod
+    def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
+        """Self-attention within each sequence: [..., 3H] = [q | k | v] -> [..., H]."""
+
+    @abstractmethod
+    def additive(self, module: AdditiveAttention, x: Tensor) -> Tensor:
+        """Additive attention within each sequence, with the weights of ``module``: [..., H] -> [..., H]."""
+
+    @abstractmethod
+    def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
+        """LayerNorm, then the short convolution within each sequence: [..., H] -> [..., H]."""
+
+
+class PackedLayout(Layout):
+    """Packed tokens [T, ...] and ``cu_seqlens``; see :class:`hbert_kernels.packing.Packing`."""
+
+    def __init__(self, packing: Packing):
+        self._packing = packing
+        self.positions = packing.positions
+        self.max_seqlen = packing.max_seqlen
+        self._dead = self._dead_rows()
+
+    @classmethod
+    def from_mask(cls, mask: Tensor | None, shape: torch.Size, device: torch.device) -> PackedLayout:
+        """The layout of a padded batch [B, N]; ``mask`` is bool, True = valid, or None (all valid)."""
+        if mask is None:
+            return cls(Packing.full(shape[0], shape[1], device))
+        return cls(Packing.from_mask(mask))
+
+    @classmethod
+    def from_cu_seqlens(cls, cu_seqlens: Tensor, max_seqlen: int, num_tokens: int) -> PackedLayout:
+        """The layout of data that is already packed."""
+        return cls(Packing.from_cu_seqlens(cu_seqlens, max_seqlen, num_tokens))
+
+    def _dead_rows(self) -> Tensor | None:
+        """bool [T]; None where no row can be dead: without padding, or packed by a mask in eager mode."""
+        packing, num_tokens = self._packing, self.positions.shape[0]
+        if packing.shape is not None and (
+            packing.indices is None or num_tokens < packing.shape[0] * packing.shape[1]
+        ):
+            return None
+        return torch.arange(num_tokens, device=packing.cu_seqlens.device) >= packing.cu_seqlens[-1]
+
+    def pack(self, x: Tensor, fill: float = 0) -> Tensor:
+        x = x if self._packing.shape is None else self._packing.pack(x)
+        if self._dead is None:
+            return x
+        # Dead rows meet no other row, but they do meet the lookups and the weight gradients: garbage must not
+        # get there.
+        return x.masked_fill(self._dead.view(-1, *[1] * (x.dim() - 1)), fill)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        if self._packing.shape is not None:
+            return self._packing.unpack(x)
+        return x if self._dead is None else x.masked_fill(self._dead[:, None], 0)
+
+    def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
+        return attention(qkv, self._packing.cu_seqlens, self.max_seqlen, num_heads, dropout_p=dropout_p)
+
+    def additive(self, module: AdditiveAttention, x: Tensor) -> Tensor:
+        return module.forward_packed(x, self._packing.cu_seqlens, self.max_seqlen)
+
+    def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
+        return module(x, self._packing.cu_seqlens)
+
+
+class DenseLayout(Layout):
+    """Padded tokens [B, N, ...] and a mask, in plain torch.
+
+    Exact, and independent of hbert_kernels: softmax over masked scores, additive attention in its direct form
+    with K. What stands under the mask enters as zeros and is multiplied by weights of exactly 0.
+
+    Args:
+        mask: bool [B, N], True = valid token; any pattern.
+    """
+
+    def __init__(self, mask: Tensor):
+        self.mask = mask
+        self.max_seqlen = mask.shape[1]
+        self.positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+    def pack(self, x: Tensor, fill: float = 0) -> Tensor:
+        return x.masked_fill(~self._mask_for(x), fill)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return self.pack(x)
+
+    def _mask_for(self, x: Tensor) -> Tensor:
+        return self.mask.view(*self.mask.shape, *[1] * (x.dim() - 2))
+
+    def _softmax(self, scores: Tensor, dim: int, valid: Tensor) -> Tensor:
+        """Softmax in float32 or wider over the valid entries; zeros where there are none."""
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        # The lowest finite number instead of -inf: a row that is all padding must not become 0/0.
+        masked = scores.to(wide).masked_fill(~valid, torch.finfo(wide).min)
+        return masked.softmax(dim).masked_fill(~valid, 0).to(scores.dtype)
+
+    def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
+        q, k, v = (_split_heads(part, num_heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        weights = F.dropout(self._softmax(scores, -1, self.mask[:, None, None, :]), dropout_p)
+        return (weights @ v).transpose(1, 2).flatten(-2)
+
+    def additive(self, module: AdditiveAttention, x: Tensor) -> Tensor:
+        query = module.query(x)
+        global_query = self._pool(query, _scores(module.query_att, query, module.num_heads))
+        product = module.key(x) * global_query
+        global_key = self._pool(product, _scores(module.key_att, product, module.num_heads))
+        gated = query * global_key
+        return module.transform(gated if module.norm is None else _plain_norm(module.norm, gated)) + query
+
+    def _pool(self, x: Tensor, scores: Tensor) -> Tensor:
+        """Each head's weighted sum of its own slice: x [B, N, H], scores [B, N, h] -> [B, 1, H]."""
+        weights = self._softmax(scores, 1, self._mask_for(scores))
+        slices = _split_heads(x, scores.shape[-1])
+        return torch.einsum("bnh,bnhd->bhd", weights, slices).flatten(1).unsqueeze(1)
+
+    def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
+        y, taps = _plain_norm(module, x), module.conv_weight
+        batch, length, width = y.shape
+        radius = taps.shape[0] // 2
+        # Neighbours are the neighbouring valid tokens: rows are compacted first, padding goes to a slot
+        # behind the row.
+        slot = torch.where(self.mask, self.positions, length)
+        rows = y.new_zeros(batch, length + 1, width).scatter(1, _as_index(slot, y), y)[:, :length]
+        rows = F.pad(rows, (0, 0, radius, radius))
+        mixed = torch.stack([tap * rows[:, j : j + length] for j, tap in enumerate(taps)]).sum(0)
+        return y + torch.gather(mixed, 1, _as_index(self.positions, y))
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(-1, (num_heads, -1))
+
+
+def _as_index(index: Tensor, like: Tensor) -> Tensor:
+    return index.unsqueeze(-1).expand_as(like)
+
+
+def _scores(scorer: nn.Module, x: Tensor, num_heads: int) -> Tensor:
+    """Scores [B, N, h] / sqrt(d): dense scorer (Linear H -> h), or one vector a head (weight [h, d])."""
+    slices = _split_heads(x, num_heads)
+    raw = (slices * scorer.weight).sum(-1) if isinstance(scorer, HeadScorer) else scorer(x)
+    return raw * slices.shape[-1] ** -0.5
+
+
+def _plain_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)

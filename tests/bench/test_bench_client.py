@@ -1,0 +1,161 @@
+"""Workers as processes: how they fail, and what becomes of the others."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from bench import machine, session
+from bench.client import WorkerError, WorkerProcess
+from bench.harness import Case, Effort
+from bench.report import Report
+from bench.session import SuitePlan
+from bench.suites import SUITES
+
+GREETING = {"versions": {"torch": "0"}, "pinning": "p", "heap": "h", "queue_wait": False}
+LATENCY = SUITES["latency"]
+
+
+def script(body, greeting=GREETING):
+    """A worker of a few lines: greets, then answers each request by `body`, a function `answer(request)`."""
+    frame = """
+    import json, os, signal, sys, time
+    {body}
+    print(json.dumps({greeting!r}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+    """
+    return textwrap.dedent(frame).format(body=textwrap.dedent(body), greeting=greeting)
+
+
+def start(source):
+    return WorkerProcess([sys.executable, "-c", source], {})
+
+
+@pytest.fixture
+def worker_of():
+    started = []
+
+    def begin(body):
+        started.append(start(script(body)))
+        started[-1].reply()
+        return started[-1]
+    yield begin
+    for worker in started:
+        worker.close()
+
+
+def test_requests_reach_the_worker_and_answers_come_back(worker_of):
+    worker = worker_of("answer = lambda request: {'got': request}")
+    assert worker.ask("run", calls=3) == {"got": {"do": "run", "calls": 3}}
+    assert worker.alive
+
+
+@pytest.mark.parametrize("body, reason", [
+    ("def answer(request):\n    sys.exit('the reason')", "exit code 1: the reason"),
+    ("def answer(request):\n    os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL, most often for lack of memory"),
+    ("def answer(request):\n    os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
+])
+def test_a_death_is_told_with_its_cause(worker_of, body, reason):
+    worker = worker_of(body)
+    with pytest.raises(WorkerError, match=reason):
+        worker.ask("check")
+    with pytest.raises(WorkerError, match="worker"):
+        worker.ask("check")
+    assert not worker.alive
+
+
+def test_a_reported_failure_leaves_the_worker_at_work(worker_of):
+    worker = worker_of("answer = lambda request: {'failed': 'no'} if request['do'] == 'check' else {}")
+    with pytest.raises(WorkerError, match="^no$"):
+        worker.ask("check")
+    assert worker.ask("run") == {}
+
+
+def test_a_worker_that_says_nothing_is_ended(worker_of):
+    worker = worker_of("answer = lambda request: time.sleep(60)")
+    with pytest.raises(WorkerError, match="no answer"):
+        worker.ask("check", timeout=0.1)
+    worker.close()
+
+
+WELL = """
+answers = dict(prepare=dict(traits=dict(isa='i', backend='b')), check=dict(error=0, allowed=1),
+               estimate=dict(seconds=0.5), run=dict(seconds=[0.5], wait=None))
+def answer(request):
+    return answers[request['do']]
+"""
+DIES_ONCE = WELL + """
+def answer(request):
+    if request['do'] == 'check' and not os.path.exists(FLAG):
+        open(FLAG, 'w').close()
+        sys.exit('out of luck')
+    return answers[request['do']]
+"""
+
+
+def test_a_dead_worker_is_started_anew_for_the_next_case(monkeypatch, tmp_path):
+    dying = DIES_ONCE.replace("FLAG", repr(str(tmp_path / "flag")))
+    refuses = script("answer = None", {"failed": "RuntimeError: threads are not pinned"})
+    sources = {"hf": script(dying), "hbert-v1": script(WELL), "hbert-v2": refuses}
+    monkeypatch.setattr(session, "start_worker", lambda suite, peer, cpus: start(sources[peer]))
+    cases = tuple(Case("latency", name, "fp32", 1, 7, 7) for name in ("first", "second"))
+    plan = SuitePlan(LATENCY, ("hbert-v1", "hbert-v2"), ("hf",), cases)
+    about = dict.fromkeys(("threads", "torch", "cpu", "git", "date"), "x")
+    report = Report(about)
+    saved = []
+    session.run([plan], [0], Effort(0.1, 3), report, lambda: saved.append(len(report.rows)))
+    assert [(f.peer, f.case) for f in report.failures] == [("hbert-v2", ""), ("hf", "first")]
+    assert "not pinned" in report.failures[0].reason and "out of luck" in report.failures[1].reason
+    assert [(row["case"], row["candidate"], row["baseline"]) for row in report.rows] == [
+        ("first", "hbert-v1", ""), ("second", "hf", "hf"), ("second", "hbert-v1", "hf")]
+    assert saved == [1, 3]
+    assert "no schedstat" in report.about["disturbance"]
+
+
+def test_missing_inputs_fail_their_suite_alone(monkeypatch, tmp_path):
+    def no_network(case, folder):
+        raise OSError("offline")
+    suite = dataclasses.replace(SUITES["throughput"], inputs=no_network)
+    plan = SuitePlan(suite, ("hbert-v1",), ("hf",), tuple(suite.cases([(1, 7)], ["bf16"], "tiny")))
+    report = Report({})
+    session.run([plan], [0], Effort(), report, lambda: None)
+    assert [(f.suite, f.peer, f.reason) for f in report.failures] == [
+        ("throughput", "all peers", "no inputs: OSError: offline")]
+
+
+PINNING = """
+import sys
+sys.path.append({root!r})
+from bench import machine
+import torch
+torch.set_num_threads({threads})
+torch.zeros(1 << 22).add_(1)
+print(machine.check_pinning({cpus}))
+"""
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_threads_of_torch_are_seen_one_per_core_or_refused(pinned):
+    cpus = machine.cores()[:2]
+    source = PINNING.format(root=str(machine.ROOT), threads=len(cpus), cpus=cpus)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
+    environment |= machine.thread_environment(cpus) if pinned else {}
+    done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
+    told = hasattr(os, "sched_getaffinity")
+    if pinned or not told or len(os.sched_getaffinity(0)) == 1:
+        assert done.stdout.strip() == (machine.PINNED if told else machine.UNCHECKED), done.stderr
+    else:
+        assert done.returncode == 1 and "not pinned one per core" in done.stderr
+
+
+def test_pinning_is_refused_when_threads_share_a_core(monkeypatch):
+    monkeypatch.setattr(machine, "pinned_cpus", lambda: {0})
+    assert machine.check_pinning([0]) == machine.PINNED
+    with pytest.raises(RuntimeError, match="not pinned one per core"):
+        machine.check_pinning([0, 1])
+    monkeypatch.setattr(machine, "pinned_cpus", lambda: None)
+    assert machine.check_pinning([0, 1]) == machine.UNCHECKED

@@ -1,0 +1,114 @@
+"""The protocol, on workers that only write down what they are asked."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from bench.client import WorkerError
+from bench.harness import ALL_PEERS, DISTURBED, FEWEST, TRIES, Case, Effort, measure, plan_rounds, rotated
+
+CASE = Case("latency", "1x7", "fp32", 1, 7, work=7)
+TRAITS = {"isa": "none", "backend": "reference"}
+
+
+class FakeWorker:
+    """Answers at once: right by `error`, `seconds` a call, waiting for its core as `waits` says (then never)."""
+
+    def __init__(self, name, log, *, error=0.0, seconds=0.25, waits=(), fails_at=None):
+        self.name, self.log, self.error, self.seconds = name, log, error, seconds
+        self.waits, self.fails_at, self.runs = list(waits), fails_at, 0
+
+    def ask(self, do, **arguments):
+        self.log.append((self.name, do))
+        if do == "prepare":
+            return {"traits": TRAITS}
+        if do == "check":
+            return {"error": self.error, "allowed": 0.1}
+        if do == "estimate":
+            return {"seconds": self.seconds}
+        self.runs += 1
+        if self.runs == self.fails_at:
+            raise WorkerError("out of memory")
+        return {"seconds": [self.seconds] * arguments["calls"], "wait": self.waits.pop(0) if self.waits else 0.0}
+
+
+def run(effort=Effort(min_time=1.0, min_rounds=4), **workers):  # noqa: B008 (frozen)
+    log = []
+    made = {name: FakeWorker(name, log, **settings) for name, settings in workers.items()}
+    return measure(CASE, made, effort, notify=lambda text: None), log, made
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_rotation_gives_every_peer_every_place(count):
+    peers = [f"p{i}" for i in range(count)]
+    orders = [rotated(peers, turn) for turn in range(count)]
+    for place in range(count):
+        assert sorted(order[place] for order in orders) == peers
+
+
+def test_rounds_are_interleaved_in_rotated_order():
+    _, log, _ = run(a={}, b={}, c={})
+    ran = [name for name, do in log if do == "run"]
+    assert [ran[i:i + 3] for i in range(0, len(ran), 3)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+
+
+def test_nothing_is_timed_before_every_peer_has_passed_its_gate():
+    _, log, _ = run(a={}, b={})
+    asked = [do for _, do in log]
+    assert max(i for i, do in enumerate(asked) if do == "check") < asked.index("run")
+
+
+@pytest.mark.parametrize("error", [0.100001, math.inf, math.nan])
+def test_gate_refuses_to_time_a_wrong_peer(error):
+    result, log, _ = run(right={}, wrong={"error": error})
+    assert {do for name, do in log if name == "wrong"} == {"prepare", "check"}
+    assert list(result.gates) == ["right"] and all(set(done) == {"right"} for done in result.rounds)
+    (failure,) = result.failures
+    assert (failure.peer, failure.case, failure.dtype) == ("wrong", "1x7", "fp32")
+    assert "not timed" in failure.reason and "0.1 is allowed" in failure.reason
+
+
+def test_an_error_at_the_tolerance_passes():
+    result, _, _ = run(a={"error": 0.1})
+    assert result.gates["a"].error == 0.1 and not result.failures
+
+
+def test_a_disturbed_slice_is_dropped_counted_and_repeated():
+    result, log, _ = run(a={"waits": [0.0, 2 * DISTURBED]}, b={"waits": [3 * DISTURBED, DISTURBED]})
+    assert (result.dropped, len(result.rounds)) == (2, 4)
+    assert all(part.wait <= DISTURBED for done in result.rounds for part in done.values())
+    assert Counter(name for name, do in log if do == "run") == {"a": 5, "b": 5}
+
+
+def test_a_round_without_an_undisturbed_moment_is_given_up():
+    result, log, _ = run(a={}, b={"waits": [1.0] * TRIES})
+    assert (result.dropped, len(result.rounds)) == (TRIES, 4)
+    assert Counter(name for name, do in log if do == "run") == {"a": 5, "b": 4 + TRIES}
+
+
+def test_a_busy_machine_gives_no_figures():
+    result, _, _ = run(Effort(min_time=0.001, min_rounds=3), a={"seconds": 1e-4, "waits": [1.0] * 10**6},
+                       b={"seconds": 1e-4})
+    assert not result.gates and len(result.rounds) < FEWEST and result.dropped >= FEWEST * TRIES
+    (failure,) = result.failures
+    assert failure.peer == ALL_PEERS and "undisturbed" in failure.reason
+
+
+def test_nothing_is_dropped_where_waiting_is_unknown():
+    result, _, _ = run(a={"waits": [None] * 99})
+    assert result.dropped == 0 and len(result.rounds) == 4
+
+
+def test_a_peer_that_fails_leaves_the_others_their_rounds():
+    result, _, workers = run(a={}, b={"fails_at": 2}, c={})
+    assert [(failure.peer, failure.reason) for failure in result.failures] == [("b", "out of memory")]
+    assert list(result.gates) == ["a", "c"] and len(result.rounds) == 4
+    assert all({"a", "c"} <= set(done) for done in result.rounds) and workers["b"].runs == 2
+
+
+def test_slow_peers_get_the_least_rounds_and_fast_ones_share_the_time():
+    calls, rounds = plan_rounds({"fast": 0.001, "slow": 1.5}, Effort(min_time=2.0, min_rounds=5))
+    assert calls == {"fast": 200, "slow": 1}
+    assert rounds * calls["fast"] * 0.001 >= 2.0 and rounds == 10
+    assert plan_rounds({"slow": 1.5}, Effort(min_time=2.0, min_rounds=5)) == ({"slow": 1}, 5)

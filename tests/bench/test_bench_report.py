@@ -1,0 +1,108 @@
+"""Rows, files and the table, against figures worked out by hand."""
+
+import csv
+import io
+import json
+import os
+
+import pytest
+from bench_results import measured
+from rich.console import Console
+
+from bench.harness import Failure
+from bench.report import COLUMNS, Report, check_writable, save, show
+
+ABOUT = {"threads": 2, "torch": "2.13.0", "cpu": "a processor", "git": "abc-dirty", "date": "2026-01-02T03:04:05"}
+
+
+def report(*results, baselines=("hf", "hf-compile")):
+    made = Report(dict(ABOUT))
+    for one in results:
+        made.add(one, ("hbert-v1", "hbert-v2"), baselines)
+    return made
+
+
+def row(made, candidate, baseline):
+    (found,) = [r for r in made.rows if (r["candidate"], r["baseline"]) == (candidate, baseline)]
+    return found
+
+
+def test_the_columns_are_fixed(tmp_path):
+    csv_path, json_path = save(report(measured()), tmp_path, "run")
+    lines = csv_path.read_text().splitlines()
+    assert lines[0] == (
+        "suite,case,candidate,baseline,dtype,batch,seq,metric,unit,median,p10,p90,p99,ratio,ratio_lo,ratio_hi,max_err,"
+        "rounds,dropped,threads,isa,backend,torch,cpu,git,date"
+    )
+    assert lines[1] == (
+        "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,1,1,1,0,3,4,2,avx2,backend of hf,2.13.0,a processor,"
+        "abc-dirty,2026-01-02T03:04:05"
+    )
+    assert len(lines) == 1 + 4  # two baselines, and one candidate against each
+    stored = json.loads(json_path.read_text())
+    assert stored["about"] == ABOUT and [list(r) for r in stored["rows"]] == [list(COLUMNS)] * 4
+    assert stored["rounds"][2]["peers"]["hf"] == {"seconds": [0.4, 0.4], "wait": 0.0}
+
+
+def test_a_time_is_better_when_it_is_smaller():
+    ours = row(report(measured()), "hbert-v1", "hf")
+    assert (ours["metric"], ours["unit"], ours["median"]) == ("latency", "ms", 250.0)
+    assert (ours["ratio"], ours["ratio_lo"], ours["ratio_hi"]) == pytest.approx((2.0, 1.0, 3.0))
+    assert ours["max_err"] == pytest.approx(0.001) and ours["backend"] == "backend of hbert-v1"
+
+
+def test_a_rate_is_better_when_it_is_larger():
+    ours = row(report(measured("throughput")), "hbert-v1", "hf")
+    assert (ours["metric"], ours["unit"], ours["median"]) == ("throughput", "tokens/s", 1024 / 0.25)
+    assert (ours["ratio"], ours["ratio_lo"], ours["ratio_hi"]) == pytest.approx((2.0, 1.0, 3.0))
+    assert ours["p10"] < ours["median"] < ours["p90"]
+
+
+def test_each_baseline_has_its_own_ratio():
+    made = report(measured())
+    assert row(made, "hbert-v1", "hf-compile")["ratio"] == pytest.approx(0.8)
+    assert row(made, "hf-compile", "hf-compile")["ratio"] == 1.0
+
+
+def test_p99_from_200_calls():
+    calls = {"hf": [tuple(0.001 * (i + 1) for i in range(67))] * 3}
+    made = row(report(measured(peers=("hf",), calls=calls)), "hf", "hf")
+    assert 66 <= made["p99"] <= 67
+
+
+def test_without_a_baseline_there_is_no_ratio(tmp_path):
+    made = report(measured(peers=("hbert-v1",)))
+    assert row(made, "hbert-v1", "")["ratio"] is None
+    (cells,) = csv.DictReader(io.StringIO(save(made, tmp_path, "run")[0].read_text()))
+    assert (cells["ratio"], cells["ratio_lo"], cells["baseline"]) == ("", "", "")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    (old,) = save(report(), tmp_path, "run")[:1]
+    before = old.read_text()
+
+    def full(source, target):
+        raise OSError("no space left on device")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        save(report(measured()), tmp_path, "run")
+    assert old.read_text() == before and sorted(p.name for p in tmp_path.iterdir()) == ["run.csv", "run.json"]
+
+
+def test_an_unwritable_folder_is_found_out_first(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        check_writable(tmp_path / "file")
+
+
+def test_the_table_shows_figures_and_failures():
+    made = report(measured())
+    made.failures.append(Failure("latency", "8x128", "bf16", "hbert-v2", "not timed: wrong"))
+    console = Console(file=io.StringIO(), width=140)
+    show(made, console)
+    text = console.file.getvalue()
+    assert "2.00 [1.00, 3.00] v hf" in text and "450" in text and "3 (4)" in text
+    assert "failed latency 8x128 bf16, hbert-v2: not timed: wrong" in text
+    assert "abc-dirty" in text and "4 slices" in text

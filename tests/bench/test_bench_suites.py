@@ -1,0 +1,140 @@
+"""What the suites build: the gate on real models, the shared batches, and one whole run with tiny models."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hbert.data
+import hbert_kernels
+from bench import harness, machine, run
+from bench.corpus import BATCHES, masked_batches
+from bench.harness import FEWEST, Case
+from bench.peers import DTYPES, VOCAB_SIZE, build, ids_and_mask, traits
+from bench.suites import HBERTS, PEERS, SUITES
+from bench.suites.latency import Forward
+from bench.suites.throughput import TrainingStep
+
+
+@pytest.fixture
+def local_corpus(tmp_path, monkeypatch):
+    """Stands for the fetched text: 400 documents of made-up words, in a cache of its own."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(300)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(" ".join(rng.choice(words, 60)) for _ in range(400)))
+    corpus = hbert.data.load_corpus(text=[path])
+    monkeypatch.setenv("HBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hbert.data, "load_corpus", lambda names: corpus)
+
+
+def latency_case(dtype):
+    return Case("latency", "2x37", dtype, 2, 37, 74, {"size": "tiny"})
+
+
+def training_case(folder, dtype="bf16"):
+    case = Case("throughput", "2x37", dtype, 2, 37, 74, {"size": "tiny"})
+    return Case(**{**vars(case), "params": {"size": "tiny", **masked_batches(case, folder)}})
+
+
+def test_batches_are_full_masked_and_reproducible(local_corpus, tmp_path):
+    case = training_case(tmp_path)
+    with np.load(case.params["batches"]) as stored:
+        ids, labels = stored["input_ids"], stored["labels"]
+    assert ids.shape == labels.shape == (BATCHES, 2, 37)
+    assert 0 < ids.min() and ids.max() < VOCAB_SIZE  # 0 is padding
+    masked = (labels != -100).mean()
+    assert 0.08 < masked < 0.22 and len(np.unique(ids.reshape(BATCHES, -1), axis=0)) == BATCHES
+    with np.load(masked_batches(case, tmp_path)["batches"]) as again:
+        assert np.array_equal(again["input_ids"], ids) and np.array_equal(again["labels"], labels)
+
+
+@pytest.mark.parametrize("peer", ["hf", "hbert-v2c"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype):
+    task = Forward(peer, latency_case(dtype))
+    error, allowed = task.check()
+    assert 0 < error <= allowed
+    right = task.step
+
+    def off_in_one_place():
+        output = right().clone()
+        output[1, 36, 5] += 4 * allowed
+        return output
+    task.step = off_in_one_place
+    error, allowed = task.check()
+    assert error > allowed
+
+
+@pytest.mark.parametrize("peer", ["hf", "hbert-v1"])
+def test_gate_of_a_training_step_sees_wrong_gradients(peer, local_corpus, tmp_path):
+    task = TrainingStep(peer, training_case(tmp_path))
+    error, allowed = task.check()
+    assert 0 < error <= allowed < 0.05
+    right = task._call
+
+    def with_a_larger_loss(**batch):
+        output = right(**batch)
+        output.loss = 1.05 * output.loss
+        return output
+    task._call = with_a_larger_loss
+    error, allowed = task.check()
+    assert error == pytest.approx(0.05, rel=0.3) and error > allowed
+
+
+def test_a_training_step_trains(local_corpus, tmp_path):
+    task = TrainingStep("hbert-v1", training_case(tmp_path, "fp32"))
+    before = {name: value.clone() for name, value in task._model.named_parameters()}
+    task.step()
+    changed = [name for name, value in task._model.named_parameters() if not torch.equal(value, before[name])]
+    assert len(changed) > len(before) / 2
+    assert all(value.grad is None for value in task._model.parameters())
+
+
+@pytest.mark.parametrize("peer", HBERTS + PEERS[:1])
+def test_every_named_peer_is_built_with_the_same_weights_each_time(peer):
+    with torch.inference_mode():
+        first, second = (build(peer, "encoder", "tiny").eval()(**ids_and_mask(1, 7)) for _ in range(2))
+    assert torch.equal(first.last_hidden_state, second.last_hidden_state)
+    assert first.last_hidden_state.shape == (1, 7, 128)
+
+
+def test_traits_name_backends_that_exist():
+    assert set(traits("hbert-v1", torch.bfloat16)["backend"].split("+")) <= set(hbert_kernels.BACKENDS)
+    with hbert_kernels.use_backend("reference"):
+        assert traits("hbert-v1", torch.float32)["backend"] == "reference"
+    assert traits("hf", torch.float32)["backend"] == "torch"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The rows and the JSON of a run of both suites, tiny models, one shape."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        local_corpus.__wrapped__(folder, patch)
+        patch.setattr(harness, "DISTURBED", float("inf"))  # the machine of a test run is not quiet
+        arguments = ["--shapes", "2x37", "--models", "hbert-v1", "--dtype", "bf16", "--min-time", "0.05"]
+        code = run.main([*arguments, "--threads", "1", "--out", str(folder / "results")], size="tiny")
+    (table,), (stored,) = (folder / "results").glob("*.csv"), (folder / "results").glob("*.json")
+    return code, list(csv.DictReader(table.open())), json.loads(stored.read_text())
+
+
+def test_a_whole_run_has_a_row_for_each_peer_and_case(whole_run):
+    code, rows, stored = whole_run
+    assert code == 0 and stored["failures"] == []
+    assert [(row["suite"], row["dtype"], row["candidate"], row["baseline"]) for row in rows] == [
+        ("latency", "bf16", "hf", "hf"), ("latency", "bf16", "hbert-v1", "hf"),
+        ("throughput", "bf16", "hf", "hf"), ("throughput", "bf16", "hbert-v1", "hf"),
+    ]
+    for row in rows:
+        assert float(row["median"]) > 0 and float(row["max_err"]) > 0 and int(row["rounds"]) >= FEWEST
+        assert float(row["ratio_lo"]) <= float(row["ratio"]) <= float(row["ratio_hi"])
+        assert row["unit"] == SUITES[row["suite"]].metric.unit
+
+
+def test_the_header_of_a_whole_run_tells_how_it_was_measured(whole_run):
+    about = whole_run[2]["about"]
+    assert about["pinning"] in (machine.PINNED, machine.UNCHECKED) and about["heap"] and about["transformers"]
+    assert about["torch"] == torch.__version__ and about["threads"] == 1
