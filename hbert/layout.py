@@ -133,11 +133,10 @@ class DenseLayout(Layout):
         return self.mask.view(*self.mask.shape, *[1] * (x.dim() - 2))
 
     def _softmax(self, scores: Tensor, dim: int, valid: Tensor) -> Tensor:
-        """Softmax in float32 or wider over the valid entries; zeros where there are none."""
+        """Softmax over the valid entries, in float32 or wider; the rest is exactly 0 where any is valid."""
         wide = torch.promote_types(scores.dtype, torch.float32)
         # The lowest finite number instead of -inf: a row that is all padding must not become 0/0.
-        masked = scores.to(wide).masked_fill(~valid, torch.finfo(wide).min)
-        return masked.softmax(dim).masked_fill(~valid, 0).to(scores.dtype)
+        return scores.to(wide).masked_fill(~valid, torch.finfo(wide).min).softmax(dim).to(scores.dtype)
 
     def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
         q, k, v = (_split_heads(part, num_heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))

@@ -52,24 +52,9 @@ def _norm_cases(device: str) -> Iterator[Case]:
             yield Case("add_layer_norm", label, ops.add_layer_norm, [branch, residual.to(device, stream), *affine])
 
 
-def _attention_cases(device: str) -> Iterator[Case]:
-    for lengths, heads, head_size in [([1], 2, 64), ([37, 0, 129], 3, 64), ([520, 7], 2, 80), ([300], 1, 24)]:
-        generator = torch.Generator().manual_seed(sum(lengths))
-        qkv = torch.randn(sum(lengths), 3 * heads * head_size, generator=generator, dtype=torch.float64)
-        cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0).int()
-
-        def function(x: Tensor, cu: Tensor = cu_seqlens, longest: int = max(lengths), heads: int = heads) -> Tensor:
-            return ops.attention(x, cu, longest, heads)
-
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            label = f"lengths {lengths} {heads}x{head_size} {str(dtype).removeprefix('torch.')}"
-            yield Case("attention", label, function, [qkv.to(device, dtype)])
-
-
 def cases(device: str) -> Iterator[Case]:
     """All cases of the ops that have kernels."""
     yield from _norm_cases(device)
-    yield from _attention_cases(device)
 
 
 def run(device: str) -> dict[tuple[str, str], list[tuple[Case, list[Result]]]]:

@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
   p.x = dense.const_data_ptr();
   p.scorer = dense_scorer.const_data_ptr();
   Tensor pooled = new_pooled(x, p, sequences.count);
-  Tensor lse = torch::stable::new_empty(x, {sequences.count, heads}, compute_type(p.x_dtype));
+  Tensor softmax = torch::stable::new_zeros(x, {sequences.count, 2, heads}, compute_type(p.x_dtype));
   const size_t size = compute_size(p.x_dtype);
   const int64_t table = heads * output_width(p), stride = table + 2 * heads, chunks = sequences.chunks.size();
   char* memory = workspace<Slot::kCall>(chunks * stride * size);
@@ -65,40 +65,39 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
     for (int64_t i = begin; i < end; ++i) k.forward(p, sequences.chunks[i].rows, part_at(i));
   });
   char* out = static_cast<char*>(pooled.mutable_data_ptr());
-  char* out_lse = static_cast<char*>(lse.mutable_data_ptr());
+  char* out_softmax = static_cast<char*>(softmax.mutable_data_ptr());
   std::memset(out, 0, sequences.count * table * size);
-  std::memset(out_lse, 0, sequences.count * heads * size);
   torch::stable::parallel_for(0, chunks, row_grain(table), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const RowRange& rows = sequences.chunks[i].rows;
       if (rows.begin != rows.first_row) continue;  // the first chunk of a sequence merges all of them
       const int64_t count = (rows.end_row - rows.first_row + kChunkRows - 1) / kChunkRows;
-      k.merge(p, part_at(i), stride, count, out + rows.sequence * table * size, out_lse + rows.sequence * heads * size);
+      k.merge(p, part_at(i), stride, count, out + rows.sequence * table * size, out_softmax + rows.sequence * 2 * heads * size);
     }
   });
-  return {pooled, lse};
+  return {pooled, softmax};
 }
 
 std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const Tensor& x, const Tensor& scorer,
-                                                  const Tensor& cu_seqlens, const Tensor& pooled, const Tensor& lse,
+                                                  const Tensor& cu_seqlens, const Tensor& pooled, const Tensor& softmax,
                                                   int64_t heads, bool full, double scale) {
   const char* op = "additive_pool_backward";
   const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
   PoolProblem p = describe(x, scorer, sequences, heads, full, scale, op);
   const Tensor dense = torch::stable::contiguous(x), dense_scorer = torch::stable::contiguous(scorer),
                dense_pooled = torch::stable::contiguous(pooled), dense_dpooled = torch::stable::contiguous(dpooled),
-               dense_lse = torch::stable::contiguous(lse);
+               dense_softmax = torch::stable::contiguous(softmax);
   const int64_t table = heads * output_width(p);
   for (const Tensor* t : {&dense_pooled, &dense_dpooled})
     STD_TORCH_CHECK(t->numel() == sequences.count * table && t->scalar_type() == compute_type(p.x_dtype), op,
                     ": pooled and dpooled must have the shape and dtype of the output");
-  STD_TORCH_CHECK(lse.numel() == sequences.count * heads && lse.scalar_type() == compute_type(p.x_dtype), op,
-                  ": lse must be [B, h] in the compute dtype");
+  STD_TORCH_CHECK(softmax.numel() == sequences.count * 2 * heads && softmax.scalar_type() == compute_type(p.x_dtype), op,
+                  ": softmax must be [B, 2, h] in the compute dtype");
   p.x = dense.const_data_ptr();
   p.scorer = dense_scorer.const_data_ptr();
   Tensor dx = torch::stable::new_empty(x, {x.size(0), p.width});
   Tensor dscorer = torch::stable::new_zeros(scorer, scorer.sizes());
-  const PoolGradient g{dense_lse.const_data_ptr(), dense_pooled.const_data_ptr(), dense_dpooled.const_data_ptr(),
+  const PoolGradient g{dense_softmax.const_data_ptr(), dense_pooled.const_data_ptr(), dense_dpooled.const_data_ptr(),
                        dx.mutable_data_ptr()};
   const PoolKernels& k = table_for(p.x_dtype, kTables);
   const size_t size = compute_size(p.x_dtype);

@@ -27,7 +27,7 @@ struct PoolPart {
 };
 
 struct PoolGradient {
-  const void* lse;      // [sequences, heads]: log of the sum of exp(score)
+  const void* softmax;  // [sequences, 2, heads]: the largest score, and the sum of exp(score - largest)
   const void* pooled;   // [sequences, heads, row]
   const void* dpooled;  // [sequences, heads, row]
   void* dx;             // [rows, width], x_dtype
@@ -35,8 +35,8 @@ struct PoolGradient {
 
 struct PoolKernels {
   void (*forward)(const PoolProblem&, RowRange, PoolPart);
-  // Merges `count` parts in order, part p at offset p stride (in values) of the given pointers; writes one row of the result.
-  void (*merge)(const PoolProblem&, PoolPart parts, int64_t stride, int64_t count, void* pooled, void* lse);
+  // Merges `count` parts in order, part p at offset p stride (in values) of the given pointers, into one sequence's results.
+  void (*merge)(const PoolProblem&, PoolPart parts, int64_t stride, int64_t count, void* pooled, void* softmax);
   // Adds the chunk's share of the gradient of the scorer to dscorer, [heads, row].
   void (*backward)(const PoolProblem&, const PoolGradient&, RowRange, void* dscorer);
 };

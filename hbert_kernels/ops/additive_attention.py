@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _check, _dispatch
-from ._common import cast, compute_dtype, rows_of_sequences, without_autocast
+from ._common import cast, rows_of_sequences, without_autocast
 from .additive_pool import additive_pool
 from .gated_layer_norm import gated_layer_norm
 
@@ -97,7 +97,7 @@ def additive_attention(
     _check.cu_seqlens(op, cu_seqlens, query.shape[0], query.device, max_seqlen)
     if form not in FORMS:
         raise ValueError(f"{op}: form is {form!r}, allowed: {', '.join(map(repr, FORMS))}")
-    _dispatch.select(op, query, x, key_weight)
+    _dispatch.select(op, query, x, query_att)
     if form == "auto":
         form = "key_free" if prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1) else "direct"
     gate = _global_key(
@@ -134,7 +134,9 @@ def _global_key(
             # Constant over t: no effect, and a gradient of exactly zero (not None: DDP waits for every parameter).
             global_query = global_query + 0.0 * bias.to(global_query.dtype).sum()
     if form == "direct":
-        key = F.linear(x, key_weight.to(x.dtype), cast(key_bias, x.dtype))
+        # Dead rows get no gradient, but 0 * NaN would still reach that of the weight.
+        alive = torch.arange(x.shape[0], device=x.device) < cu_seqlens[-1]
+        key = F.linear(torch.where(alive[:, None], x, 0), key_weight.to(x.dtype), cast(key_bias, x.dtype))
         product = key.to(global_query.dtype) * rows_of_sequences(global_query, cu_seqlens, x.shape[0])
         return additive_pool(product, key_att.to(product.dtype), *varlen)
     return _key_free_global_key(global_query, x, key_weight, key_bias, key_att, varlen)
@@ -148,14 +150,25 @@ def _key_free_global_key(
     key_att: Tensor,
     varlen: tuple[Tensor, int, int],
 ) -> Tensor:
-    acc, num_heads = compute_dtype(x), varlen[2]
-    key_weight_heads = key_weight.to(acc).unflatten(0, (num_heads, -1))
+    # As everywhere, GEMMs run in the dtype of the activations, softmax and statistics in the compute dtype.
+    num_heads, weight = varlen[2], key_weight.to(x.dtype)
+    weight_heads = weight.unflatten(0, (num_heads, -1))
     if key_att.shape[1] == x.shape[1]:
-        scored = global_query[:, None, :] * key_att.to(acc)
-        scorer = scored @ key_weight.to(acc)
+        scored = global_query[:, None, :] * key_att.to(global_query.dtype)
+        scorer = scored.to(x.dtype) @ weight
     else:
-        scored = global_query.unflatten(1, (num_heads, -1)) * key_att.to(acc)
-        scorer = torch.einsum("bhd,hdi->bhi", scored, key_weight_heads)
-    pooled = additive_pool(x, scorer, *varlen, output="full")
-    key = torch.einsum("bhi,hdi->bhd", pooled, key_weight_heads).flatten(1)
-    return global_query * (key if key_bias is None else key + key_bias.to(acc))
+        scored = global_query.unflatten(1, (num_heads, -1)) * key_att.to(global_query.dtype)
+        scorer = torch.einsum("bhd,hdi->bhi", scored.to(x.dtype), weight_heads)
+    pooled = additive_pool(x, scorer, *varlen, output="full").to(x.dtype)
+    key = torch.einsum("bhi,hdi->bhd", pooled, weight_heads).flatten(1).to(global_query.dtype)
+    return global_query * (key if key_bias is None else key + key_bias.to(key.dtype))
+
+
+def _cpp_refusal(query: Tensor | None = None, x: Tensor | None = None, query_att: Tensor | None = None) -> str | None:
+    """The op is composed of additive_pool, a library's GEMMs and gated_layer_norm: it has kernels where they have."""
+    return _dispatch.refusal("additive_pool", "cpp", query, query_att) or _dispatch.refusal(
+        "gated_layer_norm", "cpp", query, x
+    )
+
+
+_dispatch.register("additive_attention", "cpp", _cpp_refusal)

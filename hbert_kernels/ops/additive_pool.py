@@ -94,7 +94,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     num_seqs, hidden = cu_seqlens.shape[0] - 1, x.shape[1]
     shape = (num_seqs, num_heads, hidden) if full else (num_seqs, hidden)
-    return scorer.new_empty(shape), scorer.new_empty(num_seqs, num_heads)
+    return scorer.new_empty(shape), scorer.new_empty(num_seqs, 2, num_heads)
 
 
 def _backward_fake(
@@ -103,7 +103,7 @@ def _backward_fake(
     scorer: Tensor,
     cu_seqlens: Tensor,
     pooled: Tensor,
-    lse: Tensor,
+    softmax: Tensor,
     num_heads: int,
     full: bool,
     scale: float,
@@ -113,11 +113,11 @@ def _backward_fake(
 
 _library.define(
     "additive_pool(Tensor x, Tensor scorer, Tensor cu_seqlens, int num_heads, bool full, float scale)"
-    " -> (Tensor pooled, Tensor lse)",
+    " -> (Tensor pooled, Tensor softmax)",
     _forward_fake,
 )
 _library.define(
-    "additive_pool_backward(Tensor dpooled, Tensor x, Tensor scorer, Tensor cu_seqlens, Tensor pooled, Tensor lse,"
+    "additive_pool_backward(Tensor dpooled, Tensor x, Tensor scorer, Tensor cu_seqlens, Tensor pooled, Tensor softmax,"
     " int num_heads, bool full, float scale) -> (Tensor dx, Tensor dscorer)",
     _backward_fake,
 )
@@ -138,8 +138,8 @@ class _AdditivePool(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scorer: Tensor, cu_seqlens: Tensor, num_heads: int, full: bool, scale: float
     ) -> Tensor:
-        pooled, lse = torch.ops.hbert_kernels.additive_pool(x, scorer, cu_seqlens, num_heads, full, scale)
-        ctx.save_for_backward(x, scorer, cu_seqlens, pooled, lse)
+        pooled, softmax = torch.ops.hbert_kernels.additive_pool(x, scorer, cu_seqlens, num_heads, full, scale)
+        ctx.save_for_backward(x, scorer, cu_seqlens, pooled, softmax)
         ctx.options = num_heads, full, scale
         return pooled
 

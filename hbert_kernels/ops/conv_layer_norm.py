@@ -134,6 +134,7 @@ class _ConvLayerNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bias = ctx.saved_tensors[3:5]
-        dx, dweight, dbias, dconv = torch.ops.hbert_kernels.conv_layer_norm_backward(dy, *ctx.saved_tensors)
+        saved = ctx.saved_tensors  # once: activation checkpointing recomputes at each access
+        weight, bias = saved[3:5]
+        dx, dweight, dbias, dconv = torch.ops.hbert_kernels.conv_layer_norm_backward(dy, *saved)
         return dx, present(weight, dweight), present(bias, dbias), dconv, None, None

@@ -119,6 +119,7 @@ class _GatedLayerNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bias = ctx.saved_tensors[5:]
-        dx, dgate, dweight, dbias = torch.ops.hbert_kernels.gated_layer_norm_backward(dy, *ctx.saved_tensors)
+        saved = ctx.saved_tensors  # once: activation checkpointing recomputes at each access
+        weight, bias = saved[5:]
+        dx, dgate, dweight, dbias = torch.ops.hbert_kernels.gated_layer_norm_backward(dy, *saved)
         return dx, dgate, None, present(weight, dweight), present(bias, dbias), None

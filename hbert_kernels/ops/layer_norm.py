@@ -134,8 +134,10 @@ _dispatch.register("layer_norm", "cpp", _dispatch.cpp_refusal)
 _dispatch.register("add_layer_norm", "cpp", _dispatch.cpp_refusal)
 
 
-def _backward(ctx: Any, dy: Tensor, dtotal: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x, mean, rstd, weight, bias = ctx.saved_tensors
+def _backward(
+    saved: tuple[Tensor, ...], dy: Tensor, dtotal: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    x, mean, rstd, weight, bias = saved
     dx, dweight, dbias = torch.ops.hbert_kernels.layer_norm_backward(dy, dtotal, x, mean, rstd, weight, bias)
     return dx, present(weight, dweight), present(bias, dbias)
 
@@ -150,7 +152,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dy, None), None
+        return *_backward(ctx.saved_tensors, dy, None), None
 
 
 class _AddLayerNorm(torch.autograd.Function):
@@ -167,8 +169,9 @@ class _AddLayerNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: activation checkpointing recomputes at each access
         if dy is None:
-            dy = torch.zeros_like(ctx.saved_tensors[0], dtype=ctx.dtypes[0])
-        dsum, dweight, dbias = _backward(ctx, dy, dtotal)
+            dy = torch.zeros_like(saved[0], dtype=ctx.dtypes[0])
+        dsum, dweight, dbias = _backward(saved, dy, dtotal)
         dx, dresidual = (dsum.to(dtype) for dtype in ctx.dtypes)
         return dx, dresidual, dweight, dbias, None

@@ -66,7 +66,18 @@ def test_labels_of_padding_do_not_count():
     noisy = torch.where(mask, labels, torch.full_like(labels, 10**6))
     for variant in (model, dense_twin(model)):
         clean, dirty = variant(ids, mask, labels=labels), variant(ids, mask, labels=noisy)
-        assert torch.equal(clean.loss, dirty.loss) and torch.equal(clean.num_masked, dirty.num_masked)
+        assert torch.equal(clean.loss, dirty.loss)
+        assert clean.num_masked == dirty.num_masked == (labels != IGNORED).sum()
+
+
+def test_labels_of_dead_rows_do_not_count():
+    model = small_masked_lm().train()
+    cu = torch.tensor([0, 2, 5], dtype=torch.int32)
+    ids = torch.arange(1, 9)
+    live = model(ids[:5], labels=ids[:5], cu_seqlens=cu, max_seqlen=3)
+    out = model(ids, labels=ids, cu_seqlens=cu, max_seqlen=3)
+    assert out.num_masked == 5
+    torch.testing.assert_close(out.loss, live.loss, rtol=1e-12, atol=0)
 
 
 def test_a_batch_without_masked_tokens_has_zero_loss_and_zero_gradients():

@@ -1,12 +1,14 @@
 """Fixtures of the op tests."""
 
 import pytest
+import torch
 
 import hbert_kernels as hk
 
 
 @pytest.fixture
 def reference():
-    """The reference path, whatever has been compiled."""
+    """The reference path, whatever has been compiled; one thread, since tiny tensors in plain loops gain nothing from two."""
+    torch.set_num_threads(1)
     with hk.use_backend("reference"):
         yield

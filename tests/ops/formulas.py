@@ -92,8 +92,8 @@ def conv_layer_norm(x, weight, bias, conv_weight, cu_seqlens, eps=1e-5):
 def additive_pool(x, scorer, cu_seqlens, max_seqlen, num_heads, *, output="slice"):
     """p_j = sum_t softmax_t(s_tj / sqrt(d)) x_t per sequence and head.
 
-    The score s_tj is the product of the row (scorer [h, H] or [B, h, H]) or of the head's slice (scorer [h, d]) with the
-    scorer of head j. "slice" keeps slice j of p_j and concatenates to [B, H], "full" stacks to [B, h, H].
+    The score s_tj is the product of the row (scorer [h, H] or [B, h, H]) or of the head's slice (scorer [h, d]) with
+    the scorer of head j. "slice" keeps slice j of p_j and concatenates to [B, H], "full" stacks to [B, h, H].
     """
     x, scorer = wide(x, scorer)
     width = x.shape[1]
@@ -156,7 +156,7 @@ def additive_attention(
 
 
 def _summarise(rows, scorer, bias, num_heads):
-    """The heads' softmax-weighted sums of their own slices over the rows [n, H] of one sequence, concatenated to [H]."""
+    """Softmax-weighted sum over the rows [n, H] of one sequence of each head's own slice, concatenated to [H]."""
     head_dim = rows.shape[1] // num_heads
     summary = []
     for j in range(num_heads):

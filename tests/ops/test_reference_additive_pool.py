@@ -8,7 +8,7 @@ import torch
 import hbert_kernels as hk
 
 from . import checks, formulas
-from .checks import BF16, F32, ODD_LENGTHS, RAGGED, SIZES, cu_of, randn
+from .checks import BF16, F32, RAGGED, cu_of, randn
 
 pytestmark = pytest.mark.usefixtures("reference")
 each_scorer = pytest.mark.parametrize("scorer", ["dense", "per_sequence", "per_head"])
@@ -30,8 +30,7 @@ def problem(lengths, width, heads, scorer, output, logits=1.0):
 
 @each_output
 @each_scorer
-@pytest.mark.parametrize(("width", "heads"), SIZES)
-@pytest.mark.parametrize("lengths", ODD_LENGTHS, ids=str)
+@pytest.mark.parametrize(("lengths", "width", "heads"), checks.PROBLEMS, ids=str)
 def test_exact_in_float64(lengths, width, heads, scorer, output):
     checks.assert_exact(*problem(lengths, width, heads, scorer, output))
 
@@ -40,15 +39,14 @@ def test_exact_in_float64(lengths, width, heads, scorer, output):
 @each_scorer
 @pytest.mark.parametrize(("dtype", "parameter"), [(F32, F32), (BF16, BF16), (BF16, F32)], ids=str)
 def test_single_and_half_precision(scorer, output, dtype, parameter):
-    op, formula, inputs = problem([37, 0, 129, 1, 2], 64, 4, scorer, output)
-    checks.assert_within_policy(op, formula, inputs, dtype, parameter)
+    checks.assert_within_policy(lambda: problem([37, 0, 129, 1, 2], 64, 4, scorer, output), dtype, parameter)
+    op, _, inputs = problem([3], 64, 4, scorer, output)
     assert op(*[t.to(dtype) for t in inputs]).dtype == F32
 
 
 def test_a_thousand_tokens():
-    op, formula, inputs = problem([1000], 64, 4, "dense", "slice")
-    checks.assert_exact(op, formula, inputs)
-    checks.assert_within_policy(op, formula, inputs, F32)
+    checks.assert_exact(*problem([1000], 64, 4, "dense", "slice"))
+    checks.assert_within_policy(lambda: problem([1000], 64, 4, "dense", "slice"), F32)
 
 
 @each_scorer
@@ -145,19 +143,17 @@ def test_gradcheck(scorer, output):
     checks.assert_gradcheck(op, inputs)
 
 
-@each_scorer
-def test_compiles(scorer):
+@pytest.mark.parametrize(("scorer", "output"), [("per_sequence", "full"), ("per_head", "slice")])
+def test_compiles(scorer, output):
     def function(x, vectors, cu, longest):
-        return hk.additive_pool(x, vectors, cu, longest, 4, output="slice"), hk.additive_pool(
-            x, vectors, cu, longest, 4, output="full"
-        )
+        return hk.additive_pool(x, vectors, cu, longest, 4, output=output)
 
-    batches = ([3, 4], [5, 0, 7], [2, 2, 9, 30])
-    calls = [(problem(b, 64, 4, scorer, "slice")[2], (cu_of(b), max(b))) for b in batches]
+    batches = ([3, 4], [2, 0, 9, 30])
+    calls = [(problem(b, 64, 4, scorer, output)[2], (cu_of(b), max(b))) for b in batches]
     checks.assert_compiles(function, calls)
 
 
-@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any),
     scorer=st.sampled_from(["dense", "per_sequence", "per_head"]),

@@ -8,7 +8,7 @@ import torch
 import hbert_kernels as hk
 
 from . import checks, formulas
-from .checks import BF16, F32, F64, ODD_LENGTHS, RAGGED, SIZES, cu_of, randn
+from .checks import BF16, F32, F64, RAGGED, cu_of, randn
 
 pytestmark = pytest.mark.usefixtures("reference")
 
@@ -20,13 +20,14 @@ def bind(function, lengths, heads, longer=0, **options):
 
 def problem(lengths, width, heads, scale=1.0):
     """The op, its formula and qkv."""
-    return bind(hk.attention, lengths, heads), bind(formulas.attention, lengths, heads), [
-        randn(sum(lengths), 3 * width, scale=scale)
-    ]
+    return (
+        bind(hk.attention, lengths, heads),
+        bind(formulas.attention, lengths, heads),
+        [randn(sum(lengths), 3 * width, scale=scale)],
+    )
 
 
-@pytest.mark.parametrize(("width", "heads"), SIZES)
-@pytest.mark.parametrize("lengths", ODD_LENGTHS, ids=str)
+@pytest.mark.parametrize(("lengths", "width", "heads"), checks.PROBLEMS, ids=str)
 def test_exact_in_float64(lengths, width, heads):
     checks.assert_exact(*problem(lengths, width, heads))
 
@@ -38,7 +39,7 @@ def test_a_thousand_tokens():
 @pytest.mark.parametrize("lengths", [[37, 0, 129, 1, 2], [64, 64]], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_single_and_half_precision(lengths, dtype):
-    checks.assert_within_policy(*problem(lengths, 64, 4), dtype)
+    checks.assert_within_policy(lambda: problem(lengths, 64, 4), dtype)
 
 
 def test_one_token_attends_to_itself():
@@ -111,7 +112,7 @@ def test_compiles():
     def function(qkv, cu, longest):
         return hk.attention(qkv, cu, longest, 4)
 
-    batches = ([3, 4], [5, 0, 7], [2, 2, 9, 30])
+    batches = ([3, 4], [2, 0, 9, 30])
     checks.assert_compiles(function, [(problem(b, 64, 4)[2], (cu_of(b), max(b))) for b in batches])
 
 

@@ -34,14 +34,14 @@ OPTIONS = [{}, {"label_smoothing": 0.1}, {"ignore_index": 3}, {"num_masked": 17}
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("rows", [1, 7, 37, 129])
+@pytest.mark.parametrize("rows", [1, 37, 129])
 def test_exact_in_float64(rows, options):
     checks.assert_exact(*problem(rows, **options))
 
 
-@pytest.mark.parametrize("width", [192, 1000])
-def test_widths(width):
-    checks.assert_exact(*problem(37, width, vocabulary=7, label_smoothing=0.3))
+@pytest.mark.parametrize(("rows", "width"), [(37, 192), (7, 1000), (1000, 64)])
+def test_other_sizes(rows, width):
+    checks.assert_exact(*problem(rows, width, vocabulary=7, label_smoothing=0.3))
 
 
 def test_no_bias():
@@ -51,10 +51,10 @@ def test_no_bias():
 
 @pytest.mark.parametrize(("dtype", "parameter"), [(F32, F32), (BF16, BF16), (BF16, F32)], ids=str)
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
-@pytest.mark.parametrize("rows", [37, 1000])
+@pytest.mark.parametrize("rows", [7, 129])
 def test_single_and_half_precision(rows, options, dtype, parameter):
-    op, formula, inputs = problem(rows, **options)
-    checks.assert_within_policy(op, formula, inputs, dtype, parameter)
+    checks.assert_within_policy(lambda: problem(rows, **options), dtype, parameter)
+    op, _, inputs = problem(rows, **options)
     assert op(*[t.to(dtype) for t in inputs]).dtype == F32
 
 
@@ -126,7 +126,7 @@ def test_compiles():
     def function(hidden, weight, bias, labels):
         return hk.masked_lm_loss(hidden, weight, bias, labels, label_smoothing=0.1)[0]
 
-    calls = [(problem(rows)[2], (torch.randint(101, (rows,)),)) for rows in (2, 5, 37)]
+    calls = [(problem(rows)[2], (torch.randint(101, (rows,)),)) for rows in (2, 37)]
     checks.assert_compiles(function, calls)
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("reference")
 
 def activation_pair(name):
     def bind(function):
-        return lambda x, w, b, c: function(x, w, b, activation=name, input_bias=c)
+        return lambda x, w, b, c, **options: function(x, w, b, activation=name, input_bias=c, **options)
 
     return bind(hk.activation_layer_norm), bind(formulas.activation_layer_norm)
 
@@ -39,11 +39,10 @@ def problem(name, shape, mean=0.0):
 
 
 @each_op
-@pytest.mark.parametrize("width", [1, 2, 64, 192, 1000])
-@pytest.mark.parametrize("rows", [1, 7, 37, 129])
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (7, 1), (7, 2), (7, 1000), (37, 192), (129, 64), (1000, 7)])
 def test_exact_in_float64(name, rows, width):
     op, formula, *_ = OPS[name]
-    # With one or two features the gradient is a difference of nearly equal terms, divided by a possibly small deviation.
+    # With two features the gradient is a difference of nearly equal terms, divided by a possibly small deviation.
     checks.assert_exact(op, formula, problem(name, (rows, width)), 1e-12 if width > 2 else 1e-9)
 
 
@@ -56,10 +55,10 @@ def test_any_leading_dimensions(name, shape):
 
 @each_op
 @pytest.mark.parametrize(("dtype", "parameter"), [(F32, F32), (BF16, BF16), (BF16, F32), (F32, BF16)], ids=str)
-@pytest.mark.parametrize("shape", [(7, 192), (129, 64), (1000, 37)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 192), (1000, 37)], ids=str)
 def test_single_and_half_precision(name, shape, dtype, parameter):
     op, formula, activations, _ = OPS[name]
-    checks.assert_within_policy(op, formula, problem(name, shape), dtype, parameter, activations)
+    checks.assert_within_policy(lambda: (op, formula, problem(name, shape)), dtype, parameter, activations)
 
 
 @pytest.mark.parametrize(("x", "residual"), [(BF16, F32), (F32, BF16)], ids=str)
@@ -79,8 +78,8 @@ def test_residual_stream_of_another_dtype(x, residual):
 def test_large_means_do_not_cancel(name, mean, dtype):
     op, formula, *_ = OPS[name]
     inputs = [t.to(dtype) for t in problem(name, (37, 192), mean)]
-    # The mean can be off by an ulp of itself, which the division by the deviation (2) blows up: the problem's own error.
-    # E[x^2] - E[x]^2 would be off by the square of that.
+    # The mean can be off by an ulp of itself, which the division by the deviation (2) blows up: the problem's own
+    # error. E[x^2] - E[x]^2 would be off by the square of that.
     bound = 2 * torch.finfo(dtype).eps * mean / 2
     expected = checks.evaluate(formula, [t.double() for t in inputs])
     checks.assert_equal_to_rounding(checks.evaluate(op, inputs), expected, bound)
@@ -98,7 +97,7 @@ def test_an_inactive_row_gives_the_bias(name):
 @pytest.mark.parametrize("present", [(), ("weight",), ("bias",)], ids=str)
 @each_op
 def test_parameters_are_optional(name, present):
-    op, formula, activations, _ = OPS[name]
+    op, formula, activations, parameters = OPS[name]
     inputs = problem(name, (7, 40))
     weight = inputs[activations : activations + 1] if "weight" in present else []
     bias = inputs[activations + 1 : activations + 2] if "bias" in present else []
@@ -107,7 +106,7 @@ def test_parameters_are_optional(name, present):
         def call(*leaves):
             rest = list(leaves[activations:])
             affine = [rest.pop(0) if kept else None for kept in (weight, bias)]
-            return function(*leaves[:activations], *affine, *([None] if name in ("gelu", "gelu_tanh", "relu") else []))
+            return function(*leaves[:activations], *affine, *[None] * (parameters - 2))
 
         return call
 
@@ -117,15 +116,7 @@ def test_parameters_are_optional(name, present):
 @each_op
 def test_eps_is_added_to_the_variance(name):
     op, formula, *_ = OPS[name]
-    inputs = [t * 1e-2 for t in problem(name, (7, 40))]
-    function = hk.activation_layer_norm if name in ("gelu", "gelu_tanh", "relu") else None
-    if function is None:
-        checks.assert_exact(partial(op, eps=0.5), partial(formula, eps=0.5), inputs)
-    else:
-        x, weight, bias, input_bias = inputs
-        actual = function(x, weight, bias, 0.5, activation=name, input_bias=input_bias)
-        expected = formulas.activation_layer_norm(x, weight, bias, 0.5, activation=name, input_bias=input_bias)
-        checks.assert_equal_to_rounding({"y": actual}, {"y": expected})
+    checks.assert_exact(partial(op, eps=0.5), partial(formula, eps=0.5), [t * 1e-2 for t in problem(name, (7, 40))])
 
 
 @each_op
@@ -147,7 +138,7 @@ def test_neighbours_change_no_bit(name):
 
 @each_op
 def test_nan_stays_in_its_row(name):
-    op, _, _, _ = OPS[name]
+    op = OPS[name][0]
     inputs = problem(name, (5, 64))
     inputs[0][2, 3] = torch.nan
     y = op(*inputs)
@@ -165,13 +156,13 @@ def test_gradcheck(name):
     checks.assert_gradcheck(OPS[name][0], problem(name, (3, 5)))
 
 
-@each_op
+@pytest.mark.parametrize("name", ["layer_norm", "add_layer_norm", "gelu"])
 def test_compiles(name):
-    checks.assert_compiles(OPS[name][0], [(problem(name, (rows, 24)), ()) for rows in (2, 5, 37)])
+    checks.assert_compiles(OPS[name][0], [(problem(name, (rows, 24)), ()) for rows in (2, 37)])
 
 
 @each_op
-@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.settings(max_examples=6, deadline=None)
 @hypothesis.given(rows=st.integers(1, 20), width=st.integers(8, 90), scale=st.sampled_from([1e-3, 1.0, 1e3]))
 def test_any_shape_and_scale(name, rows, width, scale):
     op, formula, activations, _ = OPS[name]

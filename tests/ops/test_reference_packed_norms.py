@@ -30,8 +30,7 @@ def problem(name, lengths, width, mean=0.0):
 
 
 @each_op
-@pytest.mark.parametrize("width", [64, 192, 1000])
-@pytest.mark.parametrize("lengths", ODD_LENGTHS, ids=str)
+@pytest.mark.parametrize(("lengths", "width"), [*((n, 64) for n in ODD_LENGTHS), ([37, 2], 1000), ([7], 192)], ids=str)
 def test_exact_in_float64(name, lengths, width):
     checks.assert_exact(*problem(name, lengths, width))
 
@@ -40,7 +39,7 @@ def test_exact_in_float64(name, lengths, width):
 @pytest.mark.parametrize(("dtype", "parameter"), [(F32, F32), (BF16, BF16), (BF16, F32)], ids=str)
 @pytest.mark.parametrize("lengths", [[37, 0, 92, 2], [1000]], ids=str)
 def test_single_and_half_precision(name, lengths, dtype, parameter):
-    checks.assert_within_policy(*problem(name, lengths, 64), dtype, parameter)
+    checks.assert_within_policy(lambda: problem(name, lengths, 64), dtype, parameter)
 
 
 @each_op
@@ -124,7 +123,7 @@ def test_compiles(name):
     def function(x, second, weight, bias, cu):
         return bind(name, cu)(x, second, weight, bias)
 
-    calls = [(problem(name, lengths, 24)[2], (cu_of(lengths),)) for lengths in ([3, 4], [5, 0, 7], [2, 2, 9, 30])]
+    calls = [(problem(name, lengths, 24)[2], (cu_of(lengths),)) for lengths in ([3, 4, 6, 1], [2, 30])]
     checks.assert_compiles(function, calls)
 
 

@@ -110,12 +110,6 @@ inline R exp_of(R x) {
                                      : static_cast<R>(__builtin_expf(static_cast<float>(x)));
 }
 
-template <class R>
-inline R log_of(R x) {
-  return sizeof(R) == sizeof(double) ? static_cast<R>(__builtin_log(x))
-                                     : static_cast<R>(__builtin_logf(static_cast<float>(x)));
-}
-
 template <class V>
 void scale_row(typename V::real* row, int64_t n, typename V::real factor) {
   for_each<V>(n, [&](int64_t i, auto part) { V::store(row + i, V::load(row + i, part) * V::set(factor), part); });
@@ -160,7 +154,7 @@ void forward_as(const PoolProblem& p, RowRange range, PoolPart part) {
 }
 
 template <class V>
-void merge_as(const PoolProblem& p, PoolPart parts, int64_t stride, int64_t count, void* out, void* lse) {
+void merge_as(const PoolProblem& p, PoolPart parts, int64_t stride, int64_t count, void* out, void* softmax) {
   using R = typename V::real;
   const R *max = static_cast<R*>(parts.max), *sum = static_cast<R*>(parts.sum), *pooled = static_cast<R*>(parts.pooled);
   const int64_t out_width = p.full_output ? p.width : p.head_dim;
@@ -169,7 +163,8 @@ void merge_as(const PoolProblem& p, PoolPart parts, int64_t stride, int64_t coun
     for (int64_t c = 1; c < count; ++c) top = max[c * stride + j] > top ? max[c * stride + j] : top;
     R total = 0;
     for (int64_t c = 0; c < count; ++c) total += sum[c * stride + j] * exp_of(max[c * stride + j] - top);
-    static_cast<R*>(lse)[j] = top + log_of(total);
+    static_cast<R*>(softmax)[j] = top;
+    static_cast<R*>(softmax)[p.heads + j] = total;
     R* row = static_cast<R*>(out) + j * out_width;
     for (int64_t c = 0; c < count; ++c) {
       const V factor = V::set(exp_of(max[c * stride + j] - top) / total);
@@ -208,7 +203,8 @@ void backward_as(const PoolProblem& p, const PoolGradient& g, RowRange range, vo
   using R = typename V::real;
   const int64_t out_width = p.full_output ? p.width : p.head_dim, table = p.heads * out_width;
   const R* scorer = static_cast<const R*>(p.scorer) + range.sequence * p.scorer_stride;
-  const R* lse = static_cast<const R*>(g.lse) + range.sequence * p.heads;
+  const R* max = static_cast<const R*>(g.softmax) + range.sequence * 2 * p.heads;
+  const R* sum = max + p.heads;
   const R* pooled = static_cast<const R*>(g.pooled) + range.sequence * table;
   const R* dpooled = static_cast<const R*>(g.dpooled) + range.sequence * table;
   alignas(64) R alpha[kMaxPoolHeads * kBlock], dscore[kMaxPoolHeads * kBlock], mean[kMaxPoolHeads];
@@ -223,13 +219,14 @@ void backward_as(const PoolProblem& p, const PoolGradient& g, RowRange range, vo
     for (int64_t j = 0; j < p.heads; ++j)
       for (int r = 0; r < kBlock; ++r) {
         R& a = alpha[j * kBlock + r];
-        a = r < block.count ? a * static_cast<R>(p.scale) - lse[j] : -__builtin_inff();
+        a = r < block.count ? a * static_cast<R>(p.scale) - max[j] : -__builtin_inff();
       }
     for_each<V>(p.heads * kBlock,
                 [&](int64_t i, auto tail) { V::store(alpha + i, exp(V::load(alpha + i, tail)), tail); });
     for (int64_t j = 0; j < p.heads; ++j)
       for (int r = 0; r < kBlock; ++r) {
         const int64_t i = j * kBlock + r;
+        alpha[i] /= sum[j];
         dscore[i] = alpha[i] * (dscore[i] - mean[j]) * static_cast<R>(p.scale);
       }
     for (int r = 0; r < block.count; ++r)
@@ -246,11 +243,11 @@ void forward(const PoolProblem& p, RowRange range, PoolPart part) {
   forward_as<Vec, float>(p, range, part);
 }
 
-void merge(const PoolProblem& p, PoolPart parts, int64_t stride, int64_t count, void* pooled, void* lse) {
+void merge(const PoolProblem& p, PoolPart parts, int64_t stride, int64_t count, void* pooled, void* softmax) {
 #if defined(HBERT_HAS_FLOAT64)
-  if (p.x_dtype == DType::kFloat64) return merge_as<Lanes<double>>(p, parts, stride, count, pooled, lse);
+  if (p.x_dtype == DType::kFloat64) return merge_as<Lanes<double>>(p, parts, stride, count, pooled, softmax);
 #endif
-  merge_as<Vec>(p, parts, stride, count, pooled, lse);
+  merge_as<Vec>(p, parts, stride, count, pooled, softmax);
 }
 
 void backward(const PoolProblem& p, const PoolGradient& g, RowRange range, void* dscorer) {

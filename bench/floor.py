@@ -1,0 +1,63 @@
+"""The floors of the kernels suite: a stream of the same bytes, read and written, or a packed product of the same size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.ops import Gemm
+
+
+def stream(reads: int, writes: int) -> list[tuple[str, int, int]]:
+    """Splits bytes read and written over plain kernels: (kernel, bytes read, bytes written).
+
+    `add` reads two streams and writes one, `copy` one and one, `dot` only reads, `fill` only writes.
+    """
+    add = min(max(reads - writes, 0), writes)
+    copy = min(reads, writes - add) if reads < 2 * writes else 0
+    parts = [
+        ("add", 2 * add, add), ("copy", copy, copy), ("dot", reads - 2 * add - copy, 0), ("fill", 0, writes - add - copy)
+    ]
+    return [part for part in parts if part[1] or part[2]]
+
+
+class Stream:
+    """One call moves the bytes; each has buffers of its own, so `Stream`s in turn are as cold as the ops in turn."""
+
+    def __init__(self, reads: int, writes: int) -> None:
+        self._parts = [(kernel, self._buffers(kernel, read, written)) for kernel, read, written in stream(reads, writes)]
+
+    @staticmethod
+    def _buffers(kernel: str, read: int, written: int) -> list[Tensor]:
+        sources = {"add": 2, "dot": 2, "copy": 1, "fill": 0}[kernel]
+        made = [torch.ones(read // sources // 4) for _ in range(sources)]
+        return made + [torch.ones(written // 4)] if written else made
+
+    def __call__(self) -> None:
+        for kernel, buffers in self._parts:
+            if kernel == "add":
+                torch.add(buffers[0], buffers[1], out=buffers[2])
+            elif kernel == "copy":
+                buffers[1].copy_(buffers[0])
+            elif kernel == "dot":
+                torch.dot(buffers[0], buffers[1])
+            else:
+                buffers[0].fill_(1.0)
+
+
+class Product:
+    """One call is the product; oneDNN's with the weight packed beforehand, torch's linear where torch lacks that."""
+
+    def __init__(self, gemm: Gemm, dtype: torch.dtype) -> None:
+        self._times = gemm.times
+        self._rows = torch.randn(gemm.m, gemm.k).to(dtype)
+        weight = torch.randn(gemm.n, gemm.k).to(dtype)
+        self.packed = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, gemm.m) if self.packed else weight
+
+    def __call__(self) -> None:
+        for _ in range(self._times):
+            if self.packed:
+                torch.ops.mkldnn._linear_pointwise(self._rows, self._weight, None, "none", [], "")
+            else:
+                torch.nn.functional.linear(self._rows, self._weight)

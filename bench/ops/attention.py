@@ -1,0 +1,64 @@
+"""attention, 12 heads of 64, against F.scaled_dot_product_attention on the padded projection [B, N, 3H]."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.ops import HEADS, HIDDEN, Cost, Gemm, Op, Setting
+from bench.ops.problem import Draw, Layout, Problem
+from hbert_kernels import attention
+
+_FILL = 0.4  # mean sequence length of the varlen case over the longest
+_PRODUCTS = {"fwd": 2, "bwd": 5}  # of n x n x d for each head: S, O; S again, dP, dV, dQ, dK
+
+
+def lengths(setting: Setting) -> list[int]:
+    """Of each sequence: all full, or ("varlen") evenly spread around the mean fill, with one of full length."""
+    if setting.variant != "varlen":
+        return [setting.seq] * setting.batch
+    others = max(1, setting.batch - 1)
+    mean = (_FILL * setting.batch - 1) / others
+    spread = [2 * mean * (i + 0.5) / others for i in range(others)]
+    return [setting.seq, *(max(1, round(share * setting.seq)) for share in spread)][: setting.batch]
+
+
+def _cost(setting: Setting) -> Cost:
+    """The floor is a packed product with the rows of the projection and as many operations as the attention has."""
+    sizes = lengths(setting)
+    tokens, squares = sum(sizes), sum(n * n for n in sizes)
+    columns = round(_PRODUCTS[setting.step] * squares / tokens)
+    reads, writes = {"fwd": (3, 1), "bwd": (5, 3)}[setting.step]
+    row = tokens * HIDDEN * setting.itemsize
+    return Cost(reads * row, writes * row, Gemm(tokens, HIDDEN, columns))
+
+
+def _sdpa(qkv: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, N, 3H] -> [B, N, H]."""
+    query, key, value = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, HEADS, -1)).unbind(2))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def _problem(setting: Setting) -> Problem:
+    sizes, draw = torch.tensor(lengths(setting)), Draw(setting)
+    cu_seqlens = torch.cat([torch.zeros(1), sizes.cumsum(0)]).int()
+    valid = torch.arange(setting.seq) < sizes[:, None]
+    mask = None if valid.all() else valid[:, None, None]
+
+    def ours(qkv: Tensor) -> Tensor:
+        return attention(qkv, cu_seqlens, setting.seq, HEADS)
+
+    def from_packed(rows: Tensor) -> Tensor:
+        return rows.new_zeros(*valid.shape, rows.shape[1]).masked_scatter(valid[..., None], rows)
+
+    return Problem(
+        (draw.normal(int(cu_seqlens[-1]), 3 * HIDDEN),), (), {"hbert": ours}, {"sdpa": lambda qkv: _sdpa(qkv, mask)},
+        {"sdpa": Layout(from_packed, lambda padded: padded[valid])},
+    )
+
+
+OP = Op(
+    "attention", _cost, _problem, variants={"full": ((8, 128), (1, 512), (1, 2048)), "varlen": ((8, 512),)},
+    baselines=("sdpa",),
+)
