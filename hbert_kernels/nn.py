@@ -162,7 +162,7 @@ class AdditiveAttention(nn.Module):
         scorer: "dense" (query_att and key_att are Linear(H, h), as in the official code) or "per_head"
             (:class:`HeadScorer`).
         sub_norm: normalize before the transform.
-        eps: epsilon of that norm.
+        eps: epsilon of that norm; tiny, because with fresh parameters Q o k has a variance of 1e-6 and less.
 
     Raises:
         ValueError: h does not divide H, or an unknown scorer.
@@ -175,7 +175,7 @@ class AdditiveAttention(nn.Module):
         *,
         scorer: str = "dense",
         sub_norm: bool = True,
-        eps: float = 1e-5,
+        eps: float = 1e-12,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -249,6 +249,6 @@ class AdditiveAttention(nn.Module):
             norm_weight=None if norm is None else norm.weight,
             norm_bias=None if norm is None else norm.bias,
             sub_norm=norm is not None,
-            eps=1e-5 if norm is None else norm.eps,
+            eps=1e-12 if norm is None else norm.eps,
         )
         return self.transform(mixed) + query

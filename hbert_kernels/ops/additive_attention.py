@@ -38,7 +38,7 @@ def additive_attention(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     sub_norm: bool = False,
-    eps: float = 1e-5,
+    eps: float = 1e-12,
     form: str = "auto",
 ) -> Tensor:
     r"""The core of additive attention for packed sequences (Wu et al. 2021, arXiv 2108.09084, eq. 3-8).
