@@ -49,6 +49,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hbert' has no attribute {name!r}")
+    import_module("hbert.config")  # first: it says which transformers is needed where that is missing
     import_module(_MODEL_LAYER)
     value = getattr(import_module(_EXPORTS[name]), name)
     globals()[name] = value

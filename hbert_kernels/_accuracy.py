@@ -63,8 +63,8 @@ def evaluate(function: Function, inputs: Sequence[Tensor], seed: int = 0) -> dic
 def _plain_errors(function: Function, inputs: Sequence[Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
     """The error of plain torch at the dtypes of the inputs.
 
-    For float64 there is nothing more exact to measure against. Rounding errors scale with the unit roundoff, so float32's
-    error stands in, doubled because the value taken for exact is itself rounded.
+    For float64 there is nothing more exact to measure against. Rounding errors scale with the unit roundoff, so that of
+    float32 stands in, doubled because the value taken for exact is itself rounded.
     """
     if inputs[0].dtype != torch.float64:
         return {name: max_error(value, exact[name]) for name, value in evaluate(function, inputs).items()}

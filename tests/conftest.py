@@ -11,7 +11,7 @@ hypothesis.settings.load_profile("reproducible")
 
 @pytest.fixture(autouse=True)
 def reproducible_and_poisoned():
-    """Fixed seed and threads; memory that torch hands out uninitialised holds NaN, so that a kernel cannot lean on it."""
+    """Fixed seed and threads; memory that torch hands out uninitialised holds NaN: no kernel can lean on it."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True, warn_only=True)

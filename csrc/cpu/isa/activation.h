@@ -6,27 +6,29 @@ namespace {
 
 constexpr double kInvSqrt2Pi = 0.3989422804014327, kSqrt2OverPi = 0.7978845608028654, kTanhCubic = 0.044715;
 
-// The standard normal distribution function minus 1/2.
+// The standard normal distribution function.
 #if defined(HBERT_HAS_FLOAT64)
 template <class R>
-inline Lanes<R> normal_cdf_minus_half(Lanes<R> x) {
-  for (int i = 0; i < Lanes<R>::kWidth; ++i) x.v[i] = static_cast<R>(0.5 * __builtin_erf(x.v[i] * 0.7071067811865476));
+inline Lanes<R> normal_cdf(Lanes<R> x) {
+  for (int i = 0; i < Lanes<R>::kWidth; ++i)
+    x.v[i] = static_cast<R>(0.5 + 0.5 * __builtin_erf(x.v[i] * 0.7071067811865476));
   return x;
 }
 #else
-// x P(x^2)/Q(x^2), a minimax fit of ours on |x| <= 5.2, beyond which the tail is below 1e-7. With it x cdf(x) is within
-// 1.9e-7 max(1, |x|) of the exact GELU in float32; the exactly rounded erf gives 1.0e-7.
-inline Vec normal_cdf_minus_half(Vec x) {
+// 1/2 + x P(x^2)/Q(x^2), a minimax fit of ours on |x| <= 5.2, beyond which the tail is below 1e-7. With it x cdf(x) is within
+// 1.9e-7 max(1, |x|) of the exact GELU in float32; the exactly rounded erf gives 1.0e-7. The left tail is exactly 0: what is
+// left of it would grow with x, and a norm would blow it up in a row that has nothing else.
+inline Vec normal_cdf(Vec x) {
   constexpr float kP[] = {2.47458881e-08f, 6.40696087e-06f, 0.000156697378f, 0.00460767527f, 0.032528307f, 0.398942263f};
   constexpr float kQ[] = {1.25922556e-06f, 7.0444076e-05f, 0.00181628505f, 0.0279174498f, 0.248202733f, 1.0f};
-  x = max(Vec::set(-5.2f), min(Vec::set(5.2f), x));
-  const Vec s = x * x;
+  const Vec t = max(Vec::set(-5.2f), min(Vec::set(5.2f), x));
+  const Vec s = t * t;
   Vec p = Vec::set(kP[0]), q = Vec::set(kQ[0]);
   for (int i = 1; i < 6; ++i) {
     p = fma(p, s, Vec::set(kP[i]));
     q = fma(q, s, Vec::set(kQ[i]));
   }
-  return x * (p / q);
+  return Vec::where_positive(x + Vec::set(5.2f), Vec::set(0.5f) + t * (p / q));
 }
 #endif
 
@@ -39,11 +41,11 @@ inline V constant(double x) {
 struct Gelu {
   template <class V>
   static V value(V x) {
-    return x * (constant<V>(0.5) + normal_cdf_minus_half(x));
+    return x * normal_cdf(x);
   }
   template <class V>
   static V value(V x, V* derivative) {
-    const V cdf = constant<V>(0.5) + normal_cdf_minus_half(x);
+    const V cdf = normal_cdf(x);
     *derivative = fma(x * constant<V>(kInvSqrt2Pi), exp(x * x * constant<V>(-0.5)), cdf);
     return x * cdf;
   }

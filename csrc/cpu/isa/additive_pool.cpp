@@ -4,7 +4,6 @@
 
 namespace {
 
-using hbert::DType;
 using hbert::kMaxPoolHeads;
 using hbert::PoolGradient;
 using hbert::PoolPart;
@@ -236,26 +235,15 @@ void backward_as(const PoolProblem& p, const PoolGradient& g, RowRange range, vo
 }
 
 void forward(const PoolProblem& p, RowRange range, PoolPart part) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (p.x_dtype == DType::kFloat64) return forward_as<Lanes<double>, double>(p, range, part);
-#endif
-  if (p.x_dtype == DType::kBFloat16) return forward_as<Vec, bf16>(p, range, part);
-  forward_as<Vec, float>(p, range, part);
+  with_types(p.x_dtype, [&](auto v, auto x) { forward_as<decltype(v), decltype(x)>(p, range, part); });
 }
 
 void merge(const PoolProblem& p, PoolPart parts, int64_t stride, int64_t count, void* pooled, void* softmax) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (p.x_dtype == DType::kFloat64) return merge_as<Lanes<double>>(p, parts, stride, count, pooled, softmax);
-#endif
-  merge_as<Vec>(p, parts, stride, count, pooled, softmax);
+  with_types(p.x_dtype, [&](auto v, auto) { merge_as<decltype(v)>(p, parts, stride, count, pooled, softmax); });
 }
 
 void backward(const PoolProblem& p, const PoolGradient& g, RowRange range, void* dscorer) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (p.x_dtype == DType::kFloat64) return backward_as<Lanes<double>, double>(p, g, range, dscorer);
-#endif
-  if (p.x_dtype == DType::kBFloat16) return backward_as<Vec, bf16>(p, g, range, dscorer);
-  backward_as<Vec, float>(p, g, range, dscorer);
+  with_types(p.x_dtype, [&](auto v, auto x) { backward_as<decltype(v), decltype(x)>(p, g, range, dscorer); });
 }
 
 }  // namespace

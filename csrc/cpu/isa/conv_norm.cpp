@@ -73,19 +73,11 @@ void backward_as(const ConvNormBackward& a, RowRange range, RowNormSums sums, vo
 }
 
 void forward(const ConvNormForward& a, RowRange range, void* scratch) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (a.x_dtype == DType::kFloat64) return forward_as<Lanes<double>, double>(a, range, scratch);
-#endif
-  if (a.x_dtype == DType::kBFloat16) return forward_as<Vec, bf16>(a, range, scratch);
-  forward_as<Vec, float>(a, range, scratch);
+  with_types(a.x_dtype, [&](auto v, auto x) { forward_as<decltype(v), decltype(x)>(a, range, scratch); });
 }
 
 void backward(const ConvNormBackward& a, RowRange range, RowNormSums sums, void* scratch) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (a.x_dtype == DType::kFloat64) return backward_as<Lanes<double>, double>(a, range, sums, scratch);
-#endif
-  if (a.x_dtype == DType::kBFloat16) return backward_as<Vec, bf16>(a, range, sums, scratch);
-  backward_as<Vec, float>(a, range, sums, scratch);
+  with_types(a.x_dtype, [&](auto v, auto x) { backward_as<decltype(v), decltype(x)>(a, range, sums, scratch); });
 }
 
 }  // namespace

@@ -94,12 +94,9 @@ void forward_activation(const RowNormForward& a, RowRange range, typename V::rea
 
 template <class V, class X>
 void forward_residual(const RowNormForward& a, RowRange range) {
-#if defined(HBERT_HAS_FLOAT64)
   if constexpr (sizeof(X) == sizeof(double)) {
-    return forward_rows<V, X>(a, range, ResidualForward<V, double, double, double>{a});
-  } else
-#endif
-  {
+    forward_rows<V, X>(a, range, ResidualForward<V, X, X, X>{a});
+  } else {
     if (a.residual_dtype == DType::kFloat32)
       return forward_rows<V, X>(a, range, ResidualForward<V, X, float, float>{a});
     return forward_rows<V, X>(a, range, ResidualForward<V, X, bf16, X>{a});  // the sum has the wider type, X
@@ -121,11 +118,7 @@ void forward_as(const RowNormForward& a, RowRange range, void* scratch) {
 }
 
 void forward(const RowNormForward& a, RowRange range, void* scratch) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (a.x_dtype == DType::kFloat64) return forward_as<Lanes<double>, double>(a, range, scratch);
-#endif
-  if (a.x_dtype == DType::kBFloat16) return forward_as<Vec, bf16>(a, range, scratch);
-  forward_as<Vec, float>(a, range, scratch);
+  with_types(a.x_dtype, [&](auto v, auto x) { forward_as<decltype(v), decltype(x)>(a, range, scratch); });
 }
 
 // The gradient of the normalized row, as stored.
@@ -215,11 +208,7 @@ void backward_as(const RowNormBackward& a, RowRange range, RowNormSums sums, voi
 }
 
 void backward(const RowNormBackward& a, RowRange range, RowNormSums sums, void* scratch) {
-#if defined(HBERT_HAS_FLOAT64)
-  if (a.x_dtype == DType::kFloat64) return backward_as<Lanes<double>, double>(a, range, sums, scratch);
-#endif
-  if (a.x_dtype == DType::kBFloat16) return backward_as<Vec, bf16>(a, range, sums, scratch);
-  backward_as<Vec, float>(a, range, sums, scratch);
+  with_types(a.x_dtype, [&](auto v, auto x) { backward_as<decltype(v), decltype(x)>(a, range, sums, scratch); });
 }
 
 }  // namespace

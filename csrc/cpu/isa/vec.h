@@ -1,7 +1,7 @@
 // One small vector type per instruction set level. Everything lives in an anonymous namespace: code compiled with wide
 // instructions must never be merged by the linker with the same template compiled for a narrower level.
 #pragma once
-#include <stdint.h>
+#include "../level.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -291,6 +291,15 @@ inline typename V::real reduce(int64_t n, F term) {
   for (; i + V::kWidth <= n; i += V::kWidth) sums[0] = sums[0] + term(i, Full{});
   if (i < n) sums[1] = sums[1] + term(i, Tail{static_cast<int>(n - i)});
   return V::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// f(V{}, T{}) with the vector type that computes on tensors of a dtype, and their element type.
+template <class F>
+inline void with_types(hbert::DType dtype, F f) {
+#if defined(HBERT_HAS_FLOAT64)
+  if (dtype == hbert::DType::kFloat64) return f(Lanes<double>{}, double{});
+#endif
+  dtype == hbert::DType::kBFloat16 ? f(Vec{}, bf16{}) : f(Vec{}, float{});
 }
 
 }  // namespace
