@@ -9,7 +9,10 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
-.PHONY: test bench lint clean
+# A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
+TORCH_NEWER ?= torch
+
+.PHONY: test bench lint check-torch clean
 
 test: $(VENV)/installed-train,bench,dev
 	@echo "== tests"
@@ -22,6 +25,18 @@ bench: $(VENV)/installed-bench
 lint: $(VENV)/installed-train,bench,dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# One wheel, compiled once beside $(TORCH), passes its selftest there and in $(TORCH_NEWER).
+check-torch: CHECK = $(abspath $(VENV))-check
+check-torch:
+	rm -rf $(CHECK)
+	$(PYTHON) -m venv $(CHECK)/built && $(CHECK)/built/bin/python -m pip install $(TORCH)
+	$(PYTHON) -m venv $(CHECK)/newer && $(CHECK)/newer/bin/python -m pip install $(TORCH_NEWER)
+	$(CHECK)/built/bin/python -m pip wheel --no-deps --wheel-dir $(CHECK)/wheels .
+	for python in $(CHECK)/*/bin/python; do \
+		$$python -m pip install --no-deps $(CHECK)/wheels/hbert-*.whl && \
+		(cd $(CHECK) && $$python -m hbert_kernels.selftest) || exit 1; \
+	done
 
 $(VENV)/torch:
 	@echo "== virtual environment in $(VENV)"

@@ -19,13 +19,18 @@ _GPU_DTYPES = (*_CPU_DTYPES, torch.float16)
 _CHECK_ON_GPU = os.environ.get("HBERT_CHECK", "0") == "1"
 
 
+def _tensor(op: str, name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+
+
 def floating(op: str, **tensors: Tensor | None) -> None:
     """All given tensors are floating tensors of dtypes that the op computes with, on one device."""
     given = {name: t for name, t in tensors.items() if t is not None}
+    for name, t in given.items():
+        _tensor(op, name, t)
     device = next(iter(given.values())).device
     for name, t in given.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
         allowed = _CPU_DTYPES if t.device.type == "cpu" else _GPU_DTYPES
         if t.dtype not in allowed:
             names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
@@ -46,6 +51,7 @@ def shape(op: str, name: str, t: Tensor | None, *expected: int) -> None:
 
 def packed(op: str, name: str, t: Tensor) -> None:
     """``t`` is a packed activation: two dimensions, tokens and features, at least one feature."""
+    _tensor(op, name, t)
     if t.dim() != 2 or t.shape[1] == 0:
         raise ValueError(f"{op}: {name} must be packed tokens [T, H] with H > 0, got shape {tuple(t.shape)}")
 
@@ -68,9 +74,11 @@ def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_s
 
     With ``max_seqlen`` no sequence may be longer than that.
     """
-    if not isinstance(cu, Tensor) or cu.dtype != torch.int32 or cu.dim() != 1 or cu.shape[0] < 1:
-        got = f"{cu.dtype} {tuple(cu.shape)}" if isinstance(cu, Tensor) else type(cu).__name__
-        raise TypeError(f"{op}: cu_seqlens must be an int32 tensor of shape [B+1], got {got}")
+    _tensor(op, "cu_seqlens", cu)
+    if cu.dtype != torch.int32:
+        raise TypeError(f"{op}: cu_seqlens must be an int32 tensor, got {cu.dtype}")
+    if cu.dim() != 1 or cu.shape[0] < 1:
+        raise ValueError(f"{op}: cu_seqlens must be [B+1], got shape {tuple(cu.shape)}")
     if cu.device != device:
         raise ValueError(f"{op}: cu_seqlens is on {cu.device}, but the activations are on {device}")
     if not _may_read_values(cu):
@@ -88,12 +96,15 @@ def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_s
         raise ValueError(f"{op}: a sequence has {max(lengths)} tokens, but max_seqlen is {max_seqlen}")
 
 
-def labels(op: str, target: Tensor, num_rows: int, num_classes: int, ignore_index: int) -> None:
-    """``target`` is int64 [M] and each value is ``ignore_index`` or a class in [0, V)."""
+def labels(op: str, target: Tensor, hidden: Tensor, num_classes: int, ignore_index: int) -> None:
+    """``target`` is int64 [M] beside hidden [M, H], and each value is ``ignore_index`` or a class in [0, V)."""
+    _tensor(op, "labels", target)
     if target.dtype != torch.int64:
         raise TypeError(f"{op}: labels must be int64, got {target.dtype}")
-    shape(op, "labels", target, num_rows)
-    if not _may_read_values(target) or num_rows == 0:
+    shape(op, "labels", target, hidden.shape[0])
+    if target.device != hidden.device:
+        raise ValueError(f"{op}: labels are on {target.device}, but hidden is on {hidden.device}")
+    if not _may_read_values(target) or target.numel() == 0:
         return
     kept = target[target != ignore_index]
     if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= num_classes):

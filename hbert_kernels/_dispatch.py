@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def cpp_refusal(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def refusal(op: str, backend: str, *tensors: Tensor | None) -> str | None:
+def refusal(op: str, backend: str, *tensors: Any) -> str | None:
     """None if ``backend`` can run ``op`` on these tensors, otherwise why not."""
     if backend == "reference":
         return None
@@ -96,7 +97,7 @@ def _tell_fallback(op: str, reasons: list[str]) -> None:
     warnings.warn(f"hbert_kernels.{op} runs on the reference path: {'; '.join(reasons)}", stacklevel=4)
 
 
-def select(op: str, *tensors: Tensor | None) -> str:
+def select(op: str, *tensors: Any) -> str:
     """The backend that runs ``op`` on these tensors.
 
     Raises:
@@ -118,7 +119,7 @@ def select(op: str, *tensors: Tensor | None) -> str:
     return "reference"
 
 
-def explain(op: str, *tensors: Tensor | None) -> str:
+def explain(op: str, *tensors: Any) -> str:
     """Say which backend runs ``op`` on the given tensors and why each of the others does not.
 
     Without tensors: what could run at all in this installation.

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import _check
+from .ops._common import segment_ids
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -77,9 +80,13 @@ class Packing:
 
     @staticmethod
     def from_cu_seqlens(cu_seqlens: Tensor, max_seqlen: int, num_tokens: int) -> Packing:
-        """The packing of data that is already packed: ``num_tokens`` = T rows, those behind cu_seqlens[-1] dead."""
-        from .ops._common import segment_ids
+        """The packing of data that is already packed: ``num_tokens`` = T rows, those behind cu_seqlens[-1] dead.
 
+        Raises:
+            TypeError: cu_seqlens is not an int32 tensor.
+            ValueError: it is not [B+1], not increasing from 0, or reaches beyond T; or a sequence exceeds max_seqlen.
+        """
+        _check.cu_seqlens("Packing", cu_seqlens, num_tokens, cu_seqlens.device, max_seqlen)
         start = torch.cat([cu_seqlens[:-1], cu_seqlens.new_zeros(1)])[segment_ids(cu_seqlens, num_tokens)]
         token = torch.arange(num_tokens, device=cu_seqlens.device)
         positions = torch.where(token < cu_seqlens[-1], token - start, 0)
@@ -105,6 +112,8 @@ class Packing:
         """Packed [T, ...] -> padded [B, N, ...], zeros where the mask is False."""
         if self.shape is None:
             raise ValueError("Packing.unpack: the data came packed, there is no padded shape to go back to")
+        if x.shape[0] != self.positions.shape[0]:
+            raise ValueError(f"Packing.unpack: expected {self.positions.shape[0]} packed rows, got {x.shape[0]}")
         if self.indices is not None and self.mask is not None:
             rows = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:]).index_copy(0, self.indices, x)
             keep = self.mask.flatten().view(-1, *[1] * (x.dim() - 1))

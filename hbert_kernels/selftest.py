@@ -4,57 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from . import _dispatch, _library, ops
-from ._accuracy import Function, Result, compare
-
-_SHAPES = [(1, 64), (7, 5), (37, 768), (129, 1000), (1000, 192)]
-_DTYPES = {  # activations, residual stream, parameters
-    "float32": (torch.float32, torch.float32, torch.float32),
-    "bfloat16": (torch.bfloat16, torch.bfloat16, torch.bfloat16),
-    "bfloat16, float32 parameters": (torch.bfloat16, torch.bfloat16, torch.float32),
-    "bfloat16, float32 stream": (torch.bfloat16, torch.float32, torch.float32),
-    "float32, bfloat16 stream": (torch.float32, torch.bfloat16, torch.float32),
-    "float64": (torch.float64, torch.float64, torch.float64),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """An op on concrete inputs."""
-
-    op: str
-    label: str
-    function: Function
-    inputs: list[Tensor]
-
-
-def _norm_cases(device: str) -> Iterator[Case]:
-    for rows, width in _SHAPES:
-        generator = torch.Generator().manual_seed(rows * 1009 + width)
-
-        def random(*shape: int, generator: torch.Generator = generator) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        x, residual = random(rows, width) * 2 + 5, random(rows, width)
-        weight, bias = 1 + random(width) / 4, random(width)
-        for name, (activation, stream, parameter) in _DTYPES.items():
-            label = f"{rows}x{width} {name}"
-            affine = [weight.to(device, parameter), bias.to(device, parameter)]
-            branch = x.to(device, activation)
-            if activation == stream:
-                yield Case("layer_norm", label, ops.layer_norm, [branch, *affine])
-            yield Case("add_layer_norm", label, ops.add_layer_norm, [branch, residual.to(device, stream), *affine])
-
-
-def cases(device: str) -> Iterator[Case]:
-    """All cases of the ops that have kernels."""
-    yield from _norm_cases(device)
+from . import _dispatch, _library
+from ._accuracy import Result, compare
+from ._selftest_cases import Case, cases
 
 
 def run(device: str) -> dict[tuple[str, str], list[tuple[Case, list[Result]]]]:

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 import hbert_kernels as hk
+from hbert_kernels._dispatch import refusal
 from hbert_kernels._library import CPU_CAPABILITIES
 
 ROOT = Path(__file__).resolve().parents[1]
+KERNEL_OPS = [op for op in hk.OPS if refusal(op, "cpp") is None]
+KERNEL_TESTS = [f"tests/ops/test_{op}.py" for op in KERNEL_OPS if op != "add_layer_norm"]  # tested with layer_norm
+# float64 has one code path for all levels, and the rest is about what surrounds the kernels.
+THE_SAME_AT_ALL_LEVELS = "float64 or formula or gradcheck or compile or opcheck or refuses or autocast or 65536"
 
 
 def run(level, *command):
@@ -43,10 +48,9 @@ def test_an_unknown_level_is_an_error():
 
 @pytest.mark.parametrize("level", CPU_CAPABILITIES)
 def test_kernels_pass_at_every_level(level):
-    if level == hk.cpu_capability():
-        return  # this very process runs the suite at that level
-    kernel_tests = ("-m", "pytest", "tests/ops/test_layer_norm.py", "-k", "not compile", "-p", "no:cacheprovider")
-    result = run(level, *kernel_tests)
+    if CPU_CAPABILITIES.index(level) >= CPU_CAPABILITIES.index(hk.cpu_capability()):
+        return  # this very process runs the suite at that level, or would at any above it
+    result = run(level, "-m", "pytest", *KERNEL_TESTS, "-k", f"not ({THE_SAME_AT_ALL_LEVELS})", "-p", "no:cacheprovider")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 
@@ -76,5 +80,6 @@ torch.save(hk.add_layer_norm(x, residual, torch.randn(100), torch.randn(100)), "
 def test_selftest_reports_success_at_this_level():
     result = run(hk.cpu_capability(), "-m", "hbert_kernels.selftest")
     assert result.returncode == 0, result.stdout
-    assert "layer_norm               cpp" in result.stdout
+    for op in ("layer_norm", "activation_layer_norm", "gated_layer_norm", "conv_layer_norm", "additive_pool"):
+        assert f"\n{op:24s} cpp" in result.stdout
     assert " 0 failed" in result.stdout

@@ -16,6 +16,12 @@ from hbert_kernels import nn as hnn
 from hbert_kernels._accuracy import evaluate
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Loops over tiny tensors only wait for a second thread."""
+    torch.set_num_threads(1)
+
+
 def randomized(module):
     """The module in float64 with random parameters everywhere, so that no weight is 1 and no bias 0."""
     with torch.no_grad():
@@ -117,14 +123,12 @@ def test_activation_layer_norm(activation):
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 def test_conv_layer_norm(kernel_size):
-    norm, cu = randomized(hnn.ConvLayerNorm(40, kernel_size, 1e-3)), cu_of([5, 0, 1, 7])
-    run = {
-        "module": lambda p, x: torch.func.functional_call(norm, p, (x, cu)),
-        "formula": lambda p, x: formulas.conv_layer_norm(x, p["weight"], p["bias"], p["conv_weight"], cu, 1e-3),
-    }
-    x = randn(15, 40)
-    actual, expected = (evaluate_module(function, norm, x) for function in run.values())
-    assert_equal_to_rounding(actual, expected)
+    norm = randomized(hnn.ConvLayerNorm(40, kernel_size, 1e-3))
+
+    def formula(p, x, cu):
+        return formulas.conv_layer_norm(x, p["weight"], p["bias"], p["conv_weight"], cu, 1e-3)
+
+    assert_module_is(norm, formula, randn(15, 40), cu_of([5, 0, 1, 7]))
     assert f"kernel_size={kernel_size}" in repr(norm)
 
 
@@ -181,7 +185,7 @@ def additive(scorer="dense", sub_norm=True, **options):
     return randomized(hnn.AdditiveAttention(HIDDEN, HEADS, scorer=scorer, sub_norm=sub_norm, **options))
 
 
-def fastformer(p, x, mask, eps=1e-5):
+def fastformer(p, x, mask, eps=1e-12):
     """Official equations, one row of the batch at a time on its valid tokens; zeros at padding."""
     rows = []
     for row, padding in zip(x, mask, strict=True):
@@ -204,19 +208,15 @@ def fastformer(p, x, mask, eps=1e-5):
 def test_additive_attention_is_fastformer(scorer, sub_norm, mask):
     module = additive(scorer, sub_norm, eps=1e-3)
     x = randn(3, 5, HIDDEN)
-    actual = evaluate_module(lambda p, x: torch.func.functional_call(module, p, (x, mask)), module, x)
-    expected = evaluate_module(lambda p, x: fastformer(p, x, mask, 1e-3), module, x)
-    assert_equal_to_rounding(actual, expected, 10 * FLOAT64_BOUND)
-    assert torch.equal(actual["output 0"] * mask[..., None], torch.zeros(3, 5, HIDDEN, dtype=torch.float64))
+    assert_module_is(module, lambda p, x, mask: fastformer(p, x, mask, 1e-3), x, mask, bound=10 * FLOAT64_BOUND)
+    assert not module(x, mask)[mask].any()
 
 
 @each_scorer
 def test_long_rows_take_the_other_form(scorer):
     module = additive(scorer)
     x, mask = randn(2, 70, HIDDEN), torch.arange(70) >= torch.tensor([[70], [41]])
-    actual = evaluate_module(lambda p, x: torch.func.functional_call(module, p, (x, mask)), module, x)
-    expected = evaluate_module(lambda p, x: fastformer(p, x, mask), module, x)
-    assert_equal_to_rounding(actual, expected, 10 * FLOAT64_BOUND)
+    assert_module_is(module, fastformer, x, mask, bound=10 * FLOAT64_BOUND)
 
 
 @each_sub_norm
@@ -309,7 +309,7 @@ def test_every_parameter_gets_a_gradient(scorer):
         assert bool(parameter.grad.any()) != constant, name
 
 
-@pytest.mark.parametrize(("scorer", "masked"), [("dense", True), ("per_head", True), ("dense", False)])
+@pytest.mark.parametrize(("scorer", "masked"), [("dense", True), ("per_head", False)])
 def test_compiles(scorer, masked):
     torch._dynamo.reset()
     module = additive(scorer)
@@ -328,7 +328,7 @@ def test_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = module(x)
     assert out.dtype == torch.bfloat16
-    assert float((out.float() - exact).norm() / exact.norm()) < 2**-6  # a few roundings to 8 bits each
+    assert float(((out.float() - exact).norm() / exact.norm()).detach()) < 2**-6  # a few roundings to 8 bits each
     out.float().square().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in module.parameters())
 

@@ -10,8 +10,8 @@
 namespace hbert {
 namespace {
 
-// Queries per task of the forward pass: few enough that one long sequence feeds many threads, enough to outweigh that each
-// thread repacks the keys and values that it meets.
+// Queries per task of the forward pass: few enough that one long sequence feeds many threads, enough to outweigh that
+// each thread repacks the keys and values that it meets.
 constexpr int64_t kTaskQueries = 192;
 
 #define HBERT_TABLE(level) &level::kAttention,
@@ -55,9 +55,9 @@ struct Plan {
   int64_t cost = 0, max_length = 0;
 
   Plan(const Problem& problem, int64_t task_queries) {
-    for (int64_t head = 0; head < problem.num_heads; ++head)
-      for (const Chunk& chunk : problem.sequences.chunks)
-        if (chunk.rows.begin == chunk.rows.first_row) add(head, chunk.rows.first_row, chunk.rows.end_row, task_queries);
+    for (const Chunk& chunk : problem.sequences.chunks)
+      for (int64_t head = 0; head < problem.num_heads && chunk.rows.begin == chunk.rows.first_row; ++head)
+        add(head, chunk.rows.first_row, chunk.rows.end_row, task_queries);
   }
 
   void add(int64_t head, int64_t begin, int64_t end, int64_t task_queries) {

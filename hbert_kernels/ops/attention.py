@@ -44,7 +44,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, 
     _check.cu_seqlens(op, cu_seqlens, qkv.shape[0], qkv.device, max_seqlen)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"{op}: dropout_p must be in [0, 1), got {dropout_p}")
-    if _dispatch.select(op, qkv, dropout_p) == "reference":  # type: ignore[arg-type]
+    if _dispatch.select(op, qkv, dropout_p) == "reference":
         return attention_reference(qkv, cu_seqlens, max_seqlen, num_heads, dropout_p)
     return _Attention.apply(qkv, cu_seqlens, num_heads)
 
@@ -62,9 +62,15 @@ def attention_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_he
     return from_padded(out.transpose(1, 2).flatten(2), cu_seqlens, qkv.shape[0])
 
 
+# Read once, at import: a traced graph must find an answer here, not a foreign function.
+_SCALAR = _library.cpu_capability() == "scalar"
+
+
 def _cpp_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0) -> str | None:
     if dropout_p > 0:
         return f"has no dropout of attention weights, and dropout_p is {dropout_p}"
+    if _SCALAR and qkv is not None and qkv.dtype != torch.float64:
+        return "is 4 to 10 times slower than torch's attention without vector instructions (level scalar)"
     return _dispatch.cpp_refusal(qkv)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .. import _check, _dispatch
+from .. import _check, _dispatch, _library
 from ._common import cast, compute_dtype, without_autocast
 
 
@@ -45,11 +49,18 @@ def masked_lm_loss(
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
         raise ValueError(f"{op}: weight must be [V, {hidden.shape[1]}], got shape {tuple(weight.shape)}")
     _check.shape(op, "bias", bias, weight.shape[0])
-    _check.labels(op, labels, hidden.shape[0], weight.shape[0], ignore_index)
+    _check.labels(op, labels, hidden, weight.shape[0], ignore_index)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}")
-    _dispatch.select(op, hidden, weight, bias)
-    return masked_lm_loss_reference(hidden, weight, bias, labels, ignore_index, label_smoothing, num_masked)
+    if _dispatch.select(op, hidden, weight, bias) == "reference":
+        return masked_lm_loss_reference(hidden, weight, bias, labels, ignore_index, label_smoothing, num_masked)
+    if num_masked is not None and not isinstance(num_masked, Tensor):
+        num_masked = torch.full((), num_masked, dtype=torch.float64)
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
+    arguments = (hidden, weight, bias, labels, num_masked, ignore_index, label_smoothing, wanted)
+    if any(wanted):
+        return _MaskedLMLoss.apply(*arguments)
+    return torch.ops.hbert_kernels.masked_lm_loss(*arguments)[:2]
 
 
 @without_autocast
@@ -69,3 +80,192 @@ def masked_lm_loss_reference(
     divisor = counted.sum().clamp(min=1) if num_masked is None else num_masked
     correct = (logits.argmax(-1) == labels) & counted
     return total / divisor, correct.sum()
+
+
+def _masked_lm_loss_fake(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    num_masked: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradients = [
+        hidden.new_empty(0) if t is None or not w else t.new_empty(t.shape)
+        for t, w in zip((hidden, weight, bias), wanted, strict=True)
+    ]
+    loss, correct = hidden.new_empty((), dtype=compute_dtype(hidden)), labels.new_empty(())
+    return loss, correct, gradients[0], gradients[1], gradients[2]
+
+
+def _softmax_cross_entropy_fake(
+    logits: Tensor, bias: Tensor | None, labels: Tensor, label_smoothing: float, scale: float, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0], dtype=compute_dtype(logits)), labels.new_empty(labels.shape)
+
+
+def _accumulate_fake(sum: Tensor, remainder: Tensor | None, term: Tensor) -> None:
+    return None
+
+
+_library.define(
+    "masked_lm_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor? num_masked, int ignore_index,"
+    " float label_smoothing, bool[3] wanted)"
+    " -> (Tensor loss, Tensor correct, Tensor dhidden, Tensor dweight, Tensor dbias)",
+    _masked_lm_loss_fake,
+)
+_library.define(
+    "softmax_cross_entropy_(Tensor(a!) logits, Tensor? bias, Tensor labels, float label_smoothing, float scale,"
+    " bool gradient) -> (Tensor loss, Tensor correct)",
+    _softmax_cross_entropy_fake,
+)
+_library.define(
+    "accumulate_(Tensor(a!) sum, Tensor(b!)? remainder, Tensor term) -> ()",
+    _accumulate_fake,
+)
+_dispatch.register("masked_lm_loss", "cpp", _dispatch.cpp_refusal)
+
+# Elements of logits per chunk and byte of an element: 40 MB of float32; 10 MB of bfloat16, where a call also holds a
+# [V, H] copy. Smaller chunks make the accumulation of dweight, a read and a write of [V, H] each, dominate its product.
+_CHUNK_SCALE = 2_500_000
+_MIN_CHUNK_ROWS = 64
+_ALIGNED_ELEMENTS = 16  # logits rows start at cache lines: up to 1.3x for the library's float32 product
+_WEIGHT_BLOCK_ROWS = 2048  # of dweight per partial product, which then stays in the cache until it is added
+
+
+def _chunk_bounds(rows: int, vocab: int, itemsize: int) -> list[tuple[int, int]]:
+    """Row ranges of nearly equal size, a pure function of the shapes."""
+    limit = max(_MIN_CHUNK_ROWS, _CHUNK_SCALE * itemsize // vocab)
+    count = -(-rows // limit)
+    size = -(-rows // max(count, 1))
+    return [(begin, min(begin + size, rows)) for begin in range(0, rows, max(size, 1))]
+
+
+def _logits_buffer(like: Tensor, rows: int, vocab: int) -> Tensor:
+    # The bfloat16 product would go through a dense copy of strided logits.
+    align = 1 if like.dtype == torch.bfloat16 else _ALIGNED_ELEMENTS
+    return like.new_empty(rows, -(-vocab // align) * align)[:, :vocab]
+
+
+class _Gradients:
+    """dhidden, dweight and dbias, summed over the chunks; an empty tensor for what is not wanted."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool], chunks: int
+    ) -> None:
+        acc, dtype = compute_dtype(hidden), hidden.dtype
+        self.wanted = wanted
+        self.hidden = torch.empty_like(hidden) if wanted[0] else hidden.new_empty(0)
+        # The library adds to what it wrote before; in bfloat16 that would round at every chunk.
+        self.in_place = weight.dtype == dtype and dtype != torch.bfloat16
+        self.weight = weight.new_empty(weight.shape if wanted[1] else 0)
+        if chunks == 0:
+            self.weight.zero_()
+        compensated = wanted[1] and chunks > 1 and weight.dtype == torch.bfloat16
+        self.remainder = torch.zeros_like(self.weight) if compensated else None
+        self.bias = hidden.new_zeros(weight.shape[0] if wanted[2] else 0, dtype=acc)
+
+    def add(self, begin: int, end: int, dlogits: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """Rows [begin, end) of the batch."""
+        if self.wanted[0]:
+            torch.mm(dlogits, weight, out=self.hidden[begin:end])
+        if self.wanted[1]:
+            self._add_weight(dlogits, hidden, begin == 0)
+        if self.wanted[2]:
+            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+
+    def _add_weight(self, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
+        if self.in_place:
+            self.weight.addmm_(dlogits.t(), hidden, beta=0 if first else 1)
+            return
+        for begin in range(0, self.weight.shape[0], _WEIGHT_BLOCK_ROWS):
+            block = slice(begin, begin + _WEIGHT_BLOCK_ROWS)
+            partial = torch.mm(dlogits[:, block].t(), hidden)
+            if first:
+                self.weight[block] = partial
+            else:
+                remainder = None if self.remainder is None else self.remainder[block]
+                torch.ops.hbert_kernels.accumulate_(self.weight[block], remainder, partial)
+
+
+@torch.library.impl("hbert_kernels::masked_lm_loss", "CPU")
+@without_autocast
+@torch.no_grad()
+def _masked_lm_loss_cpu(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    num_masked: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kept = (labels != ignore_index).nonzero().flatten()
+    divisor = max(1, len(kept)) if num_masked is None else float(num_masked)
+    rows, targets = hidden, labels.contiguous()
+    if len(kept) < len(labels):
+        rows, targets = hidden[kept], targets[kept]
+    # Under autocast the weight is wider than the activations: one cast per call, not one per chunk.
+    product_weight, product_bias = weight.to(hidden.dtype), cast(bias, compute_dtype(hidden))
+    product_bias = None if product_bias is None else product_bias.contiguous()
+    vocab = weight.shape[0]
+    bounds = _chunk_bounds(len(kept), vocab, hidden.element_size())
+    gradients = _Gradients(rows, weight, bias, wanted, len(bounds))
+    buffer = _logits_buffer(rows, max((end - begin for begin, end in bounds), default=0), vocab)
+    scale = 1 / divisor if divisor else torch.inf
+    total = torch.zeros((), dtype=torch.float64)
+    correct = labels.new_zeros(())
+    for begin, end in bounds:
+        logits = buffer[: end - begin]
+        torch.mm(rows[begin:end], product_weight.t(), out=logits)
+        loss, right = torch.ops.hbert_kernels.softmax_cross_entropy_(
+            logits, product_bias, targets[begin:end], label_smoothing, scale, any(wanted)
+        )
+        total += loss.sum(dtype=torch.float64)
+        correct += right.sum()
+        gradients.add(begin, end, logits, rows[begin:end], product_weight)
+    dhidden = gradients.hidden
+    if wanted[0] and len(kept) < len(labels):
+        dhidden = torch.zeros_like(hidden).index_copy_(0, kept, dhidden)
+    dbias = gradients.bias.to(hidden.dtype if bias is None else bias.dtype)
+    return (total / divisor).to(compute_dtype(hidden)), correct, dhidden, gradients.weight, dbias
+
+
+class _MaskedLMLoss(torch.autograd.Function):
+    """The forward pass has the logits at hand and makes the gradients too; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        num_masked: Tensor | None,
+        ignore_index: int,
+        label_smoothing: float,
+        wanted: list[bool],
+    ) -> tuple[Tensor, Tensor]:
+        options = (ignore_index, label_smoothing, wanted)
+        loss, correct, *gradients = torch.ops.hbert_kernels.masked_lm_loss(
+            hidden, weight, bias, labels, num_masked, *options
+        )
+        ctx.mark_non_differentiable(correct)
+        ctx.save_for_backward(hidden, weight, bias, labels, num_masked)
+        ctx.options, ctx.gradients = options, gradients
+        return loss, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # Not among the saved tensors: a second reference would make autograd copy [V, H] into .grad. A second backward
+        # pass over a retained graph makes them anew.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            gradients = torch.ops.hbert_kernels.masked_lm_loss(*ctx.saved_tensors, *ctx.options)[2:]
+        if torch.compiler.is_compiling() or dloss != 1:
+            gradients = [g.mul_(dloss) for g in gradients]
+        return *(g if w else None for g, w in zip(gradients, ctx.options[2], strict=True)), *[None] * 5

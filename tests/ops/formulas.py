@@ -134,7 +134,7 @@ def additive_attention(
     norm_weight=None,
     norm_bias=None,
     sub_norm=False,
-    eps=1e-5,
+    eps=1e-12,
 ):
     """Fastformer's official equations with the key materialised and the scorers' biases in the logits.
 

@@ -1,5 +1,7 @@
 """attention through the whole chain: public function, autograd, op, compiled kernel."""
 
+import sys
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -13,9 +15,13 @@ from hbert_kernels._accuracy import compare
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
+MODULE = sys.modules[hk.attention.__module__]
+
+
 @pytest.fixture(autouse=True)
-def compiled_kernels():
-    """Every test here is about the compiled kernel: none may pass on the reference path."""
+def compiled_kernels(monkeypatch):
+    """Every test here is about the compiled kernel: none may pass on the reference path, at no level."""
+    monkeypatch.setattr(MODULE, "_SCALAR", False)
     with hk.use_backend("cpp"):
         yield
 
@@ -178,6 +184,15 @@ def test_dropout_is_refused_in_words():
     qkv, cu_seqlens, longest = problem([5], 2, 8)
     with pytest.raises(hk.BackendError, match="no dropout of attention weights, and dropout_p is 0.5"):
         hk.attention(qkv, cu_seqlens, longest, 2, dropout_p=0.5)
+
+
+def test_the_scalar_level_leaves_single_precision_to_torch(monkeypatch):
+    monkeypatch.setattr(MODULE, "_SCALAR", True)
+    qkv, cu_seqlens, longest = problem([5], 2, 8)
+    assert "cpp: is 4 to 10 times slower than torch's attention" in hk.explain("attention", qkv)
+    with pytest.raises(hk.BackendError, match="level scalar"):
+        hk.attention(qkv, cu_seqlens, longest, 2)
+    assert hk.attention(qkv.double(), cu_seqlens, longest, 2).dtype == torch.float64
 
 
 def test_dropout_takes_the_reference():

@@ -141,7 +141,7 @@ def test_values_of_cu_seqlens(op, bounds, message):
 def test_kind_of_cu_seqlens(op):
     good = valid(op)["cu_seqlens"]
     assert_refused(op, TypeError, f"{op}: cu_seqlens must be an int32 tensor.*int64", cu_seqlens=good.long())
-    assert_refused(op, TypeError, f"{op}: cu_seqlens must be an int32 tensor.*got list", cu_seqlens=good.tolist())
+    assert_refused(op, TypeError, f"{op}: cu_seqlens must be a torch.Tensor, got list", cu_seqlens=good.tolist())
     assert_refused(op, ValueError, f"{op}: cu_seqlens is on meta", cu_seqlens=good.to("meta"))
 
 
@@ -149,7 +149,7 @@ def test_kind_of_cu_seqlens(op):
 @pytest.mark.parametrize("shape", [(), (0,), (3, 1)], ids=str)
 def test_shape_of_cu_seqlens(op, shape):
     cu = torch.zeros(shape, dtype=torch.int32)
-    assert_refused(op, (TypeError, ValueError), rf"{op}: cu_seqlens must be .*of shape \[B\+1\]", cu_seqlens=cu)
+    assert_refused(op, ValueError, rf"{op}: cu_seqlens must be \[B\+1\], got shape", cu_seqlens=cu)
 
 
 @pytest.mark.parametrize("op", BOUNDED_OPS)

@@ -17,9 +17,13 @@ each_reach = pytest.mark.parametrize("taps", [1, 3, 5])
 
 
 def conv(lengths, width, taps=3, dtype=F32, parameter=None, **options):
-    """The op as a function of x, taps, weight, bias, and these."""
+    """The op as a function of x, taps, weight, bias, and these.
+
+    The taps are flat: by that the policy knows parameters.
+    """
     op, _, inputs = problem(f"conv{taps}", lengths, width, **options)
-    return op, cast(inputs, dtype, parameter)
+    x, conv_weight, *affine = cast(inputs, dtype, parameter)
+    return lambda x, flat, *rest: op(x, flat.unflatten(0, (taps, width)), *rest), [x, conv_weight.flatten(), *affine]
 
 
 @each_dtype
@@ -30,7 +34,7 @@ def test_accurate_at_odd_sizes(lengths, width, heads, dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("taps", [1, 5, 7, 131])
+@pytest.mark.parametrize("taps", [1, 5, 7, 9])
 def test_any_number_of_taps(taps, dtype):
     assert_accurate(*conv([129, 1, 0, 63, 64, 65, 66], 40, taps, dtype))
 
@@ -58,22 +62,21 @@ def test_optional_parameters(present):
 
     def op(x, taps, parameter=None):
         affine = {"": (None, None), "weight": (parameter, None), "bias": (None, parameter)}[present]
-        return hk.conv_layer_norm(x, *affine, taps, cu)
+        return hk.conv_layer_norm(x, *affine, taps.unflatten(0, (3, 100)), cu)
 
     assert_accurate(op, [x, taps, *given])
 
 
 @each_dtype
 def test_large_means_do_not_cancel(dtype):
-    assert_accurate(*conv([20, 17], 768, 3, dtype, mean=100.0 if dtype == BF16 else 1e4))
+    mean = 100.0 if dtype == BF16 else 1e4  # bfloat16 has hardly a bit left for the deviations
+    assert_accurate(*conv([20, 17], 768, 3, dtype, mean=mean), mean * checks.FLOAT64_BOUND)
 
 
 @each_dtype
 def test_taps_of_zero_leave_the_norm(dtype):
     op, (x, taps, *affine) = conv([5, 70], 40, 5, dtype)
-    with hk.use_backend("cpp"):
-        expected = hk.layer_norm(x, *affine)
-    torch.testing.assert_close(op(x, torch.zeros_like(taps), *affine), expected, rtol=0, atol=0)
+    assert torch.equal(op(x, torch.zeros_like(taps), *affine), hk.layer_norm(x, *affine))
 
 
 @pytest.mark.parametrize("lengths", [[7] * 10_000, [1] * 70_000, [70_000]], ids=["short", "single", "one"])
@@ -108,7 +111,8 @@ def test_strides_do_not_matter(dtype):
 @each_dtype
 def test_same_bits_whatever_the_threads_the_neighbours_and_the_run(dtype, taps):
     lengths = [30, 200, 0, 7, 65]
-    op, (x, *shared) = conv(lengths, 192, taps, dtype)
+    op, _, inputs = problem(f"conv{taps}", lengths, 192)
+    x, *shared = cast(inputs, dtype)
     kernel_checks.assert_same_bits_for_any_threads_and_run(op, [x, *shared])
     kernel_checks.assert_neighbours_change_no_bit(lambda n: bind(f"conv{taps}", cu_of(n)), lengths, [x], (), shared)
 
@@ -124,7 +128,7 @@ def test_nan_reaches_as_far_as_the_taps_in_its_sequence(row, reached, dtype):
 
 @each_dtype
 def test_opcheck(dtype):
-    cu, (x, taps, *affine) = cu_of([4, 0, 5]), conv([4, 0, 5], 24, 3, dtype)[1]
+    cu, (x, taps, *affine) = cu_of([4, 0, 5]), cast(problem("conv3", [4, 0, 5], 24)[2], dtype)
     namespace = torch.ops.hbert_kernels
     for weight, bias in (affine, (None, None)):
         torch.library.opcheck(namespace.conv_layer_norm.default, (x, weight, bias, taps, cu, 1e-5))
@@ -140,7 +144,9 @@ def test_gradcheck(taps):
 
 
 def test_compiles_without_graph_breaks_or_recompiles():
-    calls = [(conv(lengths, 24)[1], (cu_of(lengths),)) for lengths in ([3, 4], [5, 0, 7], [2, 70, 9, 1])]
+    # No two dimensions are equal in the first call, or the compiler would take them for the same one ever after.
+    batches = ([3, 4, 6], [5, 7], [2, 0, 70, 9, 1])
+    calls = [(cast(problem("conv3", lengths, 24)[2], F32), (cu_of(lengths),)) for lengths in batches]
     checks.assert_compiles(lambda x, taps, weight, bias, cu: bind("conv3", cu)(x, taps, weight, bias), calls)
 
 
@@ -173,7 +179,7 @@ def test_accurate_for_any_lengths(lengths, width, taps, dtype, scale):
     ("change", "message"),
     [
         (lambda a: dict(x=a["x"][0]), r"x must be \[rows, width\]"),
-        (lambda a: dict(x=a["x"].half()), "x must be float32, bfloat16 or float64"),
+        (lambda a: dict(x=a["x"].half(), dy=a["dy"].half()), "x must be float32, bfloat16 or float64"),
         (lambda a: dict(conv_weight=a["conv_weight"][:2]), r"conv_weight must be \[taps, width\] with an odd number"),
         (lambda a: dict(conv_weight=a["conv_weight"][:, :-1]), r"conv_weight must be \[taps, width\]"),
         (lambda a: dict(conv_weight=a["conv_weight"][0]), r"conv_weight must be \[taps, width\]"),
@@ -190,7 +196,7 @@ def test_accurate_for_any_lengths(lengths, width, taps, dtype, scale):
     ],
 )
 def test_the_op_itself_refuses_what_does_not_fit(change, message):
-    cu, (x, taps, weight, bias) = cu_of([4, 5]), conv([4, 5], 24)[1]
+    cu, (x, taps, weight, bias) = cu_of([4, 5]), cast(problem("conv3", [4, 5], 24)[2], F32)
     y, mean, rstd = torch.ops.hbert_kernels.conv_layer_norm(x, weight, bias, taps, cu, 1e-5)
     arguments = dict(dy=y, x=x, mean=mean, rstd=rstd, weight=weight, bias=bias, conv_weight=taps, cu_seqlens=cu)
     kernel_checks.assert_op_refuses("conv_layer_norm_backward", arguments, change, message)

@@ -172,8 +172,8 @@ def test_compiles(form, scorer):
         query, x, query_att, key_weight, key_att, key_bias, query_att_bias, key_att_bias, norm_weight, norm_bias = given
         return hk.additive_attention(
             query, x, query_att, key_weight, key_bias, key_att, cu, longest, 4,
-            query_att_bias=query_att_bias, key_att_bias=key_att_bias, norm_weight=norm_weight, norm_bias=norm_bias, sub_norm=True,
-            form=form,
+            query_att_bias=query_att_bias, key_att_bias=key_att_bias, norm_weight=norm_weight,
+            norm_bias=norm_bias, sub_norm=True, form=form,
         )  # fmt: skip
 
     batches = ([3, 4], [2, 0, 9, 30])

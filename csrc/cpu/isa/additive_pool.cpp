@@ -207,10 +207,12 @@ void backward_as(const PoolProblem& p, const PoolGradient& g, RowRange range, vo
   const R* pooled = static_cast<const R*>(g.pooled) + range.sequence * table;
   const R* dpooled = static_cast<const R*>(g.dpooled) + range.sequence * table;
   alignas(64) R alpha[kMaxPoolHeads * kBlock], dscore[kMaxPoolHeads * kBlock], mean[kMaxPoolHeads];
-  for (int64_t j = 0; j < p.heads; ++j)  // sum_t alpha dalpha, because sum_t alpha x_t is the pooled row
-    mean[j] = reduce<V>(out_width, [&](int64_t i, auto part) {
-      return V::load(pooled + j * out_width + i, part) * V::load(dpooled + j * out_width + i, part);
-    });
+  for (int64_t j = 0; j < p.heads; ++j) {
+    // sum_t alpha dalpha, because sum_t alpha x_t is the pooled row. Summed as dalpha is: where one token has all the weight
+    // the two cancel exactly, as they must before they meet a large scorer.
+    const R* row = pooled + j * out_width;
+    dot_tile<V, R, 1, 1>(&row, dpooled + j * out_width, 0, out_width, mean + j);
+  }
   for (int64_t begin = range.begin; begin < range.end; begin += kBlock) {
     const Block<X> block = block_at<X>(p, begin, range.end);
     dot_heads<V>(p, p.dense_scorer, block, scorer, alpha);

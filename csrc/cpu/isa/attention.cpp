@@ -1,5 +1,5 @@
-// Forward of self-attention, compiled once per instruction set level (HBERT_LEVEL) with that level's flags. No torch, no
-// standard library: their inline functions would be merged across levels.
+// Forward of self-attention, compiled once per instruction set level (HBERT_LEVEL) with that level's flags. No torch,
+// no standard library: their inline functions would be merged across levels.
 #include "../attention.h"
 #include "matmul.h"
 
@@ -92,7 +92,7 @@ class Forward {
       sum = sum + weight;
       D::put_row(weights_ + row * (kKeys / D::kPair) + i / D::kPair, weight);
     }
-    if (top > max_[row]) decay(row, V::set((max_[row] - top) * scale));
+    if (sum_[row] > 0 && top > max_[row]) decay(row, V::set((max_[row] - top) * scale));
     sum_[row] += V::sum(sum);
     max_[row] = top;
   }

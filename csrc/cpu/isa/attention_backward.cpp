@@ -1,8 +1,8 @@
-// Backward of self-attention, compiled once per instruction set level (HBERT_LEVEL) with that level's flags. No torch, no
-// standard library: their inline functions would be merged across levels.
+// Backward of self-attention, compiled once per instruction set level (HBERT_LEVEL) with that level's flags. No torch,
+// no standard library: their inline functions would be merged across levels.
 //
-// Weights and their gradients are computed transposed, keys by queries: as rows they are then the left operand of dV and
-// dK, and as steps of a panel the right operand of dQ^T, so that none of them is ever transposed in memory.
+// Weights and their gradients are computed transposed, keys by queries: as rows they are then the left operand of dV
+// and dK, and as steps of a panel the right operand of dQ^T, so that none of them is ever transposed in memory.
 #include "../attention.h"
 #include "matmul.h"
 
@@ -114,8 +114,9 @@ class Backward {
     for (int64_t lane = 0; lane < num_queries; lane += kLanes<V>) weigh(num_keys, query, lane, num_queries - lane);
     const int64_t offset = query / D::kPair * kLanes<V>, all_steps = steps_of<D>(task.length);
     for (int64_t lane = 0; lane < size_; lane += kLanes<V>) {
-      add_product(weights_, num_keys, dout_by_row_ + lane * all_steps + offset, size_ - lane, num_queries, dvalues_ + lane);
-      add_product(dscores_, num_keys, queries_by_row_ + lane * all_steps + offset, size_ - lane, num_queries, dkeys_ + lane);
+      const int64_t at = lane * all_steps + offset, columns = size_ - lane;
+      add_product(weights_, num_keys, dout_by_row_ + at, columns, num_queries, dvalues_ + lane);
+      add_product(dscores_, num_keys, queries_by_row_ + at, columns, num_queries, dkeys_ + lane);
     }
     for (int64_t lane = 0; lane < num_queries; lane += kLanes<V>) {
       Real* dqueries = dqueries_ + (query + lane) * round_up(size_, kTileRows);
@@ -143,7 +144,8 @@ class Backward {
       tile_of<D, kColumns / V::kWidth>(values_ + row * units_, units_, dout, steps_).store(dweights, kColumns);
       for (int r = 0; r < kTileRows; r += D::kPair)
         for (int c = 0; c < kColumns; c += V::kWidth)
-          put_weights(weights + r * kColumns + c, dweights + r * kColumns + c, kColumns, query, lane + c, row + r, num_keys);
+          put_weights(weights + r * kColumns + c, dweights + r * kColumns + c, kColumns, query, lane + c, row + r,
+                      num_keys);
     });
   }
 
@@ -151,7 +153,8 @@ class Backward {
   void put_weights(const Real* scores, const Real* dweights, int64_t stride, int64_t query, int64_t column, int64_t row,
                    int64_t num_keys) {
     const V scale = V::set(static_cast<Real>(args_.scale));
-    const V log_sum_exp = V::load(log_sum_exp_ + query + column, Full{}), delta = V::load(delta_ + query + column, Full{});
+    const V log_sum_exp = V::load(log_sum_exp_ + query + column, Full{});
+    const V delta = V::load(delta_ + query + column, Full{});
     V dscores[D::kPair];
     for (int p = 0; p < D::kPair; ++p) {
       const V weight = exp(V::load(scores + p * stride, Full{}) * scale - log_sum_exp);
@@ -177,7 +180,8 @@ class Backward {
     for (int64_t query = 0; query < task.length; query += kLanes<V>) {
       const Real* transposed = dqueries_ + query * round_up(size_, kTileRows);
       for (int64_t i = 0; i < size_; i += V::kWidth)
-        transpose(transposed + i * kLanes<V>, kLanes<V>, smaller(V::kWidth, size_ - i), kLanes<V>, spare_ + i, stride());
+        transpose(transposed + i * kLanes<V>, kLanes<V>, smaller(V::kWidth, size_ - i), kLanes<V>, spare_ + i,
+                  stride());
       store_rows(task, 0, query, spare_, smaller(kLanes<V>, task.length - query), static_cast<Real>(args_.scale));
     }
   }

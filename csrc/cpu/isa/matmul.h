@@ -1,7 +1,7 @@
 // Small matrix products C = A B whose operands are repacked to fit in cache: A by rows, B by panels of kLanes columns.
 //
-// The inner dimension is counted in steps. A Dot policy says what a step is: one number multiplied and added in the compute
-// type (Plain), or a pair of bfloat16 numbers (Bf16Pairs, AVX512-BF16). Unit is what A and B hold per step: A is
+// The inner dimension is counted in steps. A Dot policy says what a step is: one number multiplied and added in the
+// compute type (Plain), or a pair of bfloat16 numbers (Bf16Pairs, AVX512-BF16). Unit is what A and B hold per step: A is
 // [rows, steps], B is [panels, steps, kLanes]. Whoever packs fills the last pair of an odd inner dimension with zero.
 #pragma once
 #include "vec.h"
@@ -149,12 +149,14 @@ inline Tile<typename D::V, kVectors> chain_of(const typename D::Unit* a, int64_t
   return tile;
 }
 
-// One tile of A B. The rounding error of a chain grows with its length, so long ones are split.
+// One tile of A B. The rounding error of a chain grows with its length: long ones are split where the operands are more
+// exact than bfloat16.
 template <class D, int kVectors>
 inline Tile<typename D::V, kVectors> tile_of(const typename D::Unit* a, int64_t a_stride, const typename D::Unit* b,
                                              int64_t steps) {
   using V = typename D::V;
-  Tile<V, kVectors> tile = chain_of<D, kVectors>(a, a_stride, b, smaller(kChain, steps));
+  if (D::kPair > 1 || steps <= kChain) return chain_of<D, kVectors>(a, a_stride, b, steps);
+  Tile<V, kVectors> tile = chain_of<D, kVectors>(a, a_stride, b, kChain);
   for (int64_t k = kChain; k < steps; k += kChain) {
     const Tile<V, kVectors> more =
         chain_of<D, kVectors>(a + k, a_stride, b + k * kLanes<V>, smaller(kChain, steps - k));
@@ -167,10 +169,10 @@ inline Tile<typename D::V, kVectors> tile_of(const typename D::Unit* a, int64_t 
 }
 
 // f(tile, row) for each tile of `rows` rows (rounded up to whole tiles) of A times a panel of B, of which the first
-// `columns` columns are wanted (all, if there are fewer).
+// `columns` columns are wanted (all, if there are fewer). Not inlined: inside a big function, compilers spill the tile.
 template <class D, class F>
-inline void multiply_panel(const typename D::Unit* a, int64_t a_stride, int64_t rows, const typename D::Unit* panel,
-                           int64_t columns, int64_t steps, F f) {
+[[gnu::noinline]] void multiply_panel(const typename D::Unit* a, int64_t a_stride, int64_t rows,
+                                      const typename D::Unit* panel, int64_t columns, int64_t steps, F f) {
   using V = typename D::V;
   const auto with = [&](auto vectors) {
     for (int64_t row = 0; row < rows; row += kTileRows)
@@ -188,12 +190,20 @@ inline void multiply_panel(const typename D::Unit* a, int64_t a_stride, int64_t 
   }
 }
 
+// Rows of a packed projection lie pages apart, where no hardware prefetcher follows; the next head lies right behind.
+template <class T>
+inline void prefetch_next_head(const T* row, int64_t width) {
+  for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + width + i);
+}
+
 // A from `rows` rows of x.
 template <class D, class T>
 inline void pack_rows(const T* x, int64_t x_stride, int64_t rows, int64_t width, typename D::Unit* a) {
   using V = typename D::V;
-  for (int64_t r = 0; r < rows; ++r, x += x_stride, a += row_units<D>(width))
+  for (int64_t r = 0; r < rows; ++r, x += x_stride, a += row_units<D>(width)) {
+    prefetch_next_head(x, width);
     for_each<V>(width, [&](int64_t i, auto part) { D::put_row(a + i / D::kPair, V::load(x + i, part)); });
+  }
 }
 
 // B from x: its rows are the inner dimension, its columns those of B.
@@ -201,6 +211,7 @@ template <class D, class T>
 inline void pack_panels(const T* x, int64_t x_stride, int64_t rows, int64_t width, typename D::Unit* b) {
   using V = typename D::V;
   const int64_t steps = steps_of<D>(rows);
+  for (int64_t row = 0; row < rows; ++row) prefetch_next_head(x + row * x_stride, width);
   for (int64_t step = 0; step < steps; ++step)
     for_each<V>(width, [&](int64_t i, auto part) {
       V both[D::kPair];
@@ -270,7 +281,7 @@ inline void transpose(const U* in, int64_t in_stride, int64_t rows, int64_t colu
     for (int64_t r = 0; r < rows; ++r) out[c * out_stride + r] = in[r * in_stride + c];
 }
 
-// B from x: its columns are the inner dimension, its rows the columns of B. `rows_of_a` is scratch for V::kWidth rows of A.
+// B from x: its columns are the inner dimension, its rows the columns of B. `rows_of_a`: scratch, V::kWidth rows of A.
 template <class D, class T>
 inline void pack_panels_transposed(const T* x, int64_t x_stride, int64_t rows, int64_t width, typename D::Unit* b,
                                    typename D::Unit* rows_of_a) {
@@ -280,7 +291,8 @@ inline void pack_panels_transposed(const T* x, int64_t x_stride, int64_t rows, i
     const int64_t there = smaller(V::kWidth, rows - lane);
     pack_rows<D>(x + lane * x_stride, x_stride, there, width, rows_of_a);
     fill(rows_of_a + there * units, (V::kWidth - there) * units, typename D::Unit(0));
-    transpose(rows_of_a, units, V::kWidth, steps, b + lane / kLanes<V> * kLanes<V> * steps + lane % kLanes<V>, kLanes<V>);
+    typename D::Unit* to = b + lane / kLanes<V> * kLanes<V> * steps + lane % kLanes<V>;
+    transpose(rows_of_a, units, V::kWidth, steps, to, kLanes<V>);
   }
 }
 

@@ -1,0 +1,130 @@
+"""The problems that the selftest runs every kernel on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import ops
+from ._accuracy import Function
+from .ops.activation_layer_norm import ACTIVATIONS
+
+_ROWS = [(1, 64), (7, 5), (37, 768), (129, 1000), (1000, 192)]  # rows, H
+_SEQUENCES = [([1], 64, 4), ([37, 0, 129], 192, 3), ([7, 300], 1000, 8), ([1000], 40, 5)]  # lengths, H, heads
+_MIXED = {  # activations, residual stream, parameters
+    "float32": (torch.float32, torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "bfloat16, float32 parameters": (torch.bfloat16, torch.bfloat16, torch.float32),
+    "bfloat16, float32 stream": (torch.bfloat16, torch.float32, torch.float32),
+    "float32, bfloat16 stream": (torch.float32, torch.bfloat16, torch.float32),
+    "float64": (torch.float64, torch.float64, torch.float64),
+}
+_DTYPES = {name: (x, parameter) for name, (x, stream, parameter) in _MIXED.items() if x == stream}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on concrete inputs."""
+
+    op: str
+    label: str
+    function: Function
+    inputs: list[Tensor]
+
+
+def _normal(seed: int) -> Callable[..., Tensor]:
+    """Normal numbers of a given shape in float64, the same on every machine."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _norm_cases(device: str) -> Iterator[Case]:
+    for rows, width in _ROWS:
+        random = _normal(rows * 1009 + width)
+        x, residual = random(rows, width) * 2 + 5, random(rows, width)
+        weight, bias = 1 + random(width) / 4, random(width)
+        for name, (activation, stream, parameter) in _MIXED.items():
+            label = f"{rows}x{width} {name}"
+            affine = [weight.to(device, parameter), bias.to(device, parameter)]
+            branch = x.to(device, activation)
+            if activation == stream:
+                yield Case("layer_norm", label, ops.layer_norm, [branch, *affine])
+            yield Case("add_layer_norm", label, ops.add_layer_norm, [branch, residual.to(device, stream), *affine])
+
+
+def _activation_cases(device: str) -> Iterator[Case]:
+    for rows, width in _ROWS:
+        random = _normal(rows * 1013 + width)
+        x, weight, bias, input_bias = random(rows, width) * 2, 1 + random(width) / 4, random(width), random(width)
+        for activation in ACTIVATIONS:
+
+            def function(x: Tensor, w: Tensor, b: Tensor, added: Tensor, name: str = activation) -> Tensor:
+                return ops.activation_layer_norm(x, w, b, activation=name, input_bias=added)
+
+            for name, (dtype, parameter) in _DTYPES.items():
+                inputs = [x.to(device, dtype), *(t.to(device, parameter) for t in (weight, bias, input_bias))]
+                yield Case("activation_layer_norm", f"{activation} {rows}x{width} {name}", function, inputs)
+
+
+def _cu_seqlens(lengths: list[int], device: str) -> Tensor:
+    return torch.tensor([0, *lengths], device=device).cumsum(0).int()
+
+
+def _sequence_norm_cases(device: str) -> Iterator[Case]:
+    for lengths, width, _ in _SEQUENCES:
+        random, cu_seqlens = _normal(sum(lengths) * 1019 + width), _cu_seqlens(lengths, device)
+        x, gate, taps = random(sum(lengths), width) * 2 + 5, random(len(lengths), width), random(3, width)
+        weight, bias = 1 + random(width) / 4, random(width)
+
+        def gated(x: Tensor, gate: Tensor, w: Tensor, b: Tensor, cu: Tensor = cu_seqlens) -> Tensor:
+            return ops.gated_layer_norm(x, gate, cu, w, b)
+
+        def conv(x: Tensor, taps: Tensor, w: Tensor, b: Tensor, cu: Tensor = cu_seqlens) -> Tensor:
+            return ops.conv_layer_norm(x, w, b, taps.view(3, -1), cu)
+
+        # The taps are flat because the policy takes what has one dimension for a parameter.
+        for op, function, second in (("gated_layer_norm", gated, gate), ("conv_layer_norm", conv, taps.flatten())):
+            for name, (dtype, parameter) in _DTYPES.items():
+                inputs = [x.to(device, dtype), *(t.to(device, parameter) for t in (second, weight, bias))]
+                yield Case(op, f"lengths {lengths} width {width} {name}", function, inputs)
+
+
+def _pool_cases(device: str) -> Iterator[Case]:
+    for lengths, width, heads in _SEQUENCES:
+        random, cu_seqlens = _normal(sum(lengths) * 1021 + width), _cu_seqlens(lengths, device)
+        x, head_dim = random(sum(lengths), width), width // heads
+        forms = {
+            "dense scorer": (random(heads, width) / heads**0.5, "slice"),
+            "own scorers": (random(len(lengths), heads, width) / heads**0.5, "full"),
+            "scorer per head": (random(heads, head_dim), "slice"),
+        }
+        for form, (scorer, output) in forms.items():
+            function = partial(
+                ops.additive_pool, cu_seqlens=cu_seqlens, max_seqlen=max(lengths), num_heads=heads, output=output
+            )
+            for name, (dtype, parameter) in _DTYPES.items():
+                label = f"{form} lengths {lengths} {heads}x{head_dim} {name}"
+                yield Case("additive_pool", label, function, [x.to(device, dtype), scorer.to(device, parameter)])
+
+
+def _attention_cases(device: str) -> Iterator[Case]:
+    for lengths, width, heads in _SEQUENCES:
+        random, cu_seqlens = _normal(sum(lengths) * 1031 + width), _cu_seqlens(lengths, device)
+        qkv = random(sum(lengths), 3 * width)
+        function = partial(ops.attention, cu_seqlens=cu_seqlens, max_seqlen=max(lengths), num_heads=heads)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            label = f"lengths {lengths} {heads}x{width // heads} {dtype}"
+            yield Case("attention", label, function, [qkv.to(device, dtype)])
+
+
+def cases(device: str) -> Iterator[Case]:
+    """All cases of the ops that have kernels."""
+    yield from _norm_cases(device)
+    yield from _activation_cases(device)
+    yield from _sequence_norm_cases(device)
+    yield from _pool_cases(device)
+    yield from _attention_cases(device)
