@@ -1,5 +1,6 @@
-"""Every instruction set level that this CPU has, in a process of its own: the level is chosen when the library loads."""
+"""Every instruction set level that this CPU has, each in its own process: it is chosen when the library loads."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def run(level, *command):
     )
 
 
+@functools.cache
 def level_of_subprocess(cap):
     return run(cap, "-c", "import hbert_kernels; print(hbert_kernels.cpu_capability())").stdout.strip()
 
@@ -50,7 +52,8 @@ def test_an_unknown_level_is_an_error():
 def test_kernels_pass_at_every_level(level):
     if CPU_CAPABILITIES.index(level) >= CPU_CAPABILITIES.index(hk.cpu_capability()):
         return  # this very process runs the suite at that level, or would at any above it
-    result = run(level, "-m", "pytest", *KERNEL_TESTS, "-k", f"not ({THE_SAME_AT_ALL_LEVELS})", "-p", "no:cacheprovider")
+    chosen = ("-k", f"not ({THE_SAME_AT_ALL_LEVELS})", "-p", "no:cacheprovider")
+    result = run(level, "-m", "pytest", *KERNEL_TESTS, *chosen)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 

@@ -41,7 +41,8 @@ def masked_lm_loss(
 
     Raises:
         TypeError: unsupported dtype of activations, parameters or labels.
-        ValueError: a shape or device does not fit, label_smoothing is not in [0, 1), or a label is not in [0, V).
+        ValueError: a shape or device does not fit, label_smoothing is not in [0, 1), num_masked is a number below 1, or
+            a label is not in [0, V).
     """
     op = "masked_lm_loss"
     _check.packed(op, "hidden", hidden)
@@ -52,6 +53,8 @@ def masked_lm_loss(
     _check.labels(op, labels, hidden, weight.shape[0], ignore_index)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}")
+    if isinstance(num_masked, int) and num_masked < 1:
+        raise ValueError(f"{op}: num_masked must be at least 1, got {num_masked}")
     if _dispatch.select(op, hidden, weight, bias) == "reference":
         return masked_lm_loss_reference(hidden, weight, bias, labels, ignore_index, label_smoothing, num_masked)
     if num_masked is not None and not isinstance(num_masked, Tensor):

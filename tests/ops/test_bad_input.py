@@ -219,3 +219,12 @@ def test_nothing_is_changed_by_a_refusal(op):
     with pytest.raises(TypeError):
         getattr(hk, op)(**arguments | {floats(op)[-1]: arguments[floats(op)[-1]].half()})
     assert all(torch.equal(arguments[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_a_divisor_below_one(count):
+    assert_refused("masked_lm_loss", ValueError, f"num_masked must be at least 1, got {count}", num_masked=count)
+
+
+def test_labels_that_are_no_tensor():
+    assert_refused("masked_lm_loss", TypeError, "labels must be a torch.Tensor, got list", labels=[1, 2, 3])
