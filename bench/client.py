@@ -1,4 +1,4 @@
-"""The coordinator's end of a worker: one process for each peer, one JSON object a line over its stdin and stdout."""
+"""The coordinator's end of a worker: a process for one or more peers, one JSON object a line over stdin and stdout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,19 @@ class WorkerProcess:
         return f"worker died with {how}{last}"
 
 
-def start_worker(suite: str, peer: str, cpus: list[int]) -> WorkerProcess:
-    """Starts the worker of one peer with one thread on each of `cpus`; its first line is the greeting."""
-    command = [sys.executable, str(_WORKER), suite, peer, ",".join(map(str, cpus))]
+@dataclass(frozen=True)
+class PeerWorker:
+    """One peer's place in a process, which may serve others too."""
+
+    process: WorkerProcess
+    peer: str
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """As `WorkerProcess.ask`, in the name of the peer."""
+        return self.process.ask(do, peer=self.peer, **arguments)
+
+
+def start_worker(suite: str, cpus: list[int]) -> WorkerProcess:
+    """Starts a worker of `suite` with one thread on each of `cpus`; its first line is the greeting."""
+    command = [sys.executable, str(_WORKER), suite, ",".join(map(str, cpus))]
     return WorkerProcess(command, machine.thread_environment(cpus))

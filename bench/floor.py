@@ -1,4 +1,4 @@
-"""The floors of the kernels suite: a stream of the same bytes, read and written, or a packed product of the same size."""
+"""The floors of the kernels suite: a stream of as many bytes read and written, or a packed product of the same size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ def stream(reads: int, writes: int) -> list[tuple[str, int, int]]:
     `add` reads two streams and writes one, `copy` one and one, `dot` only reads, `fill` only writes.
     """
     add = min(max(reads - writes, 0), writes)
-    copy = min(reads, writes - add) if reads < 2 * writes else 0
+    copy = min(reads, writes - add)
     parts = [
-        ("add", 2 * add, add), ("copy", copy, copy), ("dot", reads - 2 * add - copy, 0), ("fill", 0, writes - add - copy)
+        ("add", 2 * add, add),
+        ("copy", copy, copy),
+        ("dot", reads - 2 * add - copy, 0),
+        ("fill", 0, writes - add - copy),
     ]
     return [part for part in parts if part[1] or part[2]]
 
@@ -24,8 +27,10 @@ def stream(reads: int, writes: int) -> list[tuple[str, int, int]]:
 class Stream:
     """One call moves the bytes; each has buffers of its own, so `Stream`s in turn are as cold as the ops in turn."""
 
+    name = "stream"
+
     def __init__(self, reads: int, writes: int) -> None:
-        self._parts = [(kernel, self._buffers(kernel, read, written)) for kernel, read, written in stream(reads, writes)]
+        self._parts = [(kernel, self._buffers(kernel, *moved)) for kernel, *moved in stream(reads, writes)]
 
     @staticmethod
     def _buffers(kernel: str, read: int, written: int) -> list[Tensor]:
@@ -52,12 +57,13 @@ class Product:
         self._times = gemm.times
         self._rows = torch.randn(gemm.m, gemm.k).to(dtype)
         weight = torch.randn(gemm.n, gemm.k).to(dtype)
-        self.packed = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, gemm.m) if self.packed else weight
+        packed = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        self._packed, self.name = packed, "packed product" if packed else "product"
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, gemm.m) if packed else weight
 
     def __call__(self) -> None:
         for _ in range(self._times):
-            if self.packed:
+            if self._packed:
                 torch.ops.mkldnn._linear_pointwise(self._rows, self._weight, None, "none", [], "")
             else:
                 torch.nn.functional.linear(self._rows, self._weight)

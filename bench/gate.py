@@ -24,7 +24,12 @@ def in_packed(function: Function, layout: Layout | None) -> Function:
     """`function` with packed activations and results, whatever layout the peer has."""
     if layout is None:
         return function
-    return lambda x, *parameters: layout.to_packed(function(layout.from_packed(x), *parameters))
+
+    def packed(x: Tensor, *parameters: Tensor) -> Tensor:
+        output = function(layout.from_packed(x), *parameters)
+        assert isinstance(output, Tensor)
+        return layout.to_packed(output)
+    return packed
 
 
 def _outputs(function: Function, inputs: Sequence[Tensor]) -> Values:

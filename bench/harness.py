@@ -14,14 +14,19 @@ from bench.client import WorkerError
 DISTURBED = 0.04  # share of the wall time for which our threads stood ready, but another process had the core
 SLICES = 10  # a candidate that is fast enough spends its minimum time in this many rounds
 TRIES = 3  # a disturbed slice of a round is repeated, at most this often in all; then the round is given up
-PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine
+PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine,
+GRACE = 4.0  # and this many seconds: one burst of other load is longer than a whole case of the kernels
 FEWEST = 3  # fewer undisturbed rounds than this give no row
 ALL_PEERS = "all peers"
+TIME, MEMORY = "time", "memory"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure. `work` is what one call gets done, in the unit of the suite's rate (tokens, bytes)."""
+    """One thing to measure. `work` is what one call gets done, in the unit of the suite's rate (tokens, bytes).
+
+    `peers` are those that take part, of the suite's; None: all. `measures` is TIME, or MEMORY, which has no rounds.
+    """
 
     suite: str
     name: str
@@ -30,6 +35,8 @@ class Case:
     seq: int
     work: float
     params: dict[str, Any] = field(default_factory=dict)
+    peers: tuple[str, ...] | None = None
+    measures: str = TIME
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def _run_rounds(
 ) -> None:
     calls, wanted = plan_rounds({peer: estimates[peer] for peer in result.gates}, effort)
     expected = wanted * sum(calls[peer] * estimates[peer] for peer in calls)
-    deadline = time.monotonic() + PATIENCE * expected
+    deadline = time.monotonic() + max(PATIENCE * expected, GRACE)
     turn = 0
     while result.gates and len(result.rounds) < wanted and (turn < FEWEST or time.monotonic() < deadline):
         notify(f"round {len(result.rounds) + 1} of {wanted}, {result.dropped} disturbed")

@@ -100,6 +100,12 @@ def vector_flags() -> list[str]:
     return [flag for flag in _VECTOR_FLAGS if flag in have]
 
 
+def last_level_cache() -> int:
+    """Bytes of the largest cache that the first core sees; 32 MiB where the system does not tell."""
+    sizes = [_read(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip() for index in range(5)]
+    return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=32 << 20)
+
+
 def git_revision(folder: Path = ROOT) -> str:
     """Short commit hash, with "-dirty" where the files are not those of it; "unknown" outside a git checkout."""
     def git(*arguments: str) -> str:

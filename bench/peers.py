@@ -13,14 +13,10 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 import hbert_kernels
+from bench.runtime import SEED, chosen_backend, hbert_traits, torch_traits
 from hbert import HBertConfig, HBertForMaskedLM, HBertModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float32}
 VOCAB_SIZE = 30522
-SEED = 0
-HEAP_KEPT = "kept (hbert_kernels.keep_heap in every worker)"
-HEAP_DEFAULT = "the C library's default in every worker"
 
 Dimensions = dict[str, Any]
 SIZES: dict[str, Dimensions] = {
@@ -32,14 +28,6 @@ SIZES: dict[str, Dimensions] = {
 def plain_torch() -> AbstractContextManager[None]:
     """A context in which hbert's ops run their plain-torch reference; nothing changes for the other peers."""
     return hbert_kernels.use_backend("reference")
-
-
-def settle(threads: int) -> str:
-    """Sets this process's threads, runs all of them once, and applies the heap policy, which it returns."""
-    torch.set_num_threads(threads)
-    torch.set_num_interop_threads(1)
-    torch.zeros(threads << 20).add_(1)
-    return HEAP_KEPT if hbert_kernels.keep_heap() else HEAP_DEFAULT
 
 
 def _hbert(preset: str, head: str, size: Dimensions) -> nn.Module:
@@ -90,12 +78,7 @@ def ids_and_mask(batch: int, seq: int) -> dict[str, torch.Tensor]:
 def traits(peer: str, dtype: torch.dtype) -> dict[str, str]:
     """`isa` and `backend` of a peer's kernels: torch's own, or those that hbert_kernels chooses for this dtype."""
     if not peer.startswith("hbert"):
-        return {"isa": torch.backends.cpu.get_cpu_capability().lower(), "backend": "torch"}
+        return torch_traits()
     probe = torch.empty(1, SIZES["base"]["hidden_size"], dtype=dtype)
-    used = {_chosen(hbert_kernels.explain(op, probe)) for op in hbert_kernels.OPS}
-    return {"isa": hbert_kernels.cpu_capability(), "backend": "+".join(sorted(used))}
-
-
-def _chosen(explanation: str) -> str:
-    """The backend named by the first line of hbert_kernels.explain, "op: backend runs"."""
-    return explanation.splitlines()[0].partition(": ")[2].split()[0]
+    used = {chosen_backend(hbert_kernels.explain(op, probe)) for op in hbert_kernels.OPS}
+    return hbert_traits("+".join(sorted(used)))

@@ -17,12 +17,15 @@ if __name__ == "__main__":  # this folder's own place on the path goes; an insta
 from rich.console import Console
 
 from bench import machine, session
-from bench.harness import FEWEST, Effort
-from bench.report import Report, check_writable, save, show
-from bench.suites import DTYPES, SUITES, Shape
+from bench.harness import Effort
+from bench.ops import NAMES
+from bench.report import Report, check_writable, save
+from bench.suites import DEFAULT_SUITES, DTYPES, SUITES
+from bench.suites.suite import Shape, Suite, Wanted
+from bench.tables import show
 
-MAX_SEQ = 512
 INTERRUPTED = 130
+WIDTH = 180  # of the table where the output is not a terminal
 
 
 def _names(what: str, allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -45,8 +48,8 @@ def _shape(text: str) -> Shape:
         batch, seq = (int(number) for number in text.lower().split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write BATCHxTOKENS, e.g. 8x128") from None
-    if batch < 1 or not 1 <= seq <= MAX_SEQ:
-        raise argparse.ArgumentTypeError(f"{text!r}: the batch must be at least 1, the tokens from 1 to {MAX_SEQ}")
+    if batch < 1 or seq < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: batch and tokens must be at least 1")
     return batch, seq
 
 
@@ -73,15 +76,17 @@ def parser() -> argparse.ArgumentParser:
     baselines = tuple(dict.fromkeys(name for suite in SUITES.values() for name in suite.baselines))
     made = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
     add = made.add_argument
-    add("--suite", type=_names("suite", tuple(SUITES)), default=tuple(SUITES), metavar="NAMES",
-        help=f"comma-separated, of: {', '.join(SUITES)} (default: all)")
+    add("--suite", type=_names("suite", tuple(SUITES)), default=DEFAULT_SUITES, metavar="NAMES",
+        help=f"comma-separated, of: {', '.join(SUITES)} (default: {', '.join(DEFAULT_SUITES)})")
     add("--models", type=_names("model", candidates), metavar="NAMES", help=f"of: {', '.join(candidates)}")
     add("--peers", type=_names("peer", baselines), metavar="NAMES", help=f"of: {', '.join(baselines)}")
+    add("--ops", type=_names("op", NAMES), metavar="NAMES", help=f"for the suite kernels, of: {', '.join(NAMES)}")
     add("--dtype", type=_names("dtype", DTYPES), metavar="NAMES", help=f"of: {', '.join(DTYPES)}")
     add("--shapes", type=_shapes, metavar="BxN,...", help="batch x tokens, e.g. 1x128,8x128")
     add("--threads", type=_threads, default=len(machine.cores()), metavar="N",
         help="cores to use, one thread on each (default: all that this process may use)")
-    add("--min-time", type=_seconds, metavar="S", help="seconds of calls for each model and case (default: 2)")
+    add("--min-time", type=_seconds, metavar="S",
+        help="seconds of calls for each peer and case (default: 2, for kernels 0.1)")
     add("--quick", action="store_true", help="fewer shapes and rounds: under 90 s, wider intervals")
     add("--out", type=Path, default=machine.ROOT / "bench" / "results", metavar="DIR",
         help="folder for the CSV and JSON files (default: bench/results)")
@@ -89,22 +94,41 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan(options: argparse.Namespace, size: str = "base") -> list[session.SuitePlan]:
-    """What the command line asks for. `size` is for the tests of the benchmark itself."""
+    """What the command line asks for. `size` is for the tests of the benchmark itself.
+
+    Raises:
+        ValueError: a flag does not fit a suite that was asked for.
+    """
+    wanted = Wanted(options.shapes, options.dtype, options.ops, options.quick, size)
     plans = []
     for suite in (SUITES[name] for name in options.suite):
-        shapes = options.shapes or (suite.quick_shapes if options.quick else suite.default_shapes)
+        _check_fit(suite, options)
         plans.append(session.SuitePlan(
             suite,
             candidates=options.models or suite.default_candidates,
             baselines=options.peers or suite.default_baselines,
-            cases=tuple(suite.cases(shapes, options.dtype or suite.default_dtypes, size)),
+            cases=tuple(suite.cases(wanted)),
+            effort=effort(suite, options),
         ))
     return plans
 
 
-def effort(options: argparse.Namespace) -> Effort:
-    """How long to measure: --min-time, else the default, or the short one of --quick."""
-    base = Effort(min_time=0.5, min_rounds=FEWEST) if options.quick else Effort()
+def _check_fit(suite: Suite, options: argparse.Namespace) -> None:
+    named = (("--models", options.models, suite.candidates), ("--peers", options.peers, suite.baselines))
+    for flag, names, allowed in named:
+        unknown = ", ".join(name for name in names or () if name not in allowed)
+        if unknown:
+            raise ValueError(f"{flag}: the suite {suite.name} has no {unknown}; allowed: {', '.join(allowed)}")
+    if options.ops and not suite.has_ops:
+        raise ValueError(f"--ops: the suite {suite.name} measures models")
+    too_long = [seq for _, seq in options.shapes or () if seq > suite.max_seq]
+    if too_long:
+        raise ValueError(f"--shapes: the suite {suite.name} takes at most {suite.max_seq} tokens, got {too_long[0]}")
+
+
+def effort(suite: Suite, options: argparse.Namespace) -> Effort:
+    """How long to measure: --min-time, else the suite's default, or its short one for --quick."""
+    base = suite.quick_effort if options.quick else suite.effort
     return Effort(options.min_time or base.min_time, base.min_rounds)
 
 
@@ -130,17 +154,21 @@ def main(argv: Sequence[str], size: str = "base") -> int:
         check_writable(options.out)
     except OSError as error:
         made.error(f"--out {options.out}: cannot write results there: {error.strerror}")
+    try:
+        plans = plan(options, size)
+    except ValueError as error:
+        made.error(str(error))
     cpus = machine.cores()[:options.threads]
     report = Report(about(options, cpus, argv))
     stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{machine.short_name()}"
     save_report = functools.partial(save, report, options.out, stem)
     interrupted = False
     try:
-        session.run(plan(options, size), cpus, effort(options), report, save_report)
+        session.run(plans, cpus, report, save_report)
     except KeyboardInterrupt:
         interrupted = True
     paths = save_report()
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     show(report, console)
     console.print("wrote " + " and ".join(map(str, paths)), highlight=False, soft_wrap=True)
     if interrupted:

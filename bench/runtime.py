@@ -29,3 +29,8 @@ def torch_traits() -> dict[str, str]:
 def hbert_traits(backend: str) -> dict[str, str]:
     """`isa` and `backend` of what runs on hbert_kernels."""
     return {"isa": hbert_kernels.cpu_capability(), "backend": backend}
+
+
+def chosen_backend(explanation: str) -> str:
+    """The backend named by the first line of hbert_kernels.explain, "op: backend runs"."""
+    return explanation.splitlines()[0].partition(": ")[2].split()[0]

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.client import WorkerError, WorkerProcess, start_worker
-from bench.harness import ALL_PEERS, Case, Effort, Failure, measure
+from bench.client import PeerWorker, WorkerError, WorkerProcess, start_worker
+from bench.harness import ALL_PEERS, MEMORY, Case, Effort, Failure, measure
+from bench.ops import FLOOR
 from bench.progress import CaseProgress
 from bench.report import Report
+from bench.rows import Memory
 from bench.suites import Suite
 
 
@@ -25,10 +27,18 @@ class SuitePlan:
     candidates: tuple[str, ...]
     baselines: tuple[str, ...]
     cases: tuple[Case, ...]
+    effort: Effort
 
     @property
     def peers(self) -> tuple[str, ...]:
-        return self.baselines + self.candidates
+        named = self.baselines + self.candidates
+        floors = [peer for case in self.cases for peer in case.peers or () if peer == FLOOR]
+        return named + tuple(floors[:1])
+
+    @property
+    def teams(self) -> list[tuple[str, ...]]:
+        """The peers of each process."""
+        return [self.peers] if self.suite.one_process else [(peer,) for peer in self.peers]
 
 
 class Crew:
@@ -36,8 +46,8 @@ class Crew:
 
     def __init__(self, plan: SuitePlan, cpus: list[int], report: Report) -> None:
         self._plan, self._cpus, self._report = plan, cpus, report
-        self._workers: dict[str, WorkerProcess] = {}
-        self._unfit: set[str] = set()
+        self._workers: dict[tuple[str, ...], WorkerProcess] = {}
+        self._unfit: set[tuple[str, ...]] = set()
 
     def __enter__(self) -> Crew:
         return self
@@ -46,23 +56,27 @@ class Crew:
         for worker in self._workers.values():
             worker.close()
 
-    def ready(self) -> dict[str, WorkerProcess]:
-        """All peers that can work, in the plan's order. A peer that cannot even start fails once, for all cases."""
-        for peer in [peer for peer, worker in self._workers.items() if not worker.alive]:
-            self._workers.pop(peer).close()
-        missing = [peer for peer in self._plan.peers if peer not in self._workers and peer not in self._unfit]
-        for peer in missing:  # all at once: most of a start is imports
-            self._workers[peer] = start_worker(self._plan.suite.name, peer, self._cpus)
-        for peer in missing:
-            self._greet(peer)
-        return {peer: self._workers[peer] for peer in self._plan.peers if peer in self._workers}
+    def ready(self) -> dict[str, PeerWorker]:
+        """All peers that can work, in the plan's order. A team that cannot even start fails once, for all cases."""
+        for team in [team for team, worker in self._workers.items() if not worker.alive]:
+            self._workers.pop(team).close()
+        missing = [team for team in self._plan.teams if team not in self._workers and team not in self._unfit]
+        for team in missing:  # all at once: most of a start is imports
+            self._workers[team] = start_worker(self._plan.suite.name, self._cpus)
+        for team in missing:
+            self._greet(team)
+        return {
+            peer: PeerWorker(self._workers[team], peer)
+            for team in self._plan.teams if team in self._workers for peer in team
+        }
 
-    def _greet(self, peer: str) -> None:
+    def _greet(self, team: tuple[str, ...]) -> None:
         try:
-            _note(self._report.about, self._workers[peer].reply())
+            _note(self._report.about, self._workers[team].reply())
         except WorkerError as error:
-            self._workers.pop(peer).close()
-            self._unfit.add(peer)
+            self._workers.pop(team).close()
+            self._unfit.add(team)
+            peer = team[0] if len(team) == 1 else ALL_PEERS
             self._report.failures.append(Failure(self._plan.suite.name, "", "", peer, f"no start: {error}"))
 
 
@@ -74,9 +88,7 @@ def _note(about: dict[str, Any], greeting: dict[str, Any]) -> None:
         about["disturbance"] = "unknown: this system has no schedstat, so no round was dropped"
 
 
-def run(
-    plans: Sequence[SuitePlan], cpus: list[int], effort: Effort, report: Report, save_report: Callable[[], Any]
-) -> None:
+def run(plans: Sequence[SuitePlan], cpus: list[int], report: Report, save_report: Callable[[], Any]) -> None:
     """Measures all plans into `report`, and saves it after every case, so an interruption costs the case at hand."""
     with tempfile.TemporaryDirectory(prefix="hbert-bench-") as folder:
         for plan in plans:
@@ -86,10 +98,43 @@ def run(
                 progress = stack.enter_context(CaseProgress(plan.suite.name, len(cases)))
                 for case in cases:
                     progress.case(f"{case.name} {case.dtype}")
-                    result = measure(case, crew.ready(), effort, progress.step)
-                    report.add(result, plan.candidates, plan.baselines)
+                    _run_case(case, plan, crew, cpus, report, progress)
                     save_report()
                     progress.done()
+
+
+def _run_case(
+    case: Case, plan: SuitePlan, crew: Crew, cpus: list[int], report: Report, progress: CaseProgress
+) -> None:
+    part = [peer for peer in plan.peers if case.peers is None or peer in case.peers]
+    if case.measures == MEMORY:
+        report.add_memory(_weigh_all(case, part, cpus, report, progress), plan.candidates, plan.baselines)
+        return
+    workers = {peer: worker for peer, worker in crew.ready().items() if peer in part}
+    report.add(measure(case, workers, plan.effort, progress.step), plan.candidates, plan.baselines)
+
+
+def _weigh_all(case: Case, peers: list[str], cpus: list[int], report: Report, progress: CaseProgress) -> Memory:
+    memory = Memory(case)
+    for peer in peers:
+        progress.step(f"{peer}: memory")
+        try:
+            memory.peak[peer], memory.traits[peer] = _weigh(case, peer, cpus, report)
+        except WorkerError as error:
+            report.failures.append(Failure(case.suite, case.name, case.dtype, peer, str(error)))
+    return memory
+
+
+def _weigh(case: Case, peer: str, cpus: list[int], report: Report) -> tuple[int, dict[str, str]]:
+    """A peer's memory, in a process of its own: what is left of other calls would hide a part of it."""
+    process = start_worker(case.suite, cpus)
+    worker = PeerWorker(process, peer)
+    try:
+        _note(report.about, process.reply())
+        traits = worker.ask("prepare", case=dataclasses.asdict(case))["traits"]
+        return worker.ask("peak_memory")["bytes"], traits
+    finally:
+        process.close()
 
 
 def _with_inputs(plan: SuitePlan, folder: Path, report: Report) -> list[Case]:

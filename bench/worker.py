@@ -1,4 +1,4 @@
-"""One peer in a process of its own: `worker.py SUITE PEER CPUS`, JSON lines in, JSON lines out (see client.py)."""
+"""A process in which one peer, or several, are measured: `worker.py SUITE CPUS`, JSON lines in and out (client.py)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -19,6 +20,7 @@ from bench.harness import Case
 from bench.suites import SUITES
 
 BRIEF = 0.25  # seconds: a call below this is estimated from the best of three
+SAMPLES = 100  # a slice of more calls is timed in this many groups: microseconds are too short for the clock
 
 
 class Task(Protocol):
@@ -34,48 +36,55 @@ class Task(Protocol):
         """`isa` and `backend` that the call uses."""
 
 
-def _time(task: Task) -> float:
+def _time(task: Task, calls: int = 1) -> float:
+    """Seconds a call, over `calls` of them."""
     start = time.perf_counter()
-    task.step()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        task.step()
+    return (time.perf_counter() - start) / calls
 
 
 class Server:
-    """Answers the coordinator's requests for one peer; each public method is one request."""
+    """Answers the coordinator's requests; each public method is one request, for one of the peers of this process."""
 
-    def __init__(self, suite: str, peer: str) -> None:
-        self._build = importlib.import_module(SUITES[suite].module).task
-        self._peer = peer
-        self._task: Task | None = None
+    def __init__(self, suite: str) -> None:
+        self._builder = importlib.import_module(SUITES[suite].module).builder
+        self._case: dict[str, Any] | None = None
+        self._build: Callable[[str], Any] | None = None
+        self._tasks: dict[str, Any] = {}
 
-    @property
-    def task(self) -> Task:
-        if self._task is None:
-            raise RuntimeError("no case is prepared")
-        return self._task
+    def prepare(self, peer: str, case: dict[str, Any]) -> dict[str, Any]:
+        if case != self._case or self._build is None:
+            self._tasks.clear()  # the last case's memory goes before this one's is taken
+            self._build = None
+            self._build, self._case = self._builder(Case(**case)), case
+        self._tasks.pop(peer, None)
+        self._tasks[peer] = self._build(peer)
+        return {"traits": self._tasks[peer].traits()}
 
-    def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
-        self._task = None  # the last case's memory goes before this one's is taken
-        self._task = self._build(self._peer, Case(**case))
-        return {"traits": self.task.traits()}
-
-    def check(self) -> dict[str, Any]:
-        error, allowed = self.task.check()
+    def check(self, peer: str) -> dict[str, Any]:
+        error, allowed = self._tasks[peer].check()
         return {"error": error, "allowed": allowed}
 
-    def estimate(self) -> dict[str, Any]:
-        seconds = _time(self.task)
+    def estimate(self, peer: str) -> dict[str, Any]:
+        task = self._tasks[peer]
+        seconds = _time(task)
         if seconds < BRIEF:
-            seconds = min(_time(self.task) for _ in range(3))
+            seconds = min(_time(task) for _ in range(3))
         return {"seconds": seconds}
 
-    def run(self, calls: int) -> dict[str, Any]:
+    def run(self, peer: str, calls: int) -> dict[str, Any]:
+        task = self._tasks[peer]
         if calls > 1:
-            self.task.step()  # the other peers have just used the caches, and this team of threads has gone to sleep
+            task.step()  # the other peers have just used the caches, and this team of threads has gone to sleep
+        group = -(-calls // SAMPLES)
         waited, start = machine.queue_wait(), time.perf_counter()
-        seconds = [_time(self.task) for _ in range(calls)]
+        seconds = [_time(task, group) for _ in range(-(-calls // group))]
         wall, now = time.perf_counter() - start, machine.queue_wait()
         return {"seconds": seconds, "wait": None if waited is None or now is None else (now - waited) / wall}
+
+    def peak_memory(self, peer: str) -> dict[str, Any]:
+        return {"bytes": self._tasks[peer].peak_memory()}
 
 
 def _own_stdout() -> TextIO:
@@ -93,7 +102,7 @@ def _version(package: str) -> str:
 
 
 def _greeting(cpus: list[int]) -> dict[str, Any]:
-    from bench.peers import settle
+    from bench.runtime import settle
 
     heap = settle(len(cpus))
     return {
@@ -121,7 +130,7 @@ def _guarded(action: Any, *arguments: Any) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {said[0]}"}
 
 
-def main(suite: str, peer: str, cpus: str) -> None:
+def main(suite: str, cpus: str) -> None:
     protocol = _own_stdout()
 
     def send(answer: dict[str, Any]) -> None:
@@ -131,7 +140,7 @@ def main(suite: str, peer: str, cpus: str) -> None:
     send(greeting)
     if "failed" in greeting:
         return
-    server = Server(suite, peer)
+    server = Server(suite)
     for line in sys.stdin:
         send(_guarded(_answer, server, json.loads(line)))
 

@@ -1,10 +1,12 @@
 """additive_attention with sub-layer norm, in both forms, and its core alone, against the plain torch composition.
 
-`core-*` starts from the query and the key; the others from the query and the layer input, with the key projection inside
-(or, K-free, without it): there `hbert-direct` is K GEMM + core.
+`core-*` starts from the query and the key; the others from the query and the layer input, with the key projection
+inside (or, K-free, without it): there `hbert-direct` is K GEMM + core.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from bench.ops.additive_pool import HEAD_DIM, SCORER_WIDTH, pool
 from bench.ops.problem import Draw, Function, Problem, uniform_cu_seqlens
 from hbert_kernels import additive_attention, additive_pool, gated_layer_norm
 
+_EPS = 1e-12  # the gated query is small: its norm must not drown in epsilon
 _FORMS = {"hbert-direct": "direct", "hbert-key-free": "key_free"}
 
 
@@ -25,14 +28,14 @@ def _cost(setting: Setting) -> Cost:
     return Cost(rows.reads + key_weight, rows.writes + (key_weight if backward else 0))
 
 
-def _eager_core(setting: Setting) -> Function:
+def _eager_core(setting: Setting) -> Callable[..., Tensor]:
     def core(
         query: Tensor, key: Tensor, query_att: Tensor, key_att: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
         query, key = (rows.view(setting.batch, setting.seq, HIDDEN) for rows in (query, key))
         product = pool(query, query_att)[:, None] * key
         gated = query * pool(product, key_att)[:, None]
-        return F.layer_norm(gated, (HIDDEN,), weight, bias).flatten(0, 1)
+        return F.layer_norm(gated, (HIDDEN,), weight, bias, _EPS).flatten(0, 1)
     return core
 
 
@@ -50,7 +53,7 @@ def _core(setting: Setting) -> Function:
         else:
             product = key.view(setting.batch, -1, HIDDEN) * global_query[:, None].to(key.dtype)
             gate = additive_pool(product.flatten(0, 1), key_att, *batch)
-        return gated_layer_norm(query, gate, cu_seqlens, weight, bias)
+        return gated_layer_norm(query, gate, cu_seqlens, weight, bias, _EPS)
     return core
 
 
@@ -63,7 +66,7 @@ def _form(setting: Setting, form: str) -> Function:
     ) -> Tensor:
         return additive_attention(
             query, x, query_att, key_weight, key_bias, key_att, cu_seqlens, setting.seq, HEADS,
-            norm_weight=norm_weight, norm_bias=norm_bias, sub_norm=True, form=form,
+            norm_weight=norm_weight, norm_bias=norm_bias, sub_norm=True, eps=_EPS, form=form,
         )
     return op
 

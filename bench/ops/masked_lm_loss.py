@@ -37,7 +37,7 @@ def _problem(setting: Setting) -> Problem:
 
     def eager(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         logits = F.linear(hidden, weight.to(hidden.dtype), bias.to(hidden.dtype))
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(logits.to(weight.dtype), labels)
 
     parameters = draw.normal(_VOCAB, HIDDEN, scale=0.02, dtype="fp32"), draw.normal(_VOCAB, scale=0.02, dtype="fp32")
     return Problem((draw.normal(rows, HIDDEN),), parameters, {"hbert": ours}, {"eager": eager})

@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 from bench.corpus import masked_batches
-from bench.harness import Case
-
-Shape = tuple[int, int]
+from bench.suites.kernel_suite import KernelSuite
+from bench.suites.suite import Metric, Suite
 
 HBERTS = ("hbert-v1", "hbert-v2", "hbert-v1c", "hbert-v2c", "hbert-additive", "hbert-additive-c", "hbert-vanilla")
 PEERS = ("hf", "hf-compile")
 DTYPES = ("fp32", "bf16")
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of figures made from the seconds of a call: a time in `unit`, or a rate (work of the case / seconds)."""
-
-    name: str
-    unit: str
-    per_second: bool = False
-    scale: float = 1.0
-
-    def value(self, seconds: float, work: float) -> float:
-        return self.scale * (work / seconds if self.per_second else seconds)
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A suite. `module` is imported by the workers and offers task(peer, case); `inputs` makes what all peers share.
-
-    `candidates` are ours, `baselines` are what they are held against; both list everything that can be asked for.
-    """
-
-    name: str
-    module: str
-    metric: Metric
-    candidates: tuple[str, ...]
-    baselines: tuple[str, ...]
-    default_candidates: tuple[str, ...]
-    default_baselines: tuple[str, ...]
-    default_shapes: tuple[Shape, ...]
-    quick_shapes: tuple[Shape, ...]
-    default_dtypes: tuple[str, ...]
-    inputs: Callable[[Case, Path], dict[str, Any]] | None = None
-
-    def cases(self, shapes: Sequence[Shape], dtypes: Sequence[str], size: str) -> list[Case]:
-        """One case for each dtype and shape, with the models in `size`."""
-        return [
-            Case(self.name, f"{batch}x{seq}", dtype, batch, seq, work=batch * seq, params={"size": size})
-            for dtype in dtypes for batch, seq in shapes
-        ]
-
+_KERNELS = ("hbert", "hbert-direct", "hbert-key-free")
+_PLAIN = ("eager", "compile", "sdpa")
 
 SUITES = {
     suite.name: suite
@@ -79,5 +35,15 @@ SUITES = {
             default_dtypes=("bf16",),
             inputs=masked_batches,
         ),
+        KernelSuite(
+            name="kernels",
+            module="bench.suites.kernels",
+            metric=Metric("time", "ms", scale=1e3),
+            candidates=_KERNELS, baselines=_PLAIN,
+            default_candidates=_KERNELS, default_baselines=_PLAIN,
+            default_shapes=(), quick_shapes=(),
+            default_dtypes=DTYPES,
+        ),
     )
 }
+DEFAULT_SUITES = ("latency", "throughput")

@@ -2,47 +2,190 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from bench import machine, memory
 from bench.floor import Product, Stream
 from bench.gate import Gate, in_packed
-from bench.harness import Case
-from bench.ops import FLOOR, Op, Setting, load
+from bench.harness import MEMORY, Case
+from bench.ops import FLOOR, Setting, load
 from bench.ops.problem import Function, Problem
-from bench.runtime import DTYPES, hbert_traits, torch_traits
-from hbert_kernels import BackendError, use_backend
+from bench.runtime import DTYPES, chosen_backend, hbert_traits, torch_traits
+from hbert_kernels import BackendError, explain, use_backend
 
-_BEYOND_CACHE = 2  # buffers in turn add up to this many times the last-level cache
+_BEYOND_CACHE = 2  # buffers that take turns add up to this many times the last-level cache
+_WARM_UP_TOKENS = 64
 
+Call = Callable[[], object]
 
-def setting_of(case: Case) -> Setting:
-    """What the coordinator wrote into the case."""
-    return Setting(case.params["variant"], case.batch, case.seq, case.params["step"], case.dtype)
+# The backward is timed over and over on one graph, so a compiled one must not take that graph's buffers for its own.
+torch._functorch.config.donated_buffer = False
 
 
 class Subject:
-    """The problem of one case, shared by the peers of the process."""
+    """What the peers of one case share: the op, its setting, its tensors and its gate."""
 
     def __init__(self, case: Case) -> None:
-        self.op: Op = load(case.params["op"])
-        self.setting = setting_of(case)
+        self.op = load(case.params["op"])
+        self.setting = Setting(case.params["variant"], case.batch, case.seq, case.params["step"], case.dtype)
         self.cost = self.op.cost(self.setting)
-        self.problem: Problem = self.op.problem(self.setting)
-        self.gate = Gate(self.problem, self.setting.step != "fwd")
+        self.problem = self.op.problem(self.setting)
+        self.gate = Gate(self.problem, backward=self.setting.step != "fwd")
         self.turns = _turns(self.cost.reads + self.cost.writes) if self.op.cold(self.setting) else 1
 
 
 def _turns(call_bytes: int) -> int:
-    """How many sets of buffers have to take turns so that each is out of the cache when its turn comes."""
+    """How many sets of buffers have to take turns so that each is out of the cache when its turn comes again."""
     return max(1, -(-_BEYOND_CACHE * machine.last_level_cache() // call_bytes))
 
 
-@functools.lru_cache(maxsize=1)
-def _subject(op: str, setting: Setting, case: Case) -> Subject:
-    raise NotImplementedError
+class _Turns:
+    """Calls on several sets of buffers, one after the other. The last results are kept: the next ones lie elsewhere."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+        self._results: list[object] = [None] * len(calls)
+        self._turn = 0
+
+    def step(self) -> None:
+        turn = self._turn = (self._turn + 1) % len(self._calls)
+        self._results[turn] = self._calls[turn]()
+
+
+class Kernel(_Turns):
+    """One peer's function of a case: `step` is one forward, backward or both, on the next set of buffers."""
+
+    def __init__(self, subject: Subject, peer: str) -> None:
+        self._subject, self._peer = subject, peer
+        self._layout = subject.problem.layouts.get(peer)
+        self._function = _function(subject.problem, peer)
+        super().__init__([self._call() for _ in range(subject.turns)])
+
+    def _inputs(self) -> list[Tensor]:
+        """Activations of its own, in the peer's layout; the parameters are shared, as a model's are."""
+        problem, layout = self._subject.problem, self._layout
+        rows = [x.clone() if layout is None else layout.from_packed(x) for x in problem.activations]
+        return [*rows, *problem.parameters]
+
+    def _call(self) -> Call:
+        step, function, inputs = self._subject.setting.step, self._function, self._inputs()
+        if step == "fwd":
+            return partial(_forward, function, inputs)
+        if step == "full":
+            return partial(_forward_backward, function, _leaves(inputs))
+        return _backward(function, _leaves(inputs))
+
+    def check(self) -> tuple[float, float]:
+        """Error and bound of the output or gradient that fits worst; see Gate."""
+        gate = self._subject.gate
+        judge = gate.candidate if self._is_candidate else gate.baseline
+        verdict = judge(in_packed(self._function, self._layout))
+        return verdict.error, verdict.allowed
+
+    @property
+    def _is_candidate(self) -> bool:
+        return self._peer in self._subject.problem.candidates
+
+    def traits(self) -> dict[str, str]:
+        return hbert_traits(self._backend()) if self._is_candidate else torch_traits()
+
+    def _backend(self) -> str:
+        """cpp if every op inside runs on it, otherwise what the op as such runs on."""
+        try:
+            with use_backend("cpp"):
+                _forward(self._function, self._inputs())
+        except BackendError:
+            return chosen_backend(explain(self._subject.op.name))
+        return "cpp"
+
+
+class PeakMemory:
+    """One peer's memory in forward and backward, in a process that has done nothing else."""
+
+    def __init__(self, subject: Subject, peer: str) -> None:
+        self._subject, self._peer = subject, peer
+
+    def traits(self) -> dict[str, str]:
+        return Kernel(self._subject, self._peer).traits()
+
+    def peak_memory(self) -> int:
+        """Bytes beyond inputs and gradients, after a call on few rows that loads the libraries."""
+        subject = self._subject
+        few = subject.op.problem(dataclasses.replace(subject.setting, batch=1, seq=_WARM_UP_TOKENS))
+        _run_once(few, self._peer)
+        return memory.peak_extra(partial(_run_once, subject.problem, self._peer))
+
+
+class Floor(_Turns):
+    """What the machine can do: a stream of the same bytes, as cold, or a packed product of the same size."""
+
+    def __init__(self, subject: Subject) -> None:
+        cost = subject.cost
+        calls: list[Stream] | list[Product]
+        if cost.gemm is None:
+            calls = [Stream(cost.reads, cost.writes) for _ in range(subject.turns)]
+        else:
+            calls = [Product(cost.gemm, DTYPES[subject.setting.dtype])]
+        self._name = calls[0].name
+        super().__init__(calls)
+
+    def check(self) -> tuple[float, float]:
+        """Nothing to compare."""
+        return 0.0, 0.0
+
+    def traits(self) -> dict[str, str]:
+        return {**torch_traits(), "backend": self._name}
+
+
+def _function(problem: Problem, peer: str) -> Function:
+    if peer == "compile":
+        return torch.compile(problem.baselines["eager"], dynamic=False)
+    return {**problem.candidates, **problem.baselines}[peer]
+
+
+def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [value.detach().requires_grad_() for value in inputs]
+
+
+def _outputs(function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    made = function(*inputs)
+    return (made,) if isinstance(made, Tensor) else made
+
+
+def _forward(function: Function, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    with torch.inference_mode():
+        return _outputs(function, inputs)
+
+
+def _backward(function: Function, leaves: list[Tensor]) -> Call:
+    outputs = _outputs(function, leaves)
+    cotangents = [torch.randn_like(output) for output in outputs]
+    return partial(torch.autograd.grad, outputs, leaves, cotangents, retain_graph=True)
+
+
+def _forward_backward(function: Function, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    """Forward and backward of the summed outputs (their gradient is a one that takes no memory)."""
+    outputs = _outputs(function, leaves)
+    return torch.autograd.grad([output.sum() for output in outputs], leaves)
+
+
+def _run_once(problem: Problem, peer: str) -> tuple[Tensor, ...]:
+    return _forward_backward(_function(problem, peer), _leaves(problem.inputs))
+
+
+def builder(case: Case) -> Callable[[str], Kernel | PeakMemory | Floor]:
+    """What builds each peer's task of `case`."""
+    torch.compiler.reset()  # the limit of recompilations counts all shapes of the same code
+    subject = Subject(case)
+
+    def build(peer: str) -> Kernel | PeakMemory | Floor:
+        if peer == FLOOR:
+            return Floor(subject)
+        return (PeakMemory if case.measures == MEMORY else Kernel)(subject, peer)
+    return build

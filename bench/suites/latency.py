@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from bench.harness import Case
-from bench.peers import DTYPES, WIDER, build, compiled, dense_copy, ids_and_mask, plain_torch, traits
+from bench.peers import build, compiled, dense_copy, ids_and_mask, plain_torch, traits
+from bench.runtime import DTYPES, WIDER
 
 
 class Forward:
@@ -41,6 +45,6 @@ def _largest_error(output: Tensor, reference: Tensor) -> float:
     return (output.to(reference.dtype) - reference).abs().max().item()
 
 
-def task(peer: str, case: Case) -> Forward:
-    """Builds what the worker of `peer` times in `case`."""
-    return Forward(peer, case)
+def builder(case: Case) -> Callable[[str], Forward]:
+    """What builds each peer's task of `case`."""
+    return partial(Forward, case=case)

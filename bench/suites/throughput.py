@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.harness import Case
-from bench.peers import DTYPES, WIDER, build, compiled, dense_copy, plain_torch, traits
+from bench.peers import build, compiled, dense_copy, plain_torch, traits
+from bench.runtime import DTYPES, WIDER
 
 LEARNING_RATE = 1e-5
 
@@ -76,6 +79,6 @@ def _gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> float
     return (wrong / total) ** 0.5
 
 
-def task(peer: str, case: Case) -> TrainingStep:
-    """Builds what the worker of `peer` times in `case`."""
-    return TrainingStep(peer, case)
+def builder(case: Case) -> Callable[[str], TrainingStep]:
+    """What builds each peer's task of `case`."""
+    return partial(TrainingStep, case=case)

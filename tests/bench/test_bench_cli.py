@@ -10,20 +10,24 @@ import pytest
 from bench_results import measured
 
 from bench import machine, run, session
-from bench.harness import FEWEST, Failure
+from bench.harness import FEWEST, Effort, Failure
 from bench.suites import SUITES
 
 RUN = Path(run.__file__)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--suite", "speed"], "unknown suite 'speed'; allowed: latency, throughput"),
+    (["--suite", "speed"], "unknown suite 'speed'; allowed: latency, throughput, kernels"),
     (["--models", "hbert-v1,hbert-v9"], "unknown model 'hbert-v9'; allowed: hbert-v1, hbert-v2, hbert-v1c"),
     (["--peers", "ort"], "unknown peer 'ort'; allowed: hf, hf-compile"),
     (["--dtype", "fp16"], "unknown dtype 'fp16'; allowed: fp32, bf16"),
     (["--shapes", "8by128"], "'8by128' is not a shape; write BATCHxTOKENS, e.g. 8x128"),
-    (["--shapes", "1x128,0x128"], "'0x128': the batch must be at least 1, the tokens from 1 to 512"),
-    (["--shapes", "1x513"], "the tokens from 1 to 512"),
+    (["--shapes", "1x128,0x128"], "'0x128': batch and tokens must be at least 1"),
+    (["--shapes", "1x513"], "--shapes: the suite latency takes at most 512 tokens, got 513"),
+    (["--ops", "softmax"], "unknown op 'softmax'; allowed: layer_norm, activation_layer_norm"),
+    (["--ops", "layer_norm"], "--ops: the suite latency measures models"),
+    (["--suite", "kernels", "--peers", "hf"], "--peers: the suite kernels has no hf; allowed: eager, compile, sdpa"),
+    (["--models", "hbert"], "--models: the suite latency has no hbert; allowed: hbert-v1"),
     (["--threads", "0"], f"'0': allowed are 1 to {len(machine.cores())}"),
     (["--threads", "1000000"], f"allowed are 1 to {len(machine.cores())}"),
     (["--min-time", "-1"], "'-1' is not a number of seconds above 0"),
@@ -66,9 +70,11 @@ def test_flags_override_the_defaults_and_those_of_quick():
 
 def test_quick_is_less_of_the_same():
     assert sum(len(plan.cases) for plan in planned("--quick")) < sum(len(plan.cases) for plan in planned())
-    effort = run.effort(run.parser().parse_args(["--quick"]))
-    assert effort.min_rounds == FEWEST and effort.min_time < run.effort(run.parser().parse_args([])).min_time
-    assert run.effort(run.parser().parse_args(["--quick", "--min-time", "7"])).min_time == 7
+    for suite in SUITES:
+        (quick,), (full,) = ({p.effort for p in planned("--suite", suite, *flags)} for flags in (["--quick"], []))
+        assert quick.min_rounds >= FEWEST and quick.min_time < full.min_time
+        (given,) = planned("--suite", suite, "--quick", "--min-time", "7")
+        assert given.effort == Effort(7, quick.min_rounds)
 
 
 def results(folder):
@@ -78,7 +84,7 @@ def results(folder):
 
 @pytest.mark.parametrize("ends, code", [(None, 0), (KeyboardInterrupt, 130)])
 def test_what_is_complete_is_written(tmp_path, monkeypatch, capsys, ends, code):
-    def measure(plans, cpus, effort, report, save_report):
+    def measure(plans, cpus, report, save_report):
         report.add(measured(), ("hbert-v1",), ("hf",))
         if ends:
             raise ends
@@ -92,7 +98,7 @@ def test_what_is_complete_is_written(tmp_path, monkeypatch, capsys, ends, code):
 
 def test_a_failure_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
     failure = Failure("latency", "1x128", "fp32", "hf", "worker died")
-    monkeypatch.setattr(session, "run", lambda plans, cpus, effort, report, save: report.failures.append(failure))
+    monkeypatch.setattr(session, "run", lambda plans, cpus, report, save: report.failures.append(failure))
     assert run.main(["--out", str(tmp_path)]) == 1
     assert "failed latency 1x128 fp32, hf: worker died" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from bench.harness import Case, Effort
 from bench.report import Report
 from bench.session import SuitePlan
 from bench.suites import SUITES
+from bench.suites.suite import Wanted
 
 GREETING = {"versions": {"torch": "0"}, "pinning": "p", "heap": "h", "queue_wait": False}
 LATENCY = SUITES["latency"]
@@ -100,14 +101,14 @@ def answer(request):
 def test_a_dead_worker_is_started_anew_for_the_next_case(monkeypatch, tmp_path):
     dying = DIES_ONCE.replace("FLAG", repr(str(tmp_path / "flag")))
     refuses = script("answer = None", {"failed": "RuntimeError: threads are not pinned"})
-    sources = {"hf": script(dying), "hbert-v1": script(WELL), "hbert-v2": refuses}
-    monkeypatch.setattr(session, "start_worker", lambda suite, peer, cpus: start(sources[peer]))
+    sources = iter([script(dying), script(WELL), refuses, script(dying)])
+    monkeypatch.setattr(session, "start_worker", lambda suite, cpus: start(next(sources)))
     cases = tuple(Case("latency", name, "fp32", 1, 7, 7) for name in ("first", "second"))
-    plan = SuitePlan(LATENCY, ("hbert-v1", "hbert-v2"), ("hf",), cases)
+    plan = SuitePlan(LATENCY, ("hbert-v1", "hbert-v2"), ("hf",), cases, Effort(0.1, 3))
     about = dict.fromkeys(("threads", "torch", "cpu", "git", "date"), "x")
     report = Report(about)
     saved = []
-    session.run([plan], [0], Effort(0.1, 3), report, lambda: saved.append(len(report.rows)))
+    session.run([plan], [0], report, lambda: saved.append(len(report.rows)))
     assert [(f.peer, f.case) for f in report.failures] == [("hbert-v2", ""), ("hf", "first")]
     assert "not pinned" in report.failures[0].reason and "out of luck" in report.failures[1].reason
     assert [(row["case"], row["candidate"], row["baseline"]) for row in report.rows] == [
@@ -120,9 +121,10 @@ def test_missing_inputs_fail_their_suite_alone(monkeypatch, tmp_path):
     def no_network(case, folder):
         raise OSError("offline")
     suite = dataclasses.replace(SUITES["throughput"], inputs=no_network)
-    plan = SuitePlan(suite, ("hbert-v1",), ("hf",), tuple(suite.cases([(1, 7)], ["bf16"], "tiny")))
+    cases = tuple(suite.cases(Wanted(((1, 7),), ("bf16",), size="tiny")))
+    plan = SuitePlan(suite, ("hbert-v1",), ("hf",), cases, Effort())
     report = Report({})
-    session.run([plan], [0], Effort(), report, lambda: None)
+    session.run([plan], [0], report, lambda: None)
     assert [(f.suite, f.peer, f.reason) for f in report.failures] == [
         ("throughput", "all peers", "no inputs: OSError: offline")]
 

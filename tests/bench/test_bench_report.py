@@ -9,8 +9,10 @@ import pytest
 from bench_results import measured
 from rich.console import Console
 
-from bench.harness import Failure
-from bench.report import COLUMNS, Report, check_writable, save, show
+from bench.harness import Case, Failure, Gate, Result, Slice
+from bench.report import Report, check_writable, save
+from bench.rows import COLUMNS, Memory
+from bench.tables import show
 
 ABOUT = {"threads": 2, "torch": "2.13.0", "cpu": "a processor", "git": "abc-dirty", "date": "2026-01-02T03:04:05"}
 
@@ -106,3 +108,49 @@ def test_the_table_shows_figures_and_failures():
     assert "2.00 [1.00, 3.00] v hf" in text and "450" in text and "3 (4)" in text
     assert "failed latency 8x128 bf16, hbert-v2: not timed: wrong" in text
     assert "abc-dirty" in text and "4 slices" in text
+
+
+def kernel_result():
+    """eager 4 ms, hbert 2 ms, the floor 1 ms, and 8 MB in each call."""
+    case = Case("kernels", "layer_norm.plain/8x128/fwd/dram", "bf16", 8, 128, work=8e6,
+                params={"op": "layer_norm", "variant": "plain", "step": "fwd"})
+    seconds = {"eager": 0.004, "hbert": 0.002, "floor": 0.001}
+    return Result(
+        case, gates={peer: Gate(0.001, 1.0) for peer in seconds},
+        traits={peer: {"isa": "avx2", "backend": "b"} for peer in seconds},
+        rounds=[{peer: Slice((value,), 0.0) for peer, value in seconds.items()}] * 3,
+    )
+
+
+def test_rates_and_floor_ratios_of_a_kernel_by_hand():
+    made = Report(dict(ABOUT))
+    made.add(kernel_result(), ("hbert",), ("eager",))
+    found = {(r["candidate"], r["baseline"], r["metric"]): (r["median"], r["unit"], r["ratio"]) for r in made.rows}
+    assert found == {
+        ("eager", "eager", "time"): (4.0, "ms", 1.0), ("hbert", "eager", "time"): (2.0, "ms", 2.0),
+        ("floor", "", "time"): (1.0, "ms", None),
+        ("eager", "", "bandwidth"): (2.0, "GB/s", None), ("hbert", "", "bandwidth"): (4.0, "GB/s", None),
+        ("floor", "", "bandwidth"): (8.0, "GB/s", None),
+        ("eager", "floor", "floor_ratio"): (4.0, "x floor", 0.25),
+        ("hbert", "floor", "floor_ratio"): (2.0, "x floor", 0.5),
+    }
+
+
+def test_memory_is_compared_like_time():
+    made = Report(dict(ABOUT))
+    traits = {"isa": "avx2", "backend": "b"}
+    peak = {"eager": 96 << 20, "hbert": 24 << 20}
+    made.add_memory(Memory(kernel_result().case, peak, dict.fromkeys(peak, traits)), ("hbert",), ("eager",))
+    ours = row(made, "hbert", "eager")
+    assert (ours["metric"], ours["median"], ours["unit"], ours["ratio"], ours["max_err"]) == (
+        "peak_memory", 24.0, "MiB", 4.0, None)
+
+
+def test_the_table_of_kernels_has_rate_and_floor_beside_the_time():
+    made = Report(dict(ABOUT))
+    made.add(kernel_result(), ("hbert",), ("eager",))
+    console = Console(file=io.StringIO(), width=180)
+    show(made, console)
+    (line,) = [line for line in console.file.getvalue().splitlines() if " hbert " in line]
+    assert line.split() == ["hbert", "2", "2.00", "[2.00,", "2.00]", "v", "eager", "4", "GB/s", "2.00", "1.0e-03", "3",
+                            "(0)", "b"]

@@ -12,7 +12,8 @@ import hbert_kernels
 from bench import harness, machine, run
 from bench.corpus import BATCHES, masked_batches
 from bench.harness import FEWEST, Case
-from bench.peers import DTYPES, VOCAB_SIZE, build, ids_and_mask, traits
+from bench.peers import VOCAB_SIZE, build, ids_and_mask, traits
+from bench.runtime import DTYPES
 from bench.suites import HBERTS, PEERS, SUITES
 from bench.suites.latency import Forward
 from bench.suites.throughput import TrainingStep

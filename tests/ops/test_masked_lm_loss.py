@@ -38,7 +38,7 @@ def bind(function, labels, **options):
 def assert_accurate(*shape, scale=1.0, draws=20, ignored=0.3, **options):
     """The numerics policy for the worst of several random problems.
 
-    The loss is one number and a small problem's gradients hang on few roundings of bfloat16 logits: in a single draw, how
+    The loss is one number and a small problem's gradients hang on few roundings of bfloat16 logits: in one draw, how
     wrong plain torch happens to be is luck (over 150 draws each of the two is often twice as wrong as the other).
     """
     errors, bounds = {}, {}

@@ -1,0 +1,116 @@
+"""From the seconds of the rounds to rows of one long form: times, rates, and what is left to the machine's floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.harness import Case, Result
+from bench.ops import FLOOR
+from bench.stats import Ratio, Spread, paired_ratio, spread
+from bench.suites import SUITES
+from bench.suites.suite import FLOOR_RATIO, PEAK_MEMORY, Metric
+
+COLUMNS = (
+    "suite", "case", "candidate", "baseline", "dtype", "batch", "seq", "metric", "unit", "median", "p10", "p90", "p99",
+    "ratio", "ratio_lo", "ratio_hi", "max_err", "rounds", "dropped", "threads", "isa", "backend", "torch", "cpu", "git",
+    "date",
+)
+Row = dict[str, Any]
+Peers = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A case that measures memory: bytes and traits of each peer that could be measured."""
+
+    case: Case
+    peak: dict[str, int] = field(default_factory=dict)
+    traits: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def time_rows(result: Result, candidates: Peers, baselines: Peers, about: Mapping[str, Any]) -> list[Row]:
+    """The rows of a timed case: those of its suite's metric, then, where it has a floor, rates and floor ratios."""
+    case = result.case
+    suite = SUITES[case.suite]
+    rows = [
+        _time_row(result, suite.metric, *pair, about) for pair in _pairs(result.gates, candidates, baselines)
+    ]
+    if FLOOR not in result.gates:
+        return rows
+    rate = suite.rate(case)
+    rows += [_time_row(result, suite.metric, FLOOR, "", about)]
+    rows += [_time_row(result, rate, peer, "", about) for peer in result.gates]
+    rows += [_floor_row(result, peer, about) for peer in result.gates if peer != FLOOR]
+    return rows
+
+
+def memory_rows(memory: Memory, candidates: Peers, baselines: Peers, about: Mapping[str, Any]) -> list[Row]:
+    """The rows of a case that measures memory: one measurement for each peer, so neither spread nor interval."""
+    return [
+        _row(
+            memory.case, PEAK_MEMORY, pair, spread([PEAK_MEMORY.scale * memory.peak[pair[0]]]),
+            _exact_ratio(memory.peak, *pair), about, memory.traits[pair[0]],
+        )
+        for pair in _pairs(memory.peak, candidates, baselines)
+    ]
+
+
+def _pairs(measured: Mapping[str, Any], candidates: Peers, baselines: Peers) -> Iterator[tuple[str, str]]:
+    """Each baseline by itself, then each candidate against every baseline; against "" where there is none."""
+    present = [peer for peer in baselines if peer in measured]
+    yield from ((peer, peer) for peer in present)
+    yield from ((ours, peer) for ours in candidates if ours in measured for peer in present or [""])
+
+
+def _time_row(result: Result, metric: Metric, candidate: str, baseline: str, about: Mapping[str, Any]) -> Row:
+    values = [metric.value(s, result.case.work) for done in result.rounds for s in done[candidate].seconds]
+    ratio = _ratio(result, metric, candidate, baseline) if baseline else None
+    return _result_row(result, metric, (candidate, baseline), values, ratio, about)
+
+
+def _ratio(result: Result, metric: Metric, candidate: str, baseline: str) -> Ratio:
+    """Above 1 the candidate is better: baseline / candidate for times, candidate / baseline for rates."""
+    work = result.case.work
+    ours, theirs = (
+        [metric.value(done[peer].typical, work) for done in result.rounds] for peer in (candidate, baseline)
+    )
+    return paired_ratio(ours, theirs) if metric.per_second else paired_ratio(theirs, ours)
+
+
+def _floor_row(result: Result, peer: str, about: Mapping[str, Any]) -> Row:
+    """How many times its floor's time a peer takes, round by round."""
+    ours, floor = ([done[name].typical for done in result.rounds] for name in (peer, FLOOR))
+    times = [mine / best for mine, best in zip(ours, floor, strict=True)]
+    return _result_row(result, FLOOR_RATIO, (peer, FLOOR), times, paired_ratio(floor, ours), about)
+
+
+def _result_row(
+    result: Result, metric: Metric, pair: tuple[str, str], values: Sequence[float], ratio: Ratio | None,
+    about: Mapping[str, Any],
+) -> Row:
+    row = _row(result.case, metric, pair, spread(values), ratio, about, result.traits[pair[0]])
+    return row | {
+        "max_err": result.gates[pair[0]].error, "rounds": len(result.rounds), "dropped": result.dropped,
+    }
+
+
+def _exact_ratio(peak: Mapping[str, int], candidate: str, baseline: str) -> Ratio | None:
+    if not baseline:
+        return None
+    ratio = peak[baseline] / max(1, peak[candidate])
+    return Ratio(ratio, ratio, ratio)
+
+
+def _row(
+    case: Case, metric: Metric, pair: tuple[str, str], values: Spread, ratio: Ratio | None, about: Mapping[str, Any],
+    traits: Mapping[str, str],
+) -> Row:
+    return dict(zip(COLUMNS, (
+        case.suite, case.name, *pair, case.dtype, case.batch, case.seq, metric.name, metric.unit,
+        values.median, values.p10, values.p90, values.p99,
+        ratio and ratio.value, ratio and ratio.low, ratio and ratio.high, None, 1, 0,
+        about["threads"], traits["isa"], traits["backend"],
+        about["torch"], about["cpu"], about["git"], about["date"],
+    ), strict=True))

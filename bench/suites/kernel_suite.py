@@ -1,0 +1,53 @@
+"""The kernels suite, as the coordinator sees it: cases from the ops' own declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from bench.harness import MEMORY, TIME, Case, Effort
+from bench.ops import FLOOR, NAMES, STREAM, Op, Setting, load
+from bench.suites.suite import BANDWIDTH, FLOP_RATE, Metric, Suite, Wanted
+
+
+class KernelSuite(Suite):
+    """All peers of an op work on one problem in one process. Each op has its own shapes, so the suite has none."""
+
+    one_process: ClassVar[bool] = True
+    has_ops: ClassVar[bool] = True
+    max_seq: ClassVar[int] = 1 << 16
+    effort: ClassVar[Effort] = Effort(min_time=0.1, min_rounds=5)
+    quick_effort: ClassVar[Effort] = Effort(min_time=0.05, min_rounds=5)
+
+    def cases(self, wanted: Wanted) -> list[Case]:
+        """One case for each op, dtype, variant, shape and step; `quick`: the first shape of each, in the last dtype."""
+        dtypes = wanted.dtypes or self.default_dtypes[-1 if wanted.quick else 0 :]
+        return [
+            case
+            for op in map(load, wanted.ops or NAMES) for dtype in dtypes for case in self._cases_of(op, dtype, wanted)
+        ]
+
+    def _cases_of(self, op: Op, dtype: str, wanted: Wanted) -> Iterator[Case]:
+        for variant, own in op.variants.items():
+            for batch, seq in wanted.shapes or own[: 1 if wanted.quick else None]:
+                settings = [Setting(variant, batch, seq, step, dtype) for step in op.steps]
+                for setting in settings:
+                    yield self._case(op, setting, "dram" if op.cold(setting) else "cache", TIME)
+                if op.memory:
+                    yield self._case(op, settings[-1], "peak", MEMORY)
+
+    def _case(self, op: Op, setting: Setting, where: str, measures: str) -> Case:
+        title = ".".join(filter(None, (op.name, setting.variant)))
+        floor = (FLOOR,) if measures == TIME else ()
+        return Case(
+            self.name, f"{title}/{setting.batch}x{setting.seq}/{setting.step}/{where}", setting.dtype,
+            setting.batch, setting.seq, op.cost(setting).work,
+            params={"op": op.name, "variant": setting.variant, "step": setting.step},
+            peers=(*op.baselines, *op.candidates(setting.variant), *floor), measures=measures,
+        )
+
+    def rate(self, case: Case) -> Metric:
+        """Bytes a second where the floor is a stream, operations a second where it is a product."""
+        params = case.params
+        setting = Setting(params["variant"], case.batch, case.seq, params["step"], case.dtype)
+        return BANDWIDTH if load(params["op"]).cost(setting).floor == STREAM else FLOP_RATE
