@@ -121,6 +121,25 @@ def _attention_cases(device: str) -> Iterator[Case]:
             yield Case("attention", label, function, [qkv.to(device, dtype)])
 
 
+def _loss_cases(device: str) -> Iterator[Case]:
+    """The losses of single rows: how wrong plain torch's mean of many bfloat16 losses is, is a matter of luck.
+
+    Not in float64, where the library's matrix products lose more, in relation, than in float32.
+    """
+    random, (rows, width, vocab) = _normal(1033), (7, 64, 1000)
+    hidden, weight, bias = random(rows, width) / 8, random(vocab, width) / 8, random(vocab) / 8
+    labels = torch.arange(rows, device=device) * 131
+
+    def losses(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        pairs = zip(hidden.split(1), labels.split(1), strict=True)
+        return torch.stack([ops.masked_lm_loss(row, weight, bias, label)[0] for row, label in pairs])
+
+    for name in ("float32", "bfloat16"):
+        dtype, parameter = _DTYPES[name]
+        inputs = [hidden.to(device, dtype), weight.to(device, parameter), bias.to(device, parameter)]
+        yield Case("masked_lm_loss", f"{rows}x{width}x{vocab} {name}", losses, inputs)
+
+
 def cases(device: str) -> Iterator[Case]:
     """All cases of the ops that have kernels."""
     yield from _norm_cases(device)
@@ -128,3 +147,4 @@ def cases(device: str) -> Iterator[Case]:
     yield from _sequence_norm_cases(device)
     yield from _pool_cases(device)
     yield from _attention_cases(device)
+    yield from _loss_cases(device)
