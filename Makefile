@@ -16,7 +16,8 @@ TORCH_NEWER ?= torch
 
 test: $(VENV)/installed-train,bench,dev
 	@echo "== tests"
-	$(BIN)/pytest
+	@# Passive: threads that spin while they wait take the cores from each other where these are shared.
+	OMP_WAIT_POLICY=passive $(BIN)/pytest
 
 bench: $(VENV)/installed-bench
 	@echo "== benchmark: a few minutes, progress below"

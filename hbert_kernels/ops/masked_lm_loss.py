@@ -130,9 +130,9 @@ _library.define(
 )
 _dispatch.register("masked_lm_loss", "cpp", _dispatch.cpp_refusal)
 
-# Elements of logits per chunk and byte of an element: 40 MB of float32; 10 MB of bfloat16, where a call also holds a
-# [V, H] copy. Smaller chunks make the accumulation of dweight, a read and a write of [V, H] each, dominate its product.
-_CHUNK_SCALE = 2_500_000
+# Logits per chunk. Smaller chunks make the accumulation of dweight, a read and a write of [V, H] each, dominate its product;
+# where one chunk is enough there is none, and no compensation term either.
+_CHUNK_BYTES = 40_000_000
 _MIN_CHUNK_ROWS = 64
 _ALIGNED_ELEMENTS = 16  # logits rows start at cache lines: up to 1.3x for the library's float32 product
 _WEIGHT_BLOCK_ROWS = 8192  # of dweight per partial product: smaller ones cost more in parallel regions than they save
@@ -140,7 +140,7 @@ _WEIGHT_BLOCK_ROWS = 8192  # of dweight per partial product: smaller ones cost m
 
 def _chunk_bounds(rows: int, vocab: int, itemsize: int) -> list[tuple[int, int]]:
     """Row ranges of nearly equal size, a pure function of the shapes."""
-    limit = max(_MIN_CHUNK_ROWS, _CHUNK_SCALE * itemsize // vocab)
+    limit = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocab * itemsize))
     count = -(-rows // limit)
     size = -(-rows // max(count, 1))
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, max(size, 1))]
@@ -162,7 +162,7 @@ class _Gradients:
         self.wanted = wanted
         self.hidden = torch.empty_like(hidden) if wanted[0] else hidden.new_empty(0)
         # The library adds to what it wrote before; in bfloat16 that would round at every chunk.
-        self.in_place = weight.dtype == dtype and dtype != torch.bfloat16
+        self.in_place = weight.dtype == dtype and (dtype != torch.bfloat16 or chunks == 1)
         self.weight = weight.new_empty(weight.shape if wanted[1] else 0)
         if chunks == 0:
             self.weight.zero_()
