@@ -12,12 +12,11 @@ BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproje
 # A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
 TORCH_NEWER ?= torch
 
-.PHONY: test bench lint check-torch clean
+.PHONY: test bench lint check-levels check-torch clean
 
 test: $(VENV)/installed-train,bench,dev
 	@echo "== tests"
-	@# Passive: threads that spin while they wait take the cores from each other where these are shared.
-	OMP_WAIT_POLICY=passive $(BIN)/pytest
+	$(BIN)/pytest
 
 bench: $(VENV)/installed-bench
 	@echo "== benchmark: a few minutes, progress below"
@@ -26,6 +25,10 @@ bench: $(VENV)/installed-bench
 lint: $(VENV)/installed-train,bench,dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# All kernel tests at every instruction set level; `make test` runs a selection of them.
+check-levels: $(VENV)/installed-train,bench,dev
+	for level in scalar avx2 avx512 avx512_bf16; do HBERT_CPU_CAPABILITY=$$level $(BIN)/pytest tests/ops || exit 1; done
 
 # One wheel, compiled once beside $(TORCH), passes its selftest there and in $(TORCH_NEWER).
 check-torch: CHECK = $(abspath $(VENV))-check

@@ -1,8 +1,13 @@
 """Fixtures of the whole suite."""
 
-import hypothesis
-import pytest
-import torch
+import os
+
+# Before torch starts its threads: where cores are shared, one that spins while it waits takes the core from the other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 # The same examples in every run: a red build must mean that the code changed.
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)

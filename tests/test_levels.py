@@ -15,7 +15,7 @@ from hbert_kernels._library import CPU_CAPABILITIES
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_OPS = [op for op in hk.OPS if refusal(op, "cpp") is None]
 KERNEL_TESTS = [f"tests/ops/test_{op}.py" for op in KERNEL_OPS if op != "add_layer_norm"]  # tested with layer_norm
-# float64 has one code path for all levels, and the rest is about what surrounds the kernels.
+# What no level changes: float64 has one code path for all, and the rest is about what surrounds the kernels.
 THE_SAME_AT_ALL_LEVELS = " or ".join(
     ["float64", "formula", "gradcheck", "compile", "opcheck", "refuses", "autocast", "65536", "chunks"]
 )

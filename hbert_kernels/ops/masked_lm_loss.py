@@ -130,8 +130,8 @@ _library.define(
 )
 _dispatch.register("masked_lm_loss", "cpp", _dispatch.cpp_refusal)
 
-# Logits per chunk. Smaller chunks make the accumulation of dweight, a read and a write of [V, H] each, dominate its product;
-# where one chunk is enough there is none, and no compensation term either.
+# Logits per chunk. Smaller chunks make the accumulation of dweight, a read and a write of [V, H] each, dominate its
+# product; where one chunk is enough there is none, and no compensation term either.
 _CHUNK_BYTES = 40_000_000
 _MIN_CHUNK_ROWS = 64
 _ALIGNED_ELEMENTS = 16  # logits rows start at cache lines: up to 1.3x for the library's float32 product

