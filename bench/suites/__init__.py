@@ -31,7 +31,7 @@ SUITES = {
             metric=Metric("throughput", "tokens/s", per_second=True),
             candidates=HBERTS, baselines=PEERS,
             default_candidates=("hbert-v1", "hbert-v2"), default_baselines=("hf",),
-            default_shapes=((8, 128),), quick_shapes=((4, 128),),
+            default_shapes=((8, 128),), quick_shapes=((2, 128),),
             default_dtypes=("bf16",),
             inputs=masked_batches,
         ),
