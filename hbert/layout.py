@@ -77,26 +77,23 @@ class PackedLayout(Layout):
         return cls(Packing.from_cu_seqlens(cu_seqlens, max_seqlen, num_tokens))
 
     def _dead_rows(self) -> Tensor | None:
-        """bool [T]; None where no row can be dead: without padding, or packed by a mask in eager mode."""
-        packing, num_tokens = self._packing, self.positions.shape[0]
-        if packing.shape is not None and (
-            packing.indices is None or num_tokens < packing.shape[0] * packing.shape[1]
-        ):
+        """bool [T] for data that came packed; None where the packing itself fills and drops the dead rows."""
+        packing = self._packing
+        if packing.shape is not None:
             return None
-        return torch.arange(num_tokens, device=packing.cu_seqlens.device) >= packing.cu_seqlens[-1]
+        return torch.arange(self.positions.shape[0], device=packing.cu_seqlens.device) >= packing.cu_seqlens[-1]
 
     def pack(self, x: Tensor, fill: float = 0) -> Tensor:
-        x = x if self._packing.shape is None else self._packing.pack(x)
         if self._dead is None:
-            return x
+            return self._packing.pack(x, fill)
         # Dead rows meet no other row, but they do meet the lookups and the weight gradients: garbage must not
         # get there.
         return x.masked_fill(self._dead.view(-1, *[1] * (x.dim() - 1)), fill)
 
     def unpack(self, x: Tensor) -> Tensor:
-        if self._packing.shape is not None:
+        if self._dead is None:
             return self._packing.unpack(x)
-        return x if self._dead is None else x.masked_fill(self._dead[:, None], 0)
+        return x.masked_fill(self._dead[:, None], 0)
 
     def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
         return attention(qkv, self._packing.cu_seqlens, self.max_seqlen, num_heads, dropout_p=dropout_p)

@@ -1,8 +1,8 @@
 """The numerics policy as code: how wrong a kernel may be.
 
 A kernel's error against float64 is at most twice the error of the same computation in plain torch at the same dtypes,
-plus
-two units in the last place of the largest value; gradients of parameters, sums over rows, may lose sqrt(rows) of these.
+plus two units in the last place of the largest value; gradients of parameters, sums over rows, may lose sqrt(rows) of
+these.
 There are no tolerances chosen by hand.
 """
 

@@ -92,8 +92,8 @@ class Packing:
         positions = torch.where(token < cu_seqlens[-1], token - start, 0)
         return Packing(cu_seqlens, max_seqlen, positions, None)
 
-    def pack(self, x: Tensor) -> Tensor:
-        """Padded [B, N, ...] -> packed [T, ...], zeros in dead rows."""
+    def pack(self, x: Tensor, fill: float = 0) -> Tensor:
+        """Padded [B, N, ...] -> packed [T, ...], ``fill`` in dead rows."""
         if self.shape is None or tuple(x.shape[:2]) != self.shape:
             raise ValueError(
                 f"Packing.pack: expected a tensor [B, N, ...] with (B, N) = {self.shape}, got {tuple(x.shape)}"
@@ -106,7 +106,7 @@ class Packing:
             return rows
         # Static form. Dead rows get zero gradients, but 0 * NaN would still reach the weight gradients.
         keep = self.mask.flatten()[self.indices].view(-1, *[1] * (rows.dim() - 1))
-        return torch.where(keep, rows, rows.new_zeros(()))
+        return torch.where(keep, rows, rows.new_full((), fill))
 
     def unpack(self, x: Tensor) -> Tensor:
         """Packed [T, ...] -> padded [B, N, ...], zeros where the mask is False."""

@@ -76,7 +76,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
   STD_TORCH_CHECK((args.x_dtype == DType::kFloat64) == (args.residual_dtype == DType::kFloat64), op,
                   ": float64 does not mix");
   const Tensor& wider = args.x_dtype == DType::kBFloat16 ? residual : x;
-  args.total_dtype = dtype_of(wider, op, "x");
   Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
   Tensor total = torch::stable::new_empty(wider, {rows.count, rows.width});
   args.x = dense_x.const_data_ptr();

@@ -21,10 +21,10 @@ struct RowNormForward {
   Activation activation;
   int64_t width;
   double eps;
-  DType x_dtype, residual_dtype, total_dtype;
+  DType x_dtype, residual_dtype;
   const void* x;           // [rows, width], x_dtype
   const void* residual;    // [rows, width], residual_dtype
-  void* total;             // [rows, width], total_dtype
+  void* total;             // [rows, width], the wider of both
   const void* input_bias;  // [width]
   const void* gate;        // [sequences, width]
   const void* weight;      // [width]
