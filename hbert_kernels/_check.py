@@ -3,8 +3,7 @@
 Every failure is a ``TypeError`` (wrong kind or dtype) or a ``ValueError`` (wrong shape, device or value) that names
 the op,
 the argument, what was found and what is allowed. Values (of ``cu_seqlens`` and labels) are read where that costs no
-device
-synchronisation: in eager mode on the CPU, and on GPUs only with ``HBERT_CHECK=1``.
+device synchronisation: in eager mode on the CPU, and on GPUs only with ``HBERT_CHECK=1``.
 """
 
 from __future__ import annotations

@@ -44,21 +44,27 @@ void run_forward(RowNormForward args, Rows rows, const std::optional<Tensor>& we
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
-                                              const std::optional<Tensor>& bias, double eps) {
-  const char* op = "layer_norm";
+// A norm of x alone: plain, or of an activation.
+std::tuple<Tensor, Tensor, Tensor> norm_of_rows(RowNormForward args, const Tensor& x, const std::optional<Tensor>& weight,
+                                                const std::optional<Tensor>& bias,
+                                                const std::optional<Tensor>& input_bias, const char* op) {
   const Rows rows = check_rows(x, op);
   const Tensor dense = torch::stable::contiguous(x);
   Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
-  RowNormForward args{};
-  args.source = RowSource::kPlain;
-  args.eps = eps;
   args.x_dtype = dtype_of(x, op, "x");
   args.x = dense.const_data_ptr();
   args.y = y.mutable_data_ptr();
   const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
-  run_forward(args, rows, weight, bias, std::nullopt, statistics, op);
+  run_forward(args, rows, weight, bias, input_bias, statistics, op);
   return {y, statistics.mean, statistics.rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                                              const std::optional<Tensor>& bias, double eps) {
+  RowNormForward args{};
+  args.source = RowSource::kPlain;
+  args.eps = eps;
+  return norm_of_rows(args, x, weight, bias, std::nullopt, "layer_norm");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual,
@@ -97,19 +103,11 @@ std::tuple<Tensor, Tensor, Tensor> activation_layer_norm(const Tensor& x, const 
                                                          int64_t activation,
                                                          const std::optional<Tensor>& input_bias) {
   const char* op = "activation_layer_norm";
-  const Rows rows = check_rows(x, op);
-  const Tensor dense = torch::stable::contiguous(x);
-  Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
   RowNormForward args{};
   args.source = RowSource::kActivation;
   args.activation = activation_of(activation, op);
   args.eps = eps;
-  args.x_dtype = dtype_of(x, op, "x");
-  args.x = dense.const_data_ptr();
-  args.y = y.mutable_data_ptr();
-  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
-  run_forward(args, rows, weight, bias, input_bias, statistics, op);
-  return {y, statistics.mean, statistics.rstd};
+  return norm_of_rows(args, x, weight, bias, input_bias, op);
 }
 
 // The inputs of a backward call, dense as long as this lives.

@@ -52,8 +52,7 @@ def additive_attention(
         U = Q \circ k
 
     **K-free form** (exact): with A_j = Wk^T (g o w^b_j) the logits of the second softmax are x A_j/sqrt(d) up to what
-    is
-    constant over t, and with the pooled xbar_j = sum_t beta_tj x_t, k_j = g_j o (xbar_j Wk[:, j] + bk_j): K is never
+    is constant over t, and with the pooled xbar_j = sum_t beta_tj x_t, k_j = g_j o (xbar_j Wk[:, j] + bk_j): K is never
     formed. The scorers' biases are constant over t too: they change nothing, and their gradient is exactly zero.
 
     Args:
