@@ -111,6 +111,23 @@ def _pool_cases(device: str) -> Iterator[Case]:
                 yield Case("additive_pool", label, function, [x.to(device, dtype), scorer.to(device, parameter)])
 
 
+def _additive_attention_cases(device: str) -> Iterator[Case]:
+    """Without the sub-layer norm, which divides by the deviation of a product of small numbers."""
+    for lengths, width, heads in _SEQUENCES:
+        random, cu_seqlens = _normal(sum(lengths) * 1039 + width), _cu_seqlens(lengths, device)
+        query, x, key_weight = (random(rows, width) for rows in (sum(lengths), sum(lengths), width))
+        for form in ("direct", "key_free"):
+
+            def core(q: Tensor, x: Tensor, qa: Tensor, ka: Tensor, w: Tensor, form: str = form, cu=cu_seqlens) -> Tensor:
+                return ops.additive_attention(q, x, qa, w, None, ka, cu, max(lengths), heads, form=form)
+
+            scorers = (random(heads, width) / heads**0.5, random(heads, width) / heads**0.5)
+            for name, (dtype, parameter) in _DTYPES.items():
+                inputs = [t.to(device, dtype) for t in (query, x)]
+                inputs += [t.to(device, parameter) for t in (*scorers, key_weight / width**0.5)]
+                yield Case("additive_attention", f"{form} lengths {lengths} {heads} heads {name}", core, inputs)
+
+
 def _attention_cases(device: str) -> Iterator[Case]:
     for lengths, width, heads in _SEQUENCES:
         random, cu_seqlens = _normal(sum(lengths) * 1031 + width), _cu_seqlens(lengths, device)
@@ -146,5 +163,6 @@ def cases(device: str) -> Iterator[Case]:
     yield from _activation_cases(device)
     yield from _sequence_norm_cases(device)
     yield from _pool_cases(device)
+    yield from _additive_attention_cases(device)
     yield from _attention_cases(device)
     yield from _loss_cases(device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.ops import HEADS, HIDDEN, TOKENS, Cost, Op, Setting, tensors
 from bench.ops.additive_pool import HEAD_DIM, SCORER_WIDTH, pool
 from bench.ops.problem import Draw, Function, Problem, uniform_cu_seqlens
-from hbert_kernels import additive_attention, additive_pool, gated_layer_norm
+from hbert_kernels import additive_attention
 
 _EPS = 1e-12  # the gated query is small: its norm must not drown in epsilon
 _FORMS = {"hbert-direct": "direct", "hbert-key-free": "key_free"}
@@ -40,20 +40,15 @@ def _eager_core(setting: Setting) -> Callable[..., Tensor]:
 
 
 def _core(setting: Setting) -> Function:
-    """The core from the library's ops: a dense key scorer takes the gate in, a per-head one needs the product."""
     cu_seqlens = uniform_cu_seqlens(setting)
-    batch = cu_seqlens, setting.seq, HEADS
 
     def core(
         query: Tensor, key: Tensor, query_att: Tensor, key_att: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
-        global_query = additive_pool(query, query_att, *batch)
-        if key_att.shape[1] == HIDDEN:
-            gate = global_query * additive_pool(key, global_query[:, None] * key_att.to(global_query.dtype), *batch)
-        else:
-            product = key.view(setting.batch, -1, HIDDEN) * global_query[:, None].to(key.dtype)
-            gate = additive_pool(product.flatten(0, 1), key_att, *batch)
-        return gated_layer_norm(query, gate, cu_seqlens, weight, bias, _EPS)
+        return additive_attention(
+            query, key, query_att, None, None, key_att, cu_seqlens, setting.seq, HEADS,
+            norm_weight=weight, norm_bias=bias, sub_norm=True, eps=_EPS,
+        )
     return core
 
 

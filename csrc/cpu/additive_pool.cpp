@@ -1,9 +1,7 @@
 // Ops additive_pool and additive_pool_backward on the CPU: checks, allocation, parallel loops over chunks of sequences.
 #include "additive_pool.h"
 
-#include <tuple>
-
-#include "sequences.h"
+#include "ops.h"
 
 namespace hbert {
 namespace {
@@ -14,7 +12,8 @@ constexpr const PoolKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
 
 int64_t output_width(const PoolProblem& p) { return p.full_output ? p.width : p.head_dim; }
 
-// Checks the shapes and fills all but the pointers; the scorer may be [h, H], [B, h, H] or [h, d], in the compute dtype.
+// Checks the shapes and fills all but the pointers; the scorer may be [h, H] or [h, d], or one of them for each
+// sequence, in the compute dtype.
 PoolProblem describe(const Tensor& x, const Tensor& scorer, const Sequences& sequences, int64_t heads, bool full,
                      double scale, const char* op) {
   const Rows rows = check_rows(x, op);
@@ -29,10 +28,11 @@ PoolProblem describe(const Tensor& x, const Tensor& scorer, const Sequences& seq
   p.x_dtype = dtype_of(x, op, "x");
   const int64_t last = scorer.size(scorer.dim() - 1);
   p.dense_scorer = last == p.width;
-  p.scorer_stride = scorer.dim() == 3 ? heads * p.width : 0;
-  const bool shared = scorer.dim() == 2 && scorer.size(0) == heads && (p.dense_scorer || last == p.head_dim);
-  const bool own = scorer.dim() == 3 && scorer.size(0) == sequences.count && scorer.size(1) == heads && p.dense_scorer;
-  STD_TORCH_CHECK(shared || own, op, ": scorer must be [h, H], [B, h, H] or [h, d]");
+  p.scorer_stride = scorer.dim() == 3 ? heads * last : 0;
+  const bool shared = scorer.dim() == 2 && scorer.size(0) == heads;
+  const bool own = scorer.dim() == 3 && scorer.size(0) == sequences.count && scorer.size(1) == heads;
+  STD_TORCH_CHECK((shared || own) && (p.dense_scorer || last == p.head_dim), op,
+                  ": scorer must be [h, H] or [h, d], or one of them for each sequence");
   STD_TORCH_CHECK(scorer.scalar_type() == compute_type(p.x_dtype), op, ": scorer must have the compute dtype");
   return p;
 }
@@ -42,6 +42,8 @@ Tensor new_pooled(const Tensor& x, const PoolProblem& p, int64_t sequences) {
   if (p.full_output) return torch::stable::new_empty(x, {sequences, p.heads, p.width}, dtype);
   return torch::stable::new_empty(x, {sequences, p.width}, dtype);
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, const Tensor& cu_seqlens, int64_t heads,
                                          bool full, double scale) {
@@ -78,9 +80,9 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
   return {pooled, softmax};
 }
 
-std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const Tensor& x, const Tensor& scorer,
-                                                  const Tensor& cu_seqlens, const Tensor& pooled, const Tensor& softmax,
-                                                  int64_t heads, bool full, double scale) {
+Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tensor& dpooled, const Tensor& x,
+                                   const Tensor& scorer, const Tensor& cu_seqlens, const Tensor& pooled,
+                                   const Tensor& softmax, int64_t heads, bool full, double scale) {
   const char* op = "additive_pool_backward";
   const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
   PoolProblem p = describe(x, scorer, sequences, heads, full, scale, op);
@@ -95,10 +97,9 @@ std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const T
                   ": softmax must be [B, 2, h] in the compute dtype");
   p.x = dense.const_data_ptr();
   p.scorer = dense_scorer.const_data_ptr();
-  Tensor dx = torch::stable::new_empty(x, {x.size(0), p.width});
   Tensor dscorer = torch::stable::new_zeros(scorer, scorer.sizes());
   const PoolGradient g{dense_softmax.const_data_ptr(), dense_pooled.const_data_ptr(), dense_dpooled.const_data_ptr(),
-                       dx.mutable_data_ptr()};
+                       dx.mutable_data_ptr(), accumulate};
   const PoolKernels& k = table_for(p.x_dtype, kTables);
   const size_t size = compute_size(p.x_dtype);
   const int64_t scorer_values = heads * (p.dense_scorer ? p.width : p.head_dim);
@@ -122,10 +123,50 @@ std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const T
     add_parts(sequences, parts, totals, scorer_values, p.x_dtype);
   }
   zero_dead_rows(dx, sequences.num_rows);
-  return {dx, dscorer};
+  return dscorer;
 }
 
-}  // namespace
+std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const Tensor& x, const Tensor& scorer,
+                                                  const Tensor& cu_seqlens, const Tensor& pooled, const Tensor& softmax,
+                                                  int64_t heads, bool full, double scale) {
+  const Tensor dx = torch::stable::new_empty(x, x.sizes());
+  return {dx, additive_pool_backward_into(dx, false, dpooled, x, scorer, cu_seqlens, pooled, softmax, heads, full, scale)};
+}
+
+Tensor gate_rows(const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens) {
+  const char* op = "additive_attention";
+  const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
+  const Tensor dense = torch::stable::contiguous(x);
+  const Tensor y = torch::stable::new_empty(x, x.sizes());
+  const DType dtype = dtype_of(x, op, "query");
+  const GateProblem g{x.size(1), dtype, dense.const_data_ptr(), nullptr, gate.const_data_ptr(), y.mutable_data_ptr()};
+  const PoolKernels& k = table_for(dtype, kTables);
+  for_each_chunk(sequences, g.width, 0, [&](const Chunk& chunk, char*) { k.gate(g, chunk.rows); });
+  zero_dead_rows(y, sequences.num_rows);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> gate_rows_backward(const Tensor& dy, const Tensor& x, const Tensor& gate,
+                                              const Tensor& cu_seqlens) {
+  const char* op = "additive_attention_backward";
+  const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
+  const Tensor dense = torch::stable::contiguous(x), dense_dy = torch::stable::contiguous(dy);
+  const Tensor dx = torch::stable::new_empty(x, x.sizes()), dgate = torch::stable::new_zeros(gate, gate.sizes());
+  const DType dtype = dtype_of(x, op, "query");
+  const GateProblem g{x.size(1), dtype, dense.const_data_ptr(), dense_dy.const_data_ptr(), gate.const_data_ptr(),
+                      dx.mutable_data_ptr()};
+  const size_t size = g.width * compute_size(dtype);
+  char* parts = workspace<Slot::kCall>(sequences.num_parts * size);
+  std::memset(parts, 0, sequences.num_parts * size);
+  char* totals = static_cast<char*>(dgate.mutable_data_ptr());
+  const PoolKernels& k = table_for(dtype, kTables);
+  for_each_chunk(sequences, g.width, 0, [&](const Chunk& chunk, char*) {
+    k.gate_backward(g, chunk.rows, chunk.part >= 0 ? parts + chunk.part * size : totals + chunk.rows.sequence * size);
+  });
+  add_parts(sequences, parts, totals, g.width, dtype);
+  zero_dead_rows(dx, sequences.num_rows);
+  return {dx, dgate};
+}
 
 STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) {
   m.impl("additive_pool", TORCH_BOX(&additive_pool));

@@ -31,6 +31,17 @@ struct PoolGradient {
   const void* pooled;   // [sequences, heads, row]
   const void* dpooled;  // [sequences, heads, row]
   void* dx;             // [rows, width], x_dtype
+  bool accumulate;      // add to dx
+};
+
+// y_t = x_t o gate_s; backward: y is the gradient of x, dy o gate.
+struct GateProblem {
+  int64_t width;
+  DType x_dtype;
+  const void* x;     // [rows, width], x_dtype
+  const void* dy;    // [rows, width], x_dtype; backward only
+  const void* gate;  // [sequences, width], compute type
+  void* y;           // [rows, width], x_dtype
 };
 
 struct PoolKernels {
@@ -39,6 +50,9 @@ struct PoolKernels {
   void (*merge)(const PoolProblem&, PoolPart parts, int64_t stride, int64_t count, void* pooled, void* softmax);
   // Adds the chunk's share of the gradient of the scorer to dscorer, [heads, row].
   void (*backward)(const PoolProblem&, const PoolGradient&, RowRange, void* dscorer);
+  void (*gate)(const GateProblem&, RowRange);
+  // Adds the chunk's share of the gradient of the gate to dgate, [width].
+  void (*gate_backward)(const GateProblem&, RowRange, void* dgate);
 };
 
 #define HBERT_DECLARE(level) namespace level { extern const PoolKernels kPool; }

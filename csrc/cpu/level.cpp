@@ -37,6 +37,8 @@ int level_index() {
   return chosen;
 }
 
+bool has_fast_bfloat16_products() { return std::strncmp(kNames[level_index()], "avx512", 6) == 0; }
+
 }  // namespace hbert
 
 extern "C" __attribute__((visibility("default"))) const char* hbert_cpu_capability() {

@@ -16,4 +16,8 @@ enum class DType : int32_t { kFloat32, kBFloat16, kFloat64 };
 // Index among HBERT_FOR_LEVELS of the best level that this CPU has, capped by HBERT_CPU_CAPABILITY.
 int level_index();
 
+// Whether torch's library has fast bfloat16 matrix products here. Without AVX-512 they take a hundred times as long as
+// float32 ones.
+bool has_fast_bfloat16_products();
+
 }  // namespace hbert

@@ -1,8 +1,5 @@
 // Layer norms that know the sequences of packed tokens, on the CPU: gated_layer_norm and conv_layer_norm.
-#include <tuple>
-
-#include "norm_common.h"
-#include "sequences.h"
+#include "ops.h"
 
 namespace hbert {
 namespace {
@@ -24,6 +21,8 @@ void check_gate(const Tensor& gate, const Sequences& sequences, Rows rows, DType
   check_shape(gate, sequences.count, rows.width, op, "gate");
   STD_TORCH_CHECK(gate.scalar_type() == compute_type(dtype), op, ": gate must have the compute dtype");
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> gated_layer_norm(const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens,
                                                     const std::optional<Tensor>& weight,
@@ -103,6 +102,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(
   zero_dead_rows(dx, sequences.num_rows);
   return {dx, dgate, dweight, dbias};
 }
+
+namespace {
 
 // Taps in the compute type, with the residual as one more unit in the middle one.
 void copy_conv_weight(const Tensor& conv_weight, int64_t width, DType dtype, char* out, const char* op) {

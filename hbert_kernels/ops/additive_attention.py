@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .. import _check, _dispatch
-from ._common import cast, rows_of_sequences, without_autocast
+from .. import _check, _dispatch, _library
+from ._common import (
+    cast,
+    compute_dtype,
+    gradient_like,
+    new_statistics,
+    present,
+    rows_of_sequences,
+    run,
+    without_autocast,
+)
 from .additive_pool import additive_pool
 from .gated_layer_norm import gated_layer_norm
 
@@ -26,7 +38,7 @@ def additive_attention(
     query: Tensor,
     x: Tensor,
     query_att: Tensor,
-    key_weight: Tensor,
+    key_weight: Tensor | None,
     key_bias: Tensor | None,
     key_att: Tensor,
     cu_seqlens: Tensor,
@@ -59,14 +71,15 @@ def additive_attention(
         query: [T, H], float32, bfloat16 or float64 (float16 on GPUs).
         x: [T, H], the layer input that the query was projected from.
         query_att, key_att: scorers, both [h, H] (dense: every head scores the whole row) or both [h, d] (per head).
-        key_weight, key_bias: [H, H] and [H] or None, as in torch.nn.Linear.
+        key_weight, key_bias: [H, H] and [H] or None, as in torch.nn.Linear. No key_weight: x is the key itself.
         cu_seqlens: int32 [B+1], the first row of each sequence.
         max_seqlen: an upper bound of the sequence lengths.
         num_heads: h; must divide H.
         query_att_bias, key_att_bias: [h] or None.
         norm_weight, norm_bias, eps: affine parameters [H] or None and epsilon of the sub-layer norm.
         sub_norm: return LN(U) instead of U.
-        form: "direct", "key_free" or "auto" (the cheaper one by :func:`prefers_key_free`); they agree to rounding.
+        form: "direct", "key_free" (needs key_weight) or "auto" (the cheaper one by :func:`prefers_key_free`); they
+            agree to rounding. Neither keeps a key for the backward: the direct form projects it once more.
 
     Returns:
         U or LN(U), [T, H] in query's dtype; rows behind cu_seqlens[-1] are zero.
@@ -96,49 +109,64 @@ def additive_attention(
     _check.cu_seqlens(op, cu_seqlens, query.shape[0], query.device, max_seqlen)
     if form not in FORMS:
         raise ValueError(f"{op}: form is {form!r}, allowed: {', '.join(map(repr, FORMS))}")
-    _dispatch.select(op, query, x, query_att)
+    if key_weight is None and (form == "key_free" or key_bias is not None):
+        raise ValueError(f"{op}: without key_weight, x is the key itself: no key_free form, and no key_bias")
     if form == "auto":
-        form = "key_free" if prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1) else "direct"
-    gate = _global_key(
-        query, x, query_att, key_weight, key_bias, key_att, cu_seqlens, max_seqlen, num_heads,
-        query_att_bias, key_att_bias, form,
+        long_enough = prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1)
+        form = "key_free" if key_weight is not None and long_enough else "direct"
+    compute = compute_dtype(query)
+    query_att = _with_idle_bias(query_att.to(compute), query_att_bias)
+    key_att = _with_idle_bias(key_att.to(compute), key_att_bias)
+    arguments = (
+        query, x.to(query.dtype), query_att, key_att, cu_seqlens, num_heads, key_weight, key_bias, form == "key_free",
+        norm_weight, norm_bias, sub_norm, eps,
     )  # fmt: skip
-    if sub_norm:
-        return gated_layer_norm(query, gate, cu_seqlens, norm_weight, norm_bias, eps)
-    gated = query.to(gate.dtype) * rows_of_sequences(gate, cu_seqlens, query.shape[0])
-    alive = torch.arange(query.shape[0], device=query.device) < cu_seqlens[-1]
-    return torch.where(alive[:, None], gated, 0).to(query.dtype)
+    if _dispatch.select(op, query, x, query_att) == "reference":
+        return additive_attention_reference(*arguments, max_seqlen)
+    return run(_AdditiveAttention, _forward, *arguments)
+
+
+def _with_idle_bias(scorer: Tensor, bias: Tensor | None) -> Tensor:
+    """The scorer, with a bias that is constant over t: no effect, and a gradient of exactly zero (DDP waits for one)."""
+    if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
+        return scorer
+    return scorer + 0.0 * bias.to(scorer.dtype).sum()
 
 
 @without_autocast
-def _global_key(
+def additive_attention_reference(
     query: Tensor,
     x: Tensor,
     query_att: Tensor,
-    key_weight: Tensor,
-    key_bias: Tensor | None,
     key_att: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
     num_heads: int,
-    query_att_bias: Tensor | None,
-    key_att_bias: Tensor | None,
-    form: str,
+    key_weight: Tensor | None,
+    key_bias: Tensor | None,
+    key_free: bool,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    sub_norm: bool,
+    eps: float,
+    max_seqlen: int,
 ) -> Tensor:
-    """k, [B, H] in the compute dtype."""
+    """The composition of additive_pool, plain torch and gated_layer_norm; any device, differentiable, exportable."""
     varlen = (cu_seqlens, max_seqlen, num_heads)
     global_query = additive_pool(query, query_att, *varlen)
-    for bias in (query_att_bias, key_att_bias):
-        if bias is not None:
-            # Constant over t: no effect, and a gradient of exactly zero (not None: DDP waits for every parameter).
-            global_query = global_query + 0.0 * bias.to(global_query.dtype).sum()
-    if form == "direct":
-        # Dead rows get no gradient, but 0 * NaN would still reach that of the weight.
-        alive = torch.arange(x.shape[0], device=x.device) < cu_seqlens[-1]
-        key = F.linear(torch.where(alive[:, None], x, 0), key_weight.to(x.dtype), cast(key_bias, x.dtype))
+    # Dead rows get no gradient, but 0 * NaN would still reach that of the weight.
+    alive = (torch.arange(x.shape[0], device=x.device) < cu_seqlens[-1])[:, None]
+    if key_free:
+        gate = _key_free_global_key(global_query, x, key_weight, key_bias, key_att, varlen)
+    else:
+        key = x
+        if key_weight is not None:
+            key = F.linear(torch.where(alive, x, 0), key_weight.to(x.dtype), cast(key_bias, x.dtype))
         product = key.to(global_query.dtype) * rows_of_sequences(global_query, cu_seqlens, x.shape[0])
-        return additive_pool(product, key_att.to(product.dtype), *varlen)
-    return _key_free_global_key(global_query, x, key_weight, key_bias, key_att, varlen)
+        gate = additive_pool(product, key_att.to(product.dtype), *varlen)
+    if sub_norm:
+        return gated_layer_norm(query, gate, cu_seqlens, norm_weight, norm_bias, eps)
+    gated = query.to(gate.dtype) * rows_of_sequences(gate, cu_seqlens, query.shape[0])
+    return torch.where(alive, gated, 0).to(query.dtype)
 
 
 def _key_free_global_key(
@@ -163,11 +191,105 @@ def _key_free_global_key(
     return global_query * (key if key_bias is None else key + key_bias.to(key.dtype))
 
 
-def _cpp_refusal(query: Tensor | None = None, x: Tensor | None = None, query_att: Tensor | None = None) -> str | None:
-    """The op is composed of additive_pool, a library's GEMMs and gated_layer_norm: it has kernels where they have."""
-    return _dispatch.refusal("additive_pool", "cpp", query, query_att) or _dispatch.refusal(
-        "gated_layer_norm", "cpp", query, x
-    )
+def _forward_fake(
+    query: Tensor,
+    x: Tensor,
+    query_att: Tensor,
+    key_att: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    key_weight: Tensor | None,
+    key_bias: Tensor | None,
+    key_free: bool,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    sub_norm: bool,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    num_seqs, hidden = cu_seqlens.shape[0] - 1, query.shape[1]
+    per_sequence, softmax = query_att.new_empty(num_seqs, hidden), query_att.new_empty(num_seqs, 2, num_heads)
+    per_head = (num_seqs, num_heads, hidden)
+    scorers = query_att.new_empty(per_head if key_free else (num_seqs, *key_att.shape))
+    pooled = query_att.new_empty(per_head) if key_free else torch.empty_like(per_sequence)
+    key = torch.empty_like(per_sequence) if key_free else query_att.new_empty(0)
+    statistics = new_statistics(query) if sub_norm else (query_att.new_empty(0), query_att.new_empty(0))
+    out, softmaxes = query.new_empty(query.shape), (softmax, torch.empty_like(softmax))
+    return out, per_sequence, softmaxes[0], scorers, pooled, softmaxes[1], key, *statistics
+
+
+def _backward_fake(
+    dout: Tensor,
+    query: Tensor,
+    x: Tensor,
+    query_att: Tensor,
+    key_att: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    key_weight: Tensor | None,
+    key_bias: Tensor | None,
+    key_free: bool,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    inputs = query, x, query_att, key_att
+    parameters = key_weight, key_bias, norm_weight, norm_bias
+    return *(t.new_empty(t.shape) for t in inputs), *(gradient_like(query, p) for p in parameters)
+
+
+_ARGUMENTS = (
+    "Tensor query, Tensor x, Tensor query_att, Tensor key_att, Tensor cu_seqlens, int num_heads, Tensor? key_weight,"
+    " Tensor? key_bias, bool key_free, Tensor? norm_weight, Tensor? norm_bias, bool sub_norm"
+)
+_SAVED = (
+    "Tensor global_query, Tensor query_softmax, Tensor scorers, Tensor pooled, Tensor softmax, Tensor key, Tensor mean,"
+    " Tensor rstd"
+)
+_library.define(f"additive_attention({_ARGUMENTS}, float eps) -> (Tensor out, {_SAVED})", _forward_fake)
+_library.define(
+    f"additive_attention_backward(Tensor dout, {_ARGUMENTS}, {_SAVED}) -> (Tensor dquery, Tensor dx, Tensor dquery_att,"
+    " Tensor dkey_att, Tensor dkey_weight, Tensor dkey_bias, Tensor dnorm_weight, Tensor dnorm_bias)",
+    _backward_fake,
+)
+
+
+# The op's own products must not be cast by autocast.
+@without_autocast
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    return torch.ops.hbert_kernels.additive_attention(*arguments)
+
+
+@without_autocast
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    return torch.ops.hbert_kernels.additive_attention_backward(*arguments)
+
+
+class _AdditiveAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        out, *saved = _forward(*arguments)
+        query, x, query_att, key_att, cu_seqlens, num_heads, key_weight, key_bias, key_free, *norm, sub_norm, _ = arguments
+        ctx.save_for_backward(query, x, query_att, key_att, cu_seqlens, key_weight, key_bias, *norm, *saved)
+        ctx.options = num_heads, key_free, sub_norm
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, key_weight, key_bias, norm_weight, norm_bias = (saved := ctx.saved_tensors)[:9]
+        num_heads, key_free, sub_norm = ctx.options
+        dquery, dx, dquery_att, dkey_att, dweight, dbias, dnorm_weight, dnorm_bias = _backward(
+            dout, *inputs, num_heads, key_weight, key_bias, key_free, norm_weight, norm_bias, sub_norm, *saved[9:]
+        )
+        key_gradients = present(key_weight, dweight), present(key_bias, dbias)
+        norm_gradients = present(norm_weight, dnorm_weight), present(norm_bias, dnorm_bias)
+        return dquery, dx, dquery_att, dkey_att, None, None, *key_gradients, None, *norm_gradients, None, None
+
+
+def _cpp_refusal(
+    query: Tensor | None = None, x: Tensor | None = None, query_att: Tensor | None = None, *others: Tensor | None
+) -> str | None:
+    return _dispatch.refusal("additive_pool", "cpp", query, query_att)
 
 
 _dispatch.register("additive_attention", "cpp", _cpp_refusal)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
-from ._common import compute_dtype, to_padded, without_autocast
+from ._common import compute_dtype, run, to_padded, without_autocast
 
 
 def additive_pool(
@@ -62,7 +62,8 @@ def additive_pool(
         raise ValueError(f"{op}: output is {output!r}, allowed: 'slice', 'full'")
     if _dispatch.select(op, x, scorer) == "reference":
         return additive_pool_reference(x, scorer, cu_seqlens, max_seqlen, num_heads, output)
-    return _AdditivePool.apply(x, scorer.to(compute_dtype(x)), cu_seqlens, num_heads, output == "full", head_dim**-0.5)
+    arguments = x, scorer.to(compute_dtype(x)), cu_seqlens, num_heads, output == "full", head_dim**-0.5
+    return run(_AdditivePool, torch.ops.hbert_kernels.additive_pool, *arguments)
 
 
 @without_autocast

@@ -1,4 +1,4 @@
-"""additive_attention on the compiled kernels that it is composed of: forms, scorers, with and without norm."""
+"""additive_attention on the compiled kernels: forms, scorers, with and without norm."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -51,9 +51,7 @@ def test_the_default_dispatch_runs_the_compiled_kernels(form, sub_norm):
     op, inputs = core([5, 3], 24, 3, form, sub_norm=sub_norm)
     with Recorder() as recorder:
         kernel_checks.evaluate(op, inputs)
-    norm = ["gated_layer_norm"] * sub_norm
-    backward = [f"{name}_backward" for name in [*norm, "additive_pool", "additive_pool"]]
-    assert recorder.ops == ["additive_pool", "additive_pool", *norm, *backward]
+    assert recorder.ops == ["additive_attention", "additive_attention_backward"]
     with hk.use_backend("cpp"):
         assert torch.equal(op(*inputs), core([5, 3], 24, 3, form, sub_norm=sub_norm)[0](*inputs))
 
@@ -224,6 +222,87 @@ def test_autocast_with_activation_checkpointing(form):
         return module.forward_packed(x, cu, 40)
 
     kernel_checks.assert_checkpointing_under_autocast_changes_no_bit(block, parameters, 42, 24, BF16)
+
+
+@each_scorer
+@each_sub_norm
+@each_dtype
+def test_without_a_key_projection_x_is_the_key(scorer, sub_norm, dtype):
+    (query, key, query_att, _, key_att, *_, norm_weight, norm_bias) = tensors(RAGGED, 64, 4, scorer)
+    norm = [norm_weight, norm_bias] if sub_norm else []
+    inputs = cast([query, key, query_att, key_att, *norm], dtype, None, 2)
+    varlen = cu_of(RAGGED), max(RAGGED), 4
+
+    def call(function, weight, query, key, query_att, key_att, *norm):
+        affine = dict(zip(("norm_weight", "norm_bias"), norm, strict=False))
+        return function(query, key, query_att, weight, None, key_att, *varlen, sub_norm=sub_norm, **affine)
+
+    identity = torch.eye(64, dtype=dtype)
+    given = kernel_checks.evaluate(lambda *t: call(hk.additive_attention, None, *t), inputs)
+    projected = kernel_checks.evaluate(lambda *t: call(hk.additive_attention, identity, *t), inputs)
+    bound = BOUND if dtype == torch.float64 else 1e-3 if dtype == F32 else 2**-5
+    checks.assert_equal_to_rounding(given, projected, bound)
+
+
+def test_training_keeps_less_than_self_attention():
+    """Bytes that autograd keeps for the backward of an A and an S layer's attention, with their projections."""
+    tokens, width, heads = 512, 192, 6
+    additive, cu = hk.nn.AdditiveAttention(width, heads), cu_of([128] * 4)
+    qkv, out = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+
+    def kept(function, modules):
+        parameters = {p.data_ptr() for module in modules for p in module.parameters()}
+        stored = {}
+
+        def pack(t):
+            if t.data_ptr() not in parameters:
+                stored[t.data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        x = torch.randn(tokens, width, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            result = function(x)
+        result.sum().backward()
+        return sum(stored.values())
+
+    a = kept(lambda x: additive.forward_packed(x, cu, 128), [additive])
+    s = kept(lambda x: out(hk.attention(qkv(x), cu, 128, heads)), [qkv, out])
+    row = tokens * width * 4
+    assert a < s
+    assert a < 4.5 * row  # x, the query, the norm's output and what belongs to sequences and heads; never the key
+
+
+@each_form
+def test_opcheck(form):
+    query, x, query_att, key_weight, key_att, key_bias, _, _, *norm = cast(tensors([3, 0, 5], 24, 3), F32)
+    cu = cu_of([3, 0, 5])
+    arguments = (query, x, query_att, key_att, cu, 3, key_weight, key_bias, form == "key_free", *norm, True)
+    torch.library.opcheck(torch.ops.hbert_kernels.additive_attention, (*arguments, 1e-12))
+    _, *saved = torch.ops.hbert_kernels.additive_attention(*arguments, 1e-12)
+    backward = torch.ops.hbert_kernels.additive_attention_backward
+    torch.library.opcheck(backward, (torch.randn_like(query), *arguments, *saved))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: dict(query=a["query"][0]), r"x must be \[rows, width\]"),
+        (lambda a: dict(query=a["query"].half()), "x must have the dtype of query"),
+        (lambda a: dict(x=a["x"][1:]), r"x must be \[9, 24\]"),
+        (lambda a: dict(num_heads=5), "heads must divide the width"),
+        (lambda a: dict(key_att=a["key_att"][:, 1:]), r"key_att must be \[h, H\] or \[h, d\]"),
+        (lambda a: dict(key_att=a["key_att"].bfloat16()), "key_att must have the compute dtype"),
+        (lambda a: dict(query_att=a["query_att"].bfloat16()), "scorer must have the compute dtype"),
+        (lambda a: dict(key_weight=a["key_weight"][1:]), r"key_weight must be \[24, 24\]"),
+        (lambda a: dict(key_weight=None), "the K-free form needs key_weight"),
+        (lambda a: dict(cu_seqlens=cu_of([4, 6])), "cu_seqlens reaches 10, but there are only 9 tokens"),
+    ],
+)
+def test_the_op_itself_refuses_what_does_not_fit(change, message):
+    query, x, query_att, key_weight, key_att, key_bias, *_ = cast(tensors([4, 5], 24, 3), F32)
+    arguments = dict(query=query, x=x, query_att=query_att, key_att=key_att, cu_seqlens=cu_of([4, 5]), num_heads=3)
+    arguments |= dict(key_weight=key_weight, key_bias=key_bias, key_free=True, norm_weight=None, norm_bias=None)
+    kernel_checks.assert_op_refuses("additive_attention", arguments | dict(sub_norm=True, eps=1e-12), change, message)
 
 
 @hypothesis.settings(max_examples=15)

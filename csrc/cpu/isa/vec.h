@@ -29,6 +29,21 @@ inline bf16 narrow(float x) {  // round to nearest even; NaN stays NaN
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+#if defined(__AVX2__)
+
+inline float sum_of_lanes(__m128 a) {
+  const __m128 pairs = _mm_add_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
+}
+
+// The four sums, each in the order of sum_of_lanes.
+inline void store_sums(float* out, __m128 a, __m128 b, __m128 c, __m128 d) {
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
+}
+
+#endif
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 struct Vec {
@@ -51,7 +66,10 @@ struct Vec {
 
   static Vec keep(Vec a, Full) { return a; }
   static Vec keep(Vec a, Tail t) { return {_mm512_maskz_mov_ps(mask(t), a.v)}; }
-  static float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+  static float sum(Vec a) { return sum_of_lanes(quarter(a)); }
+  static void sums(float* out, Vec a, Vec b, Vec c, Vec d) {
+    store_sums(out, quarter(a), quarter(b), quarter(c), quarter(d));
+  }
   static float max(Vec a) { return _mm512_reduce_max_ps(a.v); }
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   // b where a > 0, otherwise 0
@@ -62,6 +80,11 @@ struct Vec {
   static Vec scale(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
  private:
+  // What is left to sum: lanes i, i + 4, i + 8 and i + 12 together.
+  static __m128 quarter(Vec a) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  }
   static Vec from_bits(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
@@ -120,11 +143,8 @@ struct Vec {
 
   static Vec keep(Vec a, Full) { return a; }
   static Vec keep(Vec a, Tail t) { return {_mm256_and_ps(a.v, _mm256_castsi256_ps(mask(t)))}; }
-  static float sum(Vec a) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-  }
+  static float sum(Vec a) { return sum_of_lanes(half(a)); }
+  static void sums(float* out, Vec a, Vec b, Vec c, Vec d) { store_sums(out, half(a), half(b), half(c), half(d)); }
   static float max(Vec a) {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
@@ -142,6 +162,7 @@ struct Vec {
   }
 
  private:
+  static __m128 half(Vec a) { return _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1)); }
   static __m256 power(__m256i n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
   }
@@ -205,6 +226,9 @@ struct Lanes {
   }
   static R sum(Lanes a) {
     return ((a.v[0] + a.v[4]) + (a.v[1] + a.v[5])) + ((a.v[2] + a.v[6]) + (a.v[3] + a.v[7]));
+  }
+  static void sums(R* out, Lanes a, Lanes b, Lanes c, Lanes d) {
+    out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
   }
   static Lanes where_positive(Lanes a, Lanes b) {
     for (int i = 0; i < kWidth; ++i) b.v[i] = a.v[i] > 0 ? b.v[i] : 0;
