@@ -32,6 +32,7 @@ POSITIONS = ("sinusoidal", "learned")
 INITS = ("normal", "magneto")
 SCORERS = ("dense", "per_head")
 CONV_KERNEL_SIZES = (0, 3, 5)
+CONV_PLACEMENTS = ("input", "branch")
 SIZES = {
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2},
     "mini": {"num_hidden_layers": 6, "hidden_size": 256, "num_attention_heads": 4},
@@ -74,6 +75,8 @@ class HBertConfig(PreTrainedConfig):
             ``"per_head"`` (each head scores its own slice, the Fastformer paper).
         conv_kernel_size: taps of the short convolution on the normalized input of A layers, 3 or 5; 0: none.
             Needs a norm before the attention: ``"sub_ln"`` or ``"pre_ln"``.
+        conv_placement: ``"input"``, as above, or ``"branch"``: the convolution is a residual branch of its own,
+            x + conv(LN x), before the attention of every layer of either type.
         tie_word_embeddings: share the token embedding with the masked-LM decoder.
         pad_token_id: id of the padding token, or None.
 
@@ -105,6 +108,7 @@ class HBertConfig(PreTrainedConfig):
         layer_norm_eps: float = 1e-12,
         scorer: str = "dense",
         conv_kernel_size: int = 0,
+        conv_placement: str = "input",
         tie_word_embeddings: bool = True,
         pad_token_id: int | None = 0,
         **kwargs: Any,
@@ -129,6 +133,7 @@ class HBertConfig(PreTrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.scorer = scorer
         self.conv_kernel_size = conv_kernel_size
+        self.conv_placement = conv_placement
         self.tie_word_embeddings = tie_word_embeddings
         self.pad_token_id = pad_token_id
         _check_values(self)
@@ -215,6 +220,7 @@ def _check_values(config: HBertConfig) -> None:
         "init": INITS,
         "scorer": SCORERS,
         "conv_kernel_size": CONV_KERNEL_SIZES,
+        "conv_placement": CONV_PLACEMENTS,
     }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:

@@ -112,14 +112,30 @@ class HBertMerge(nn.Module):
         return self.out(self.norm(torch.cat([x, a], dim=-1)))
 
 
+class HBertBranchConvLayerNorm(ConvLayerNorm):
+    """A depthwise convolution of k taps of the normalized input: conv(LN x), packed [T, H] -> [T, H].
+
+    The op adds the normalized input to its convolution, so the middle tap is stored one lower than it acts.
+    """
+
+    def initial_conv_weight(self) -> Tensor:
+        """A draw of the taps; as they act, it is that of torch.nn.Conv1d with groups=H."""
+        taps = super().initial_conv_weight()
+        taps[taps.shape[0] // 2] -= 1
+        return taps
+
+
 class HBertPreNormLayer(GradientCheckpointingLayer):
     """A layer in style ``sub_ln`` or ``pre_ln``."""
 
     def __init__(self, config: HBertConfig, layer_type: str):
         super().__init__()
-        taps = config.conv_kernel_size if layer_type == ADDITIVE else 0
+        taps, in_branch = config.conv_kernel_size, config.conv_placement == "branch"
+        self.conv: HBertBranchConvLayerNorm | None = None
+        if taps and in_branch:
+            self.conv = HBertBranchConvLayerNorm(config.hidden_size, taps, eps=config.layer_norm_eps)
         self.attention_norm: AddLayerNorm | ConvLayerNorm
-        if taps:
+        if taps and not in_branch and layer_type == ADDITIVE:
             self.attention_norm = ConvLayerNorm(config.hidden_size, taps, eps=config.layer_norm_eps)
         else:
             self.attention_norm = AddLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -129,7 +145,11 @@ class HBertPreNormLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor | None, layout: Layout) -> Carry:
-        normed, stream = self._attention_input((x, residual), layout)
+        carry = x, residual
+        if self.conv is not None:
+            stream = stream_of(carry)
+            carry = self.dropout(layout.conv_norm(self.conv, stream)), stream
+        normed, stream = self._attention_input(carry, layout)
         branch = self.dropout(self.attention(normed, layout))
         normed, stream = self.ffn_norm(branch, stream)
         return self.dropout(self.ffn(normed)), stream

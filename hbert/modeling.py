@@ -61,8 +61,7 @@ class HBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # Linear, Embedding, and every class whose name contains LayerNorm
         if isinstance(module, ConvLayerNorm):
-            bound = module.conv_weight.shape[0] ** -0.5
-            init.uniform_(module.conv_weight, -bound, bound)
+            init.copy_(module.conv_weight, module.initial_conv_weight())
         elif isinstance(module, HeadScorer):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, HBertEmbeddings) and module.position_table is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,16 +117,18 @@ def _additive_attention_cases(device: str) -> Iterator[Case]:
     for lengths, width, heads in _SEQUENCES:
         random, cu_seqlens = _normal(sum(lengths) * 1039 + width), _cu_seqlens(lengths, device)
         query, x, key_weight = (random(rows, width) for rows in (sum(lengths), sum(lengths), width))
+        scorers = [random(heads, width) / heads**0.5 for _ in range(2)]
+        varlen: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": max(lengths), "num_heads": heads}
         for form in ("direct", "key_free"):
-
-            def core(q: Tensor, x: Tensor, qa: Tensor, ka: Tensor, w: Tensor, form: str = form, cu=cu_seqlens) -> Tensor:
-                return ops.additive_attention(q, x, qa, w, None, ka, cu, max(lengths), heads, form=form)
-
-            scorers = (random(heads, width) / heads**0.5, random(heads, width) / heads**0.5)
+            function = partial(_core, form=form, **varlen)
             for name, (dtype, parameter) in _DTYPES.items():
                 inputs = [t.to(device, dtype) for t in (query, x)]
                 inputs += [t.to(device, parameter) for t in (*scorers, key_weight / width**0.5)]
-                yield Case("additive_attention", f"{form} lengths {lengths} {heads} heads {name}", core, inputs)
+                yield Case("additive_attention", f"{form} lengths {lengths} {heads} heads {name}", function, inputs)
+
+
+def _core(query: Tensor, x: Tensor, query_att: Tensor, key_att: Tensor, key_weight: Tensor, **options: Any) -> Tensor:
+    return ops.additive_attention(query, x, query_att, key_weight, None, key_att, **options)
 
 
 def _attention_cases(device: str) -> Iterator[Case]:

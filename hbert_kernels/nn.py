@@ -88,10 +88,15 @@ class ConvLayerNorm(nn.LayerNorm):
         self.conv_weight = nn.Parameter(torch.empty(kernel_size, hidden_size, device=device, dtype=dtype))
         self.reset_conv_parameters()
 
-    def reset_conv_parameters(self) -> None:
-        """Initialize conv_weight as torch.nn.Conv1d with groups=H does."""
+    def initial_conv_weight(self) -> Tensor:
+        """A draw of conv_weight as torch.nn.Conv1d with groups=H makes it."""
         bound = self.conv_weight.shape[0] ** -0.5
-        nn.init.uniform_(self.conv_weight, -bound, bound)
+        return torch.empty_like(self.conv_weight, requires_grad=False).uniform_(-bound, bound)
+
+    def reset_conv_parameters(self) -> None:
+        """Initialize conv_weight anew."""
+        with torch.no_grad():
+            self.conv_weight.copy_(self.initial_conv_weight())
 
     def forward(self, input: Tensor, cu_seqlens: Tensor) -> Tensor:  # type: ignore[override]
         """Packed [T, H] -> [T, H]."""

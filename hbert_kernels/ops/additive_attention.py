@@ -24,14 +24,14 @@ from .additive_pool import additive_pool
 from .gated_layer_norm import gated_layer_norm
 
 FORMS = ("auto", "direct", "key_free")
-# Below this mean sequence length the per-sequence work of the K-free form (H x H per sequence and head) costs more
-# than the key projection that it saves.
-_KEY_FREE_FROM_LENGTH = 32
+# Below these mean sequence lengths the K-free form's work for each sequence (products of h rows, or of one, with the
+# key weight) costs more than the key projection that it saves: measured, docs/kernels.md.
+_KEY_FREE_FROM_LENGTH = {"dense": 24, "per_head": 8}
 
 
-def prefers_key_free(num_tokens: int, num_seqs: int) -> bool:
+def prefers_key_free(num_tokens: int, num_seqs: int, scorer: str = "dense") -> bool:
     """Whether the K-free form is the cheaper one: a rule of shapes alone, so that it is fixed for a compiled graph."""
-    return num_tokens >= _KEY_FREE_FROM_LENGTH * num_seqs
+    return num_tokens >= _KEY_FREE_FROM_LENGTH[scorer] * num_seqs
 
 
 def additive_attention(
@@ -112,7 +112,8 @@ def additive_attention(
     if key_weight is None and (form == "key_free" or key_bias is not None):
         raise ValueError(f"{op}: without key_weight, x is the key itself: no key_free form, and no key_bias")
     if form == "auto":
-        long_enough = prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1)
+        scorer = "dense" if key_att.shape[1] == hidden else "per_head"
+        long_enough = prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1, scorer)
         form = "key_free" if key_weight is not None and long_enough else "direct"
     compute = compute_dtype(query)
     query_att = _with_idle_bias(query_att.to(compute), query_att_bias)
@@ -127,7 +128,7 @@ def additive_attention(
 
 
 def _with_idle_bias(scorer: Tensor, bias: Tensor | None) -> Tensor:
-    """The scorer, with a bias that is constant over t: no effect, and a gradient of exactly zero (DDP waits for one)."""
+    """The scorer, with a bias that is constant over t: no effect, and a zero gradient (not None: DDP waits for it)."""
     if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
         return scorer
     return scorer + 0.0 * bias.to(scorer.dtype).sum()
@@ -155,7 +156,7 @@ def additive_attention_reference(
     global_query = additive_pool(query, query_att, *varlen)
     # Dead rows get no gradient, but 0 * NaN would still reach that of the weight.
     alive = (torch.arange(x.shape[0], device=x.device) < cu_seqlens[-1])[:, None]
-    if key_free:
+    if key_free and key_weight is not None:
         gate = _key_free_global_key(global_query, x, key_weight, key_bias, key_att, varlen)
     else:
         key = x
@@ -268,8 +269,8 @@ class _AdditiveAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         out, *saved = _forward(*arguments)
-        query, x, query_att, key_att, cu_seqlens, num_heads, key_weight, key_bias, key_free, *norm, sub_norm, _ = arguments
-        ctx.save_for_backward(query, x, query_att, key_att, cu_seqlens, key_weight, key_bias, *norm, *saved)
+        *inputs, num_heads, key_weight, key_bias, key_free, norm_weight, norm_bias, sub_norm, _ = arguments
+        ctx.save_for_backward(*inputs, key_weight, key_bias, norm_weight, norm_bias, *saved)
         ctx.options = num_heads, key_free, sub_norm
         return out
 

@@ -42,7 +42,7 @@ def all_variants() -> list[dict]:
                     "conv_kernel_size": conv,
                 }
                 variants.append(fields)
-    return variants
+    return variants + [{"norm_style": "sub_ln", "layer_types": "AS", "conv_kernel_size": 3, "conv_placement": "branch"}]
 
 
 def variant_name(fields: dict) -> str:
@@ -117,8 +117,12 @@ class NumpyEncoder:
         style = self.config.norm_style
         attend = self.additive_attention if kind == "linear_attention" else self.self_attention
         if style in ("sub_ln", "pre_ln"):
+            in_branch = self.config.conv_placement == "branch"
+            if in_branch:
+                normed = self.norm(f"{name}.conv", x)
+                x = x + self.convolved(self.weights[f"{name}.conv.conv_weight"], normed)
             normed = self.norm(f"{name}.attention_norm", x)
-            if kind == "linear_attention" and self.config.conv_kernel_size:
+            if kind == "linear_attention" and self.config.conv_kernel_size and not in_branch:
                 normed = self.convolved(self.weights[f"{name}.attention_norm.conv_weight"], normed)
             y = x + attend(f"{name}.attention", normed)
             return y + self.feed_forward(f"{name}.ffn", self.norm(f"{name}.ffn_norm", y))

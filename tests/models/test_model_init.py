@@ -49,6 +49,13 @@ def test_normal_init_covers_every_parameter(style):
     assert not model.get_input_embeddings().weight[0].any()
 
 
+def test_the_middle_tap_of_a_convolution_branch_acts_as_drawn():
+    model = built(layer_types="S", conv_kernel_size=3, conv_placement="branch")
+    taps = model.hbert.layers[0].conv.conv_weight.detach().clone()
+    taps[1] += 1
+    assert taps.abs().max() <= 3**-0.5 and abs(float(taps.std()) - 1 / 3) < 0.03
+
+
 def test_magneto_gains():
     model = built(init="magneto", num_hidden_layers=2)
     gain, hidden = math.sqrt(math.log(4)), 256

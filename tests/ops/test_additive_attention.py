@@ -99,8 +99,11 @@ def test_forms_agree(dtype, scorer, sub_norm):
 def test_the_form_is_chosen_by_the_mean_length():
     assert prefers_key_free(1000, 2)
     assert not prefers_key_free(20, 2)
-    for lengths, form in (([1000], "key_free"), ([9, 2], "direct")):
-        inputs = core(lengths, 24, 3, form)[1]
+    assert prefers_key_free(20, 2, "per_head")
+    assert not prefers_key_free(15, 2, "per_head")
+    cases = ([1000], "dense", "key_free"), ([9, 2], "dense", "direct"), ([9, 9], "per_head", "key_free")
+    for lengths, scorer, form in cases:
+        inputs = core(lengths, 24, 3, form, scorer)[1]
         assert torch.equal(pair(lengths, 3, "auto")[0](*inputs), pair(lengths, 3, form)[0](*inputs))
 
 

@@ -1,0 +1,1 @@
+"""Held-out evaluation of masked language models, and reports of training runs."""

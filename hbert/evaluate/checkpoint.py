@@ -1,0 +1,113 @@
+"""A masked-LM checkpoint with its own tokenizer: ours or anybody's, from a folder or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+import hbert.modeling  # noqa: F401  registers HBERT with the Auto classes
+from hbert.data.errors import HbertError
+from hbert.data.tokenizer import SPECIAL_TOKENS
+
+
+def load_masked_lm(name: str, device: str = "cpu") -> PreTrainedModel:
+    """Returns the model of a checkpoint folder or hub name, in float32 and evaluation mode, on the device.
+
+    No code of the checkpoint is run.
+
+    Raises:
+        HbertError: no such folder or name, unreadable or incomplete weights, or no masked-LM head.
+    """
+    config = _loaded(name, AutoConfig.from_pretrained)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise HbertError(f"{name!r} is a {config.model_type} model: that has no masked-LM head")
+    model, info = _loaded(
+        name,
+        AutoModelForMaskedLM.from_pretrained,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        headless = not any(key.startswith(f"{model.base_model_prefix}.") for key in missing)
+        reason = "it was saved without its masked-LM head" if headless else "its weights are incomplete"
+        raise HbertError(f"{name!r}: {reason} ({len(missing)} tensors are missing, such as {missing[0]})")
+    return model.to(device).eval()
+
+
+def checkpoint_tokenizer(name: str) -> Tokenizer:
+    """Returns a checkpoint's tokenizer with its special tokens named [PAD], [UNK], [CLS], [SEP], [MASK].
+
+    It is fit to encode text as ``TokenCache.build`` does; its post-processor is dropped where names differ.
+
+    Raises:
+        HbertError: there is none, it is not a fast tokenizer, or it has no token for one of the five roles.
+    """
+    loaded = _loaded(name, AutoTokenizer.from_pretrained)
+    if not getattr(loaded, "is_fast", False):
+        raise HbertError(f"{name!r} has no fast tokenizer (tokenizer.json); give one with --tokenizer")
+    # The file itself where there is one: loading it may have changed its serialised form, which names the cache.
+    file = Path(name) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else loaded.backend_tokenizer
+    if tokenizer.get_vocab_size() <= len(SPECIAL_TOKENS):
+        # transformers makes an empty tokenizer for a model without one.
+        raise HbertError(f"{name!r} has no tokenizer; give one with --tokenizer")
+    own = {token: getattr(loaded, f"{token.strip('[]').lower()}_token") for token in SPECIAL_TOKENS}
+    return with_bert_names(tokenizer, own)
+
+
+def with_bert_names(tokenizer: Tokenizer, own: Mapping[str, str | None]) -> Tokenizer:
+    """Returns the tokenizer with special tokens renamed; ids and the encoding of text stay as they are.
+
+    Args:
+        own: the tokenizer's token for each of [PAD], [UNK], [CLS], [SEP], [MASK].
+
+    Raises:
+        HbertError: a role has no token, or two roles share one.
+    """
+    if missing := [role for role in SPECIAL_TOKENS if own.get(role) is None]:
+        raise HbertError(f"the tokenizer has no token in the role of {', '.join(missing)}")
+    if len(set(own.values())) < len(own):
+        raise HbertError("the tokenizer has one token in two of the roles " + ", ".join(SPECIAL_TOKENS))
+    if all(role == token for role, token in own.items()):
+        return tokenizer
+    # Both ways: an ordinary piece that looks like [CLS] takes the name that has become free.
+    names = {str(token): role for role, token in own.items()} | {k: str(v) for k, v in own.items()}
+    state = json.loads(tokenizer.to_str())
+    state["model"] = _renamed_model(state["model"], names)
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    state["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _renamed_model(model: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    vocabulary, unknown = model["vocab"], model.get("unk_token")
+    if isinstance(vocabulary, dict):
+        renamed: Any = {names.get(piece, piece): index for piece, index in vocabulary.items()}
+    else:
+        renamed = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    return {**model, "vocab": renamed, **({"unk_token": names.get(unknown, unknown)} if unknown else {})}
+
+
+def _loaded(name: str, loader: Callable[..., Any], **options: Any) -> Any:
+    folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise HbertError(f"no such folder: {name}")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise HbertError(f"{name} is not a model folder: it has no config.json")
+    try:
+        return loader(name, trust_remote_code=False, **options)
+    except Exception as error:
+        # A dozen unrelated types are raised here: not found, offline, corrupt, unknown architecture.
+        reason = " ".join(str(error).split("\n")[0].split())
+        hint = "" if folder.is_dir() else " (there is no folder of this name either)"
+        raise HbertError(f"{name!r} cannot be loaded{hint}: {reason}") from error

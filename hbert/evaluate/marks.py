@@ -1,0 +1,52 @@
+"""The n-gram marks of runs, counted on each run's own tokens and kept as JSON beside the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hbert.data.errors import HbertError
+from hbert.data.ngram import NgramMarks, ngram_marks
+from hbert.data.storage import content_key, read_json, write_json
+from hbert.data.token_cache import TokenCache
+from hbert.data.tokenizer import load_tokenizer, tokenizer_digest
+
+from .run_folder import Run
+
+FILE_NAME = "ngram-marks.json"
+DRAWN = {"unigram": "unigram", "left_bigram": "left bigram", "trigram": "trigram"}
+
+
+def marks_of(runs: Sequence[Run], folder: Path) -> dict[tuple[str, str], NgramMarks | HbertError]:
+    """Returns the marks of each different text among the runs (by ``Run.text_key``), or why there are none.
+
+    Marks are taken from ``folder``/ngram-marks.json where they stand there; what had to be counted is added
+    to that file, so that the report can be made again without the text.
+    """
+    file = folder / FILE_NAME
+    kept: dict[str, Any] = read_json(file) if file.is_file() else {}
+    found: dict[tuple[str, str], NgramMarks | HbertError] = {}
+    for run in {run.text_key: run for run in runs}.values():
+        name = content_key(*run.text_key)
+        try:
+            if name not in kept:
+                kept[name] = asdict(ngram_marks(_tokens(run)))
+                write_json(file, kept)
+            found[run.text_key] = NgramMarks(**kept[name])
+        except HbertError as error:
+            found[run.text_key] = error
+    return found
+
+
+def _tokens(run: Run) -> TokenCache:
+    info = run.info
+    if (Path(info.token_cache) / "meta.json").is_file():
+        cache = TokenCache(info.token_cache)
+        if (cache.meta["corpus"], cache.meta["tokenizer_sha256"]) == run.text_key:
+            return cache
+    corpus, tokenizer = info.load_corpus(), load_tokenizer(run.path)
+    if (corpus.fingerprint, tokenizer_digest(tokenizer)) != run.text_key:
+        raise HbertError(f"the text or the tokenizer of {run.label} is no longer the one it was trained with")
+    return TokenCache.build(corpus, tokenizer)

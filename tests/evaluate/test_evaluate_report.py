@@ -1,0 +1,322 @@
+"""``hbert report`` on run folders whose curves are known."""
+
+import base64
+import json
+import re
+import struct
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from evaluate_helpers import run_info, write_documents, write_run
+
+from hbert import cli
+from hbert.data import TokenCache, load_corpus, ngram_marks, save_tokenizer, train_tokenizer
+from hbert.evaluate import marks as marks_module
+from hbert.evaluate.run_folder import read_runs
+
+STEP_TOKENS = 2048
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+def evaluation(step, accuracy, loss=3.0, num_masked=1000):
+    source = {"loss": loss, "accuracy": accuracy, "num_masked": num_masked}
+    return {
+        "kind": "eval",
+        "step": step,
+        "tokens": step * STEP_TOKENS,
+        **source,
+        "per_source": {"first": source, "se|cond <b>": source},
+        "train_seconds": step * 0.75,
+    }
+
+
+def training(step):
+    return {
+        "kind": "train",
+        "step": step,
+        "tokens": step * STEP_TOKENS,
+        "loss": 9.0,
+        "accuracy": 0.0,
+        "lr": 1e-3,
+    }
+
+
+@pytest.fixture
+def mark(cache):
+    return ngram_marks(cache).left_bigram
+
+
+@pytest.fixture
+def make_run(tmp_path, corpus, tokenizer):
+    """Writes a run on the corpus of the tests with these accuracies at the steps 10, 20, ..."""
+
+    def make(name, accuracies, info=None, **fields):
+        lines = [training(1)]
+        for index, accuracy in enumerate(accuracies, 1):
+            lines += [training(10 * index), evaluation(10 * index, accuracy, **fields)]
+        folder = write_run(tmp_path / name, info or run_info(corpus, tokenizer, 10 * len(accuracies)), lines)
+        save_tokenizer(tokenizer, folder)
+        return folder
+
+    return make
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects cells, images, links and text."""
+
+    VOID = {"meta", "img", "source", "br"}
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.rows, self.attributes, self.text = [], [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+    def row(self, first):
+        return next(row for row in self.rows if row[0] == first)
+
+
+def png_size(content):
+    assert content[:8] == b"\x89PNG\r\n\x1a\n" and content[12:16] == b"IHDR" and content[-8:-4] == b"IEND"
+    return struct.unpack(">II", content[16:24])
+
+
+def test_report_of_two_runs(capsys, tmp_path, make_run, cache, mark):
+    late = make_run("late", [mark - 0.02, mark, mark + 0.01, mark + 0.05])
+    never = make_run("never", [0.0, mark / 2, mark * 0.9, mark], loss=4.0)
+    out = tmp_path / "report"
+    status, printed, err = run(capsys, "report", late, never, "--out", out)
+    assert (status, err) == (0, "")
+    stems = [f"{metric}-{axis}" for metric in ("accuracy", "loss") for axis in ("steps", "tokens", "clock")]
+    pictures = [f"{stem}{suffix}.png" for stem in stems for suffix in ("", "-dark")]
+    texts = ["index.html", "summary.json", "summary.md", "ngram-marks.json"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(pictures + texts)
+
+    summary = json.loads((out / "summary.json").read_text())
+    first, second = summary["runs"]
+    assert (first["run"], first["escape_step"], first["escape_tokens"]) == ("late", 30, 30 * STEP_TOKENS)
+    assert first["escape_seconds"] == pytest.approx(30 * 0.5)  # steps x calibrated time, not 30 x 0.75
+    assert first["tokens_per_second"] == pytest.approx(STEP_TOKENS / 0.75)
+    assert first["accuracy"] == pytest.approx(mark + 0.05) and first["bits"] == pytest.approx(3 / np.log(2))
+    assert second["escape_step"] is None and second["loss"] == 4.0
+    assert [each["step"] for each in first["evaluations"]] == [10, 20, 30, 40]
+    assert first["marks"]["trigram"] == pytest.approx(ngram_marks(cache).trigram)
+    assert summary["warnings"] == []
+
+    page = Page((out / "index.html").read_text())
+    columns, row = page.rows[0], page.row("late")
+    shown = dict(zip(columns, row, strict=True))
+    assert shown["accuracy"] == f"{mark + 0.05:.4f}" and shown["escape step"] == "30 (15 s)"
+    assert (shown["model"], shown["parameters"], shown["budget"]) == ("v1c tiny", "1.23 M", "50 s")
+    assert dict(zip(columns, page.row("never"), strict=True))["escape step"] == "-"
+    assert page.row("se|cond <b>")[1:] == [f"{mark + 0.05:.4f}", f"{mark:.4f}"]
+    assert page.row("late, never")[2] == f"{mark:.4f}"
+    assert "| late | v1c tiny |" in (out / "summary.md").read_text()
+    assert "late" in printed and str(out / "index.html") in printed
+
+
+def test_pictures_are_inline_and_the_page_needs_nothing_else(capsys, tmp_path, make_run):
+    out = tmp_path / "report"
+    assert run(capsys, "report", make_run("one", [0.1, 0.2]), "--out", out, "--x", "steps")[0] == 0
+    html = (out / "index.html").read_text()
+    page = Page(html)
+    sources = [value for _, name, value in page.attributes if name in ("src", "srcset")]
+    stems = ["accuracy-steps", "loss-steps"]
+    files = [out / f"{stem}{suffix}.png" for stem in stems for suffix in ("-dark", "")]
+    prefix = "data:image/png;base64,"
+    assert [base64.b64decode(value.removeprefix(prefix), validate=True) for value in sources] == [
+        file.read_bytes() for file in files
+    ]
+    for light, dark in zip(files[1::2], files[::2], strict=True):
+        assert png_size(light.read_bytes()) == png_size(dark.read_bytes())
+        assert png_size(light.read_bytes())[0] == 864 and light.read_bytes() != dark.read_bytes()
+    assert not re.search(r"https?:|<script|<link|@import|url\(", html)
+    assert all(value for tag, name, value in page.attributes if tag == "img" and name == "alt")
+    assert ("meta", "name", "viewport") in page.attributes
+
+
+def test_marks_are_kept_and_not_counted_again(capsys, tmp_path, make_run, text_files, monkeypatch):
+    folder, out = make_run("one", [0.1, 0.2]), tmp_path / "report"
+    assert run(capsys, "report", folder, "--out", out, "--x", "clock")[0] == 0
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(marks_module, "ngram_marks", lambda cache: 1 / 0)
+    for path in text_files:
+        path.unlink()
+    assert run(capsys, "report", folder, "--out", out, "--x", "clock")[0] == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+
+
+def test_a_report_without_the_text_says_so(capsys, tmp_path, make_run, text_files):
+    folder, out = make_run("one", [0.1, 0.9]), tmp_path / "report"
+    for path in text_files:
+        path.unlink()
+    status, printed, _ = run(capsys, "report", folder, "--out", out, "--x", "steps")
+    assert status == 0 and "No n-gram marks: no such text file" in printed
+    (row,) = json.loads((out / "summary.json").read_text())["runs"]
+    assert row["marks"] is None and row["escape_step"] is None and row["accuracy"] == 0.9
+    assert "No n-gram marks" in Page((out / "index.html").read_text()).text
+
+
+def test_a_run_without_a_tokenizer_file_yet_has_its_token_cache(
+    capsys, tmp_path, make_run, corpus, tokenizer, cache
+):
+    info = run_info(corpus, tokenizer, 30, token_cache=str(cache.path))
+    folder, out = make_run("one", [0.1], info), tmp_path / "report"
+    (folder / "tokenizer.json").unlink()
+    assert run(capsys, "report", folder, "--out", out, "--x", "steps")[0] == 0
+    (row,) = json.loads((out / "summary.json").read_text())["runs"]
+    assert row["marks"]["left_bigram"] == ngram_marks(cache).left_bigram
+
+
+def test_the_clock_under_a_batch_ramp(tmp_path, make_run, corpus, tokenizer):
+    """Ten steps of 2, 3, 4, ... blocks: a step takes 0.1 s for each block and 0.3 s besides."""
+    blocks = list(range(2, 8)) + [8] * 4
+    info = run_info(
+        corpus, tokenizer, 10, step_seconds=1.1, plan={"calibration": {"ramp_start": {"seconds": 0.5}}}
+    )
+    info["settings"] |= {"ramp_start": 2, "batch_size": 8, "block_size": 32}
+    (found,) = read_runs([make_run("ramp", [0.1], info)])
+    for step in (1, 4, 10):
+        expected = sum(0.3 + 0.1 * count for count in blocks[:step])
+        assert found.info.clock(step, 32 * sum(blocks[:step])) == pytest.approx(expected)
+
+
+def test_a_run_of_a_number_of_steps_has_no_clock_before_its_end(
+    capsys, tmp_path, make_run, corpus, tokenizer
+):
+    folder = make_run("one", [0.1, 0.9], run_info(corpus, tokenizer, 30, step_seconds=None))
+    out = tmp_path / "report"
+    status, printed, _ = run(
+        capsys, "report", folder, make_run("two", [0.1, 0.9]), "--out", out, "--x", "clock"
+    )
+    assert status == 0 and "No curve against the clock of one" in printed
+    first, second = json.loads((out / "summary.json").read_text())["runs"]
+    assert first["clock_seconds"] is None and second["clock_seconds"] == 10
+    assert "20" in Page((out / "index.html").read_text()).row("one")
+
+
+def test_text_that_has_changed_gives_no_marks(capsys, tmp_path, make_run, text_files):
+    folder = make_run("one", [0.1])
+    write_documents(text_files[0], seed=9)
+    _, printed, _ = run(capsys, "report", folder, "--out", tmp_path / "report", "--x", "steps")
+    assert "the text or the tokenizer of one is no longer the one it was trained with" in printed
+
+
+def test_runs_that_cannot_be_compared(capsys, tmp_path, make_run, corpus, tokenizer, mark):
+    other = load_corpus(text=[write_documents(tmp_path / "3.txt", 3)])
+    other_tokenizer = train_tokenizer(other, 80)
+    folder = make_run("two", [0.1, 0.99], run_info(other, other_tokenizer, 30), num_masked=77)
+    save_tokenizer(other_tokenizer, folder)
+    out = tmp_path / "report"
+    status, printed, _ = run(
+        capsys, "report", make_run("one", [0.1, 0.99]), folder, "--out", out, "--x", "steps"
+    )
+    assert status == 0
+    text = Page((out / "index.html").read_text()).text
+    for warning in (
+        "different tokenizers: their loss and accuracy are not comparable",
+        "different text",
+        "different masked tokens (77, 1,000 of them)",
+        "Not finished: two (step 20 of 30)",
+    ):
+        assert warning in text and warning in printed
+    rows = json.loads((out / "summary.json").read_text())["runs"]
+    found = [row["marks"]["left_bigram"] for row in rows]
+    assert found == [pytest.approx(mark), ngram_marks(TokenCache.build(other, other_tokenizer)).left_bigram]
+    assert [row["finished"] for row in rows] == [True, False]
+
+
+def test_runs_of_the_same_name_are_told_apart(capsys, tmp_path, make_run):
+    paths = [make_run(name, [0.1]) for name in ("a/run", "b/run")]
+    assert run(capsys, "report", *paths, "--out", tmp_path / "report", "--x", "steps")[0] == 0
+    rows = json.loads((tmp_path / "report" / "summary.json").read_text())["runs"]
+    assert [row["run"] for row in rows] == [str(path) for path in paths]
+
+
+def test_a_run_that_is_writing_and_one_that_diverged(capsys, tmp_path, make_run):
+    folder = make_run("one", [0.1, 0.2], loss=float("nan"))
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "eval", "st')
+    out = tmp_path / "report"
+    assert run(capsys, "report", folder, "--out", out, "--x", "steps")[0] == 0
+    (row,) = json.loads((out / "summary.json").read_text(), parse_constant=lambda name: 1 / 0)["runs"]
+    assert row["step"] == 20 and row["loss"] is None
+
+
+def no_run(folder):
+    (folder / "run.json").unlink()
+
+
+def no_evaluation(folder):
+    (folder / "metrics.jsonl").write_text(json.dumps(training(1)) + "\n")
+
+
+def no_metrics(folder):
+    (folder / "metrics.jsonl").unlink()
+
+
+def broken_line(folder):
+    (folder / "metrics.jsonl").write_text('{"kind": "eval", "step": 3}\n')
+
+
+def not_json(folder):
+    (folder / "run.json").write_text("{")
+
+
+def foreign(folder):
+    (folder / "run.json").write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_run, "is not a run folder: it has no run.json"),
+        (no_evaluation, "has no evaluation yet"),
+        (no_metrics, "has no evaluation yet"),
+        (broken_line, "line 1 is not a metrics line"),
+        (not_json, "is not from hbert pretrain"),
+        (foreign, "is not from hbert pretrain"),
+    ],
+)
+def test_folders_that_cannot_be_reported(capsys, tmp_path, make_run, spoil, message):
+    good, bad = make_run("good", [0.1]), make_run("bad", [0.1])
+    spoil(bad)
+    status, _, err = run(capsys, "report", good, bad, "--out", tmp_path / "report")
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_bad_arguments(capsys, tmp_path, make_run):
+    folder = make_run("one", [0.1])
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        ([folder, f"{folder}/."], "a run is given twice"),
+        ([tmp_path / "nowhere"], "is not a run folder"),
+        ([folder, "--out", tmp_path / "file"], "cannot write the report"),
+    ):
+        status, _, err = run(capsys, "report", *arguments)
+        assert status == 2 and message in err and err.count("\n") == 1
