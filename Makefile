@@ -12,7 +12,7 @@ BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproje
 # A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
 TORCH_NEWER ?= torch
 
-.PHONY: test bench lint check-levels check-torch clean
+.PHONY: test bench lint check-levels check-sanitizers check-torch clean
 
 test: $(VENV)/installed-train,bench,dev
 	@echo "== tests"
@@ -29,6 +29,10 @@ lint: $(VENV)/installed-train,bench,dev
 # All kernel tests at every instruction set level; `make test` runs a selection of them.
 check-levels: $(VENV)/installed-train,bench,dev
 	for level in scalar avx2 avx512 avx512_bf16; do HBERT_CPU_CAPABILITY=$$level $(BIN)/pytest tests/ops || exit 1; done
+
+# All kernel tests at every level against a build with sanitizers: a quarter of an hour; .ci/run runs a selection.
+check-sanitizers: $(VENV)/installed-train,bench,dev
+	.ci/sanitizers $(BIN)/python --full
 
 # One wheel, compiled once beside $(TORCH), passes its selftest there and in $(TORCH_NEWER).
 check-torch: CHECK = $(abspath $(VENV))-check

@@ -6,6 +6,7 @@ Environment:
     HBERT_TORCH_DIR  the folder of the torch package whose headers are used; default: the torch of the environment that
                      calls pip. The library runs with every torch from 2.10 on, whichever it was built with.
     CXX              the compiler; default: the first of g++, c++, clang++.
+    HBERT_SANITIZE   1: with the address and undefined-behaviour sanitizers, in build/sanitized (see .ci/sanitizers).
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ X86_LEVELS = {
 # GCC warns of its own AVX-512 headers, whose undefined vectors are meant to be.
 WARNINGS = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
 CXX_FLAGS = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno {WARNINGS}"
+# A folder of its own: objects of the two builds must never meet in one library.
+SANITIZED_BUILD = {"build": {"build_base": "build/sanitized"}}
+SANITIZE = os.environ.get("HBERT_SANITIZE", "0") == "1"
+if SANITIZE:
+    CXX_FLAGS += " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
 class CannotBuild(Exception):
@@ -204,4 +210,5 @@ class Wheel(bdist_wheel):
 setup(
     ext_modules=[Extension("hbert_kernels._cpu", [])] if TOOLCHAIN else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildLibrary, "bdist_wheel": Wheel},
+    options=SANITIZED_BUILD if SANITIZE else {},
 )

@@ -9,12 +9,15 @@ device synchronisation: in eager mode on the CPU, and on GPUs only with ``HBERT_
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from operator import sub
 
 import torch
 from torch import Tensor
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _GPU_DTYPES = (*_CPU_DTYPES, torch.float16)
+_USUAL_DTYPES = (torch.float32, torch.bfloat16)
 _CHECK_ON_GPU = os.environ.get("HBERT_CHECK", "0") == "1"
 
 
@@ -23,8 +26,34 @@ def _tensor(op: str, name: str, t: object) -> None:
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
 
 
+# The two functions named usual let nearly every call pass at the price of a few attributes. What they turn away need
+# not be wrong: the checks that follow them decide, and say what is.
+
+
+def _usual(tensors: Iterable[object]) -> bool:
+    """All are tensors on the CPU, of dtypes that mix, or None."""
+    for t in tensors:
+        if t is not None and not (isinstance(t, Tensor) and t.is_cpu and t.dtype in _USUAL_DTYPES):
+            return False
+    return True
+
+
+def _usual_rows(x: object, parameters: Iterable[object]) -> bool:
+    """``x`` and the parameters are usual, and the parameters are None or as wide as x."""
+    if not (isinstance(x, Tensor) and x.is_cpu and x.dtype in _USUAL_DTYPES and x.dim()):
+        return False
+    width = x.shape[-1:]
+    for t in parameters:
+        usual = t is None or (isinstance(t, Tensor) and t.is_cpu and t.dtype in _USUAL_DTYPES and t.shape == width)
+        if not usual:
+            return False
+    return width[0] > 0
+
+
 def floating(op: str, **tensors: Tensor | None) -> None:
     """All given tensors are floating tensors of dtypes that the op computes with, on one device."""
+    if _usual(tensors.values()):
+        return
     given = {name: t for name, t in tensors.items() if t is not None}
     for name, t in given.items():
         _tensor(op, name, t)
@@ -48,6 +77,17 @@ def shape(op: str, name: str, t: Tensor | None, *expected: int) -> None:
         raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}, expected {expected}")
 
 
+def rows(op: str, x: Tensor, **parameters: Tensor | None) -> None:
+    """``x`` is [..., H] with H > 0, each parameter is None or [H], and all are as :func:`floating` wants them."""
+    if _usual_rows(x, parameters.values()):
+        return
+    floating(op, x=x, **parameters)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{op}: x must have a last dimension of at least 1, got shape {tuple(x.shape)}")
+    for name, parameter in parameters.items():
+        shape(op, name, parameter, x.shape[-1])
+
+
 def packed(op: str, name: str, t: Tensor) -> None:
     """``t`` is a packed activation: two dimensions, tokens and features, at least one feature."""
     _tensor(op, name, t)
@@ -63,9 +103,9 @@ def heads(op: str, hidden_size: int, num_heads: int) -> int:
 
 
 def _may_read_values(t: Tensor) -> bool:
-    if torch.compiler.is_compiling() or t.device.type == "meta":
+    if torch.compiler.is_compiling():
         return False
-    return t.device.type == "cpu" or _CHECK_ON_GPU
+    return t.is_cpu or (_CHECK_ON_GPU and not t.is_meta)
 
 
 def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_seqlen: int | None = None) -> None:
@@ -85,7 +125,7 @@ def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_s
     bounds = cu.tolist()
     if bounds[0] != 0:
         raise ValueError(f"{op}: cu_seqlens must start at 0, got {bounds[0]}")
-    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    lengths = list(map(sub, bounds[1:], bounds))
     if lengths and min(lengths) < 0:
         at = next(i for i, n in enumerate(lengths) if n < 0)
         raise ValueError(f"{op}: cu_seqlens must not decrease, but cu_seqlens[{at}] = {bounds[at]} > {bounds[at + 1]}")

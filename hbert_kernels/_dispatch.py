@@ -31,7 +31,7 @@ OPS = (
 )
 _PREFERENCE = ("cuda", "triton", "cpp")
 _Refusal = Callable[..., "str | None"]
-_kernels: dict[str, dict[str, _Refusal]] = {op: {} for op in OPS}
+_kernels: dict[str, dict[str, _Refusal]] = {op: {} for op in OPS}  # backends in order of preference
 _fallbacks_told: set[str] = set()
 
 
@@ -65,7 +65,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 def register(op: str, backend: str, refuses: _Refusal) -> None:
     """Declare that ``backend`` has a kernel for ``op``; ``refuses(*tensors)`` is None where it can run."""
-    _kernels[op][backend] = refuses
+    registered = _kernels[op] | {backend: refuses}
+    _kernels[op] = {name: registered[name] for name in _PREFERENCE if name in registered}
 
 
 def cpp_refusal(*tensors: Tensor | None) -> str | None:
@@ -74,7 +75,7 @@ def cpp_refusal(*tensors: Tensor | None) -> str | None:
     if failure is not None:
         return failure
     for t in tensors:
-        if t is not None and t.device.type != "cpu":
+        if t is not None and not t.is_cpu:
             return f"runs on the CPU, an input is on {t.device}"
     return None
 
@@ -109,12 +110,11 @@ def select(op: str, *tensors: Any) -> str:
             raise BackendError(f"backend {_requested!r} was requested, but {explain(op, *tensors)}")
         return _requested
     reasons = []
-    for backend in _PREFERENCE:
-        if backend in _kernels[op]:
-            reason = refusal(op, backend, *tensors)
-            if reason is None:
-                return backend
-            reasons.append(f"{backend}: {reason}")
+    for backend in _kernels[op]:
+        reason = refusal(op, backend, *tensors)
+        if reason is None:
+            return backend
+        reasons.append(f"{backend}: {reason}")
     _tell_fallback(op, reasons)
     return "reference"
 

@@ -5,9 +5,26 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
 
 import hbert_kernels as hk
 from hbert_kernels import _dispatch, _library, selftest
+
+CU, TAPS, SQUARE = torch.tensor([0, 4], dtype=torch.int32), torch.randn(3, 8), torch.randn(8, 8)
+# Every op as a function of its activations [4, 8].
+CALLS = {
+    "layer_norm": hk.layer_norm,
+    "add_layer_norm": lambda x: hk.add_layer_norm(x, x)[0],
+    "conv_layer_norm": lambda x: hk.conv_layer_norm(x, None, None, TAPS, CU),
+    "activation_layer_norm": hk.activation_layer_norm,
+    "gated_layer_norm": lambda x: hk.gated_layer_norm(x, SQUARE[:1], CU),
+    "additive_pool": lambda x: hk.additive_pool(x, SQUARE[:2], CU, 4, 2),
+    "additive_attention": lambda x: hk.additive_attention(x, x, SQUARE[:2], SQUARE, None, SQUARE[:2], CU, 4, 2),
+    "attention": lambda x: hk.attention(x.repeat(1, 3), CU, 4, 2),
+    "masked_lm_loss": lambda x: hk.masked_lm_loss(x, SQUARE, None, torch.arange(4))[0],
+}
+each_op = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
 @pytest.fixture
@@ -51,24 +68,55 @@ def test_a_kernel_that_does_not_exist_raises(backend):
         hk.layer_norm(torch.randn(2, 8))
 
 
-def test_every_public_op_obeys_an_explicit_request():
-    cu = torch.tensor([0, 4], dtype=torch.int32)
-    x, square = torch.randn(4, 8), torch.randn(8, 8)
-    calls = {
-        "layer_norm": lambda: hk.layer_norm(x),
-        "add_layer_norm": lambda: hk.add_layer_norm(x, x),
-        "conv_layer_norm": lambda: hk.conv_layer_norm(x, None, None, square[:3], cu),
-        "activation_layer_norm": lambda: hk.activation_layer_norm(x),
-        "gated_layer_norm": lambda: hk.gated_layer_norm(x, x[:1], cu),
-        "additive_pool": lambda: hk.additive_pool(x, square[:2], cu, 4, 2),
-        "additive_attention": lambda: hk.additive_attention(x, x, square[:2], square, None, square[:2], cu, 4, 2),
-        "attention": lambda: hk.attention(x.repeat(1, 3), cu, 4, 2),
-        "masked_lm_loss": lambda: hk.masked_lm_loss(x, square, None, torch.arange(4)),
-    }
-    assert set(calls) == set(hk.OPS)
-    for call in calls.values():
-        with pytest.raises(hk.BackendError), hk.use_backend("cuda"):
-            call()
+def test_every_op_is_covered():
+    assert set(CALLS) == set(hk.OPS)
+
+
+@each_op
+def test_every_public_op_obeys_an_explicit_request(call):
+    with pytest.raises(hk.BackendError), hk.use_backend("cuda"):
+        call(torch.randn(4, 8))
+
+
+@each_op
+def test_without_gradients_the_same_bits_and_no_autograd(call, monkeypatch):
+    x = torch.randn(4, 8)
+    with hk.use_backend("cpp"):
+        expected = call(x.clone().requires_grad_())
+        monkeypatch.setattr(torch.autograd.Function, "apply", lambda *_: pytest.fail("autograd was called"))
+        outputs = [call(x)]
+        with torch.no_grad():
+            outputs.append(call(x.requires_grad_()))
+        with torch.inference_mode():
+            outputs.append(call(x))
+    assert expected.requires_grad
+    assert all(torch.equal(output, expected) and not output.requires_grad for output in outputs)
+
+
+@each_op
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda call, x: vmap(call)(x[None]),
+        lambda call, x: grad(lambda y: call(y).sum())(x),
+        lambda call, x: grad(lambda y: vmap(call)(y[None]).sum())(x),  # inside vmap no tensor requires a gradient
+        lambda call, x: jvp(call, (x,), (x,)),
+    ],
+    ids=["vmap", "grad", "grad of vmap", "jvp"],
+)
+def test_functional_transforms_are_refused_not_ignored(call, transform, grad_mode):
+    with hk.use_backend("cpp"), torch.set_grad_enabled(grad_mode), pytest.raises(RuntimeError, match="functorch"):
+        transform(call, torch.randn(4, 8))
+
+
+@each_op
+@pytest.mark.parametrize("grad_mode", [True, False])
+def test_forward_mode_is_refused_not_ignored(call, grad_mode):
+    x = torch.randn(4, 8)
+    with hk.use_backend("cpp"), torch.set_grad_enabled(grad_mode), forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="jvp"):
+            call(forward_ad.make_dual(x, x))
 
 
 def test_backends_nest_and_restore():

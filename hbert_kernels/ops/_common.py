@@ -1,16 +1,53 @@
-"""What the reference implementations share: the compute dtype, autocast policy, and packed <-> padded views."""
+"""What the ops share: how they are called, the compute dtype, autocast policy, and packed <-> padded views."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _has_derivative(arguments: tuple[Any, ...]) -> bool:
+    """Whether a derivative of a call on these arguments can be asked for, in whatever mode of differentiation.
+
+    Under forward mode and functional transforms the tensors do not tell.
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.requires_grad:
+            return True
+    return False
+
+
+def run(function: type[torch.autograd.Function], op: Callable[..., Any], *arguments: Any, outputs: int = 1) -> Any:
+    """``function.apply(*arguments)``, whose forward pass is ``op(*arguments)`` cut to the first ``outputs`` results.
+
+    Where no derivative can be asked for, the op alone: autograd's own bookkeeping costs more than a kernel on few rows.
+    """
+    if _has_derivative(arguments):
+        return function.apply(*arguments)
+    results = op(*arguments)
+    return results[0] if outputs == 1 else results[:outputs]
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[..., H] -> [rows, H]."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def rows_as(rows: Tensor, x: Tensor) -> Tensor:
+    """[rows, H] -> the shape of x: the inverse of :func:`as_rows`."""
+    return rows if x.dim() == 2 else rows.view(x.shape)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -20,7 +57,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """``t`` in ``dtype``; None stays None."""
-    return None if t is None else t.to(dtype)
+    return t if t is None or t.dtype == dtype else t.to(dtype)
 
 
 def new_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +82,8 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         device_type = next(a.device.type for a in args if isinstance(a, Tensor))
+        if device_type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return function(*args, **kwargs)
         with torch.autocast(device_type if device_type != "meta" else "cpu", enabled=False):
             return function(*args, **kwargs)
 

@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
-from ._common import cast, compute_dtype, gradient_like, new_statistics, present, without_autocast
+from ._common import (
+    as_rows,
+    cast,
+    compute_dtype,
+    gradient_like,
+    new_statistics,
+    present,
+    rows_as,
+    run,
+    without_autocast,
+)
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -20,6 +30,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 # The order is that of the codes in csrc/cpu/row_norm.h.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu}
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
 def activation_layer_norm(
@@ -50,17 +61,11 @@ def activation_layer_norm(
     """
     op = "activation_layer_norm"
     activation_function(activation)
-    _check.floating(op, x=x, weight=weight, bias=bias, input_bias=input_bias)
-    if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{op}: x must have a last dimension of at least 1, got shape {tuple(x.shape)}")
-    for name, parameter in (("weight", weight), ("bias", bias), ("input_bias", input_bias)):
-        _check.shape(op, name, parameter, x.shape[-1])
+    _check.rows(op, x, weight=weight, bias=bias, input_bias=input_bias)
     if _dispatch.select(op, x, weight, bias, input_bias) == "reference":
         return activation_layer_norm_reference(x, weight, bias, eps, activation, input_bias)
-    rows = x.reshape(-1, x.shape[-1])
-    return _ActivationLayerNorm.apply(rows, weight, bias, eps, list(ACTIVATIONS).index(activation), input_bias).view(
-        x.shape
-    )
+    arguments = as_rows(x), weight, bias, eps, _CODES[activation], input_bias
+    return rows_as(run(_ActivationLayerNorm, torch.ops.hbert_kernels.activation_layer_norm, *arguments), x)
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
-from ._common import compute_dtype, from_padded, to_padded, without_autocast
+from ._common import compute_dtype, from_padded, run, to_padded, without_autocast
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, *, dropout_p: float = 0.0) -> Tensor:
@@ -46,7 +46,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, 
         raise ValueError(f"{op}: dropout_p must be in [0, 1), got {dropout_p}")
     if _dispatch.select(op, qkv, dropout_p) == "reference":
         return attention_reference(qkv, cu_seqlens, max_seqlen, num_heads, dropout_p)
-    return _Attention.apply(qkv, cu_seqlens, num_heads)
+    return run(_Attention, torch.ops.hbert_kernels.attention, qkv, cu_seqlens, num_heads)
 
 
 @without_autocast

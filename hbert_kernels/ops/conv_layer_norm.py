@@ -16,6 +16,7 @@ from ._common import (
     gradient_like,
     new_statistics,
     present,
+    run,
     segment_ids,
     without_autocast,
 )
@@ -52,16 +53,16 @@ def conv_layer_norm(
     """
     op = "conv_layer_norm"
     _check.packed(op, "x", x)
-    _check.floating(op, x=x, weight=weight, bias=bias, conv_weight=conv_weight)
-    _check.shape(op, "weight", weight, x.shape[1])
-    _check.shape(op, "bias", bias, x.shape[1])
+    _check.rows(op, x, weight=weight, bias=bias)
+    _check.floating(op, x=x, conv_weight=conv_weight)
     if conv_weight.dim() != 2 or conv_weight.shape[0] % 2 == 0 or conv_weight.shape[1] != x.shape[1]:
         found = tuple(conv_weight.shape)
         raise ValueError(f"{op}: conv_weight must be [k, {x.shape[1]}] with k odd, got shape {found}")
     _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device)
     if _dispatch.select(op, x, weight, bias, conv_weight) == "reference":
         return conv_layer_norm_reference(x, weight, bias, conv_weight, cu_seqlens, eps)
-    return _ConvLayerNorm.apply(x, weight, bias, conv_weight, cu_seqlens, eps)
+    arguments = x, weight, bias, conv_weight, cu_seqlens, eps
+    return run(_ConvLayerNorm, torch.ops.hbert_kernels.conv_layer_norm, *arguments)
 
 
 @without_autocast

@@ -17,6 +17,7 @@ from ._common import (
     new_statistics,
     present,
     rows_of_sequences,
+    run,
     segment_ids,
     without_autocast,
 )
@@ -47,14 +48,14 @@ def gated_layer_norm(
     """
     op = "gated_layer_norm"
     _check.packed(op, "x", x)
-    _check.floating(op, x=x, gate=gate, weight=weight, bias=bias)
+    _check.rows(op, x, weight=weight, bias=bias)
+    _check.floating(op, x=x, gate=gate)
     _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device)
     _check.shape(op, "gate", gate, cu_seqlens.shape[0] - 1, x.shape[1])
-    _check.shape(op, "weight", weight, x.shape[1])
-    _check.shape(op, "bias", bias, x.shape[1])
     if _dispatch.select(op, x, gate, weight, bias) == "reference":
         return gated_layer_norm_reference(x, gate, cu_seqlens, weight, bias, eps)
-    return _GatedLayerNorm.apply(x, gate.to(compute_dtype(x)), cu_seqlens, weight, bias, eps)
+    arguments = x, cast(gate, compute_dtype(x)), cu_seqlens, weight, bias, eps
+    return run(_GatedLayerNorm, torch.ops.hbert_kernels.gated_layer_norm, *arguments)
 
 
 @without_autocast

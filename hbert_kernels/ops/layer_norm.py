@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
-from ._common import cast, compute_dtype, gradient_like, new_statistics, present, without_autocast
+from ._common import (
+    as_rows,
+    cast,
+    compute_dtype,
+    gradient_like,
+    new_statistics,
+    present,
+    rows_as,
+    run,
+    without_autocast,
+)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -34,10 +44,10 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         TypeError: a dtype that is not supported on the device, or float64 mixed with another dtype.
         ValueError: weight or bias is not [H] or lies on another device.
     """
-    _check_rows("layer_norm", x, weight, bias)
+    _check.rows("layer_norm", x, weight=weight, bias=bias)
     if _dispatch.select("layer_norm", x, weight, bias) == "reference":
         return layer_norm_reference(x, weight, bias, eps)
-    return _LayerNorm.apply(x.reshape(-1, x.shape[-1]), weight, bias, eps).view(x.shape)
+    return rows_as(run(_LayerNorm, torch.ops.hbert_kernels.layer_norm, as_rows(x), weight, bias, eps), x)
 
 
 def add_layer_norm(
@@ -57,21 +67,14 @@ def add_layer_norm(
     Raises:
         TypeError, ValueError: as in :func:`layer_norm`; residual has not the shape of x.
     """
-    _check_rows("add_layer_norm", x, weight, bias, residual=residual)
+    _check.rows("add_layer_norm", x, weight=weight, bias=bias)
+    _check.floating("add_layer_norm", x=x, residual=residual)
     _check.shape("add_layer_norm", "residual", residual, *x.shape)
     if _dispatch.select("add_layer_norm", x, residual, weight, bias) == "reference":
         return add_layer_norm_reference(x, residual, weight, bias, eps)
-    rows = (-1, x.shape[-1])
-    y, total = _AddLayerNorm.apply(x.reshape(rows), residual.reshape(rows), weight, bias, eps)
-    return y.view(x.shape), total.view(x.shape)
-
-
-def _check_rows(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, **others: Tensor | None) -> None:
-    _check.floating(op, x=x, weight=weight, bias=bias, **others)
-    if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{op}: x must have a last dimension of at least 1, got shape {tuple(x.shape)}")
-    _check.shape(op, "weight", weight, x.shape[-1])
-    _check.shape(op, "bias", bias, x.shape[-1])
+    arguments = as_rows(x), as_rows(residual), weight, bias, eps
+    y, total = run(_AddLayerNorm, torch.ops.hbert_kernels.add_layer_norm, *arguments, outputs=2)
+    return rows_as(y, x), rows_as(total, x)
 
 
 @without_autocast

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
-from ._common import cast, compute_dtype, without_autocast
+from ._common import cast, compute_dtype, run, without_autocast
 
 
 def masked_lm_loss(
@@ -61,9 +61,7 @@ def masked_lm_loss(
         num_masked = torch.full((), num_masked, dtype=torch.float64)
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
     arguments = (hidden, weight, bias, labels, num_masked, ignore_index, label_smoothing, wanted)
-    if any(wanted):
-        return _MaskedLMLoss.apply(*arguments)
-    return torch.ops.hbert_kernels.masked_lm_loss(*arguments)[:2]
+    return run(_MaskedLMLoss, torch.ops.hbert_kernels.masked_lm_loss, *arguments, outputs=2)
 
 
 @without_autocast
@@ -134,13 +132,16 @@ _dispatch.register("masked_lm_loss", "cpp", _dispatch.cpp_refusal)
 # product; where one chunk is enough there is none, and no compensation term either.
 _CHUNK_BYTES = 40_000_000
 _MIN_CHUNK_ROWS = 64
+_BIAS_BLOCK_ROWS = 64  # of logits per partial sum of dbias: the library widens a bfloat16 operand as a whole
 _ALIGNED_ELEMENTS = 16  # logits rows start at cache lines: up to 1.3x for the library's float32 product
 _WEIGHT_BLOCK_ROWS = 8192  # of dweight per partial product: smaller ones cost more in parallel regions than they save
 
 
 def _chunk_bounds(rows: int, vocab: int, itemsize: int) -> list[tuple[int, int]]:
     """Row ranges of nearly equal size, a pure function of the shapes."""
-    limit = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (vocab * itemsize))
+    # In float32 a further chunk costs one more pass over dweight, in bfloat16 also a compensation term of its size.
+    budget = _CHUNK_BYTES if itemsize == 2 else _CHUNK_BYTES * 3 // 4
+    limit = max(_MIN_CHUNK_ROWS, budget // (vocab * itemsize))
     count = -(-rows // limit)
     size = -(-rows // max(count, 1))
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, max(size, 1))]
@@ -177,7 +178,8 @@ class _Gradients:
         if self.wanted[1]:
             self._add_weight(dlogits, hidden, begin == 0)
         if self.wanted[2]:
-            self.bias += dlogits.sum(0, dtype=self.bias.dtype)
+            for block in dlogits.split(_BIAS_BLOCK_ROWS):
+                self.bias += block.sum(0, dtype=self.bias.dtype)
 
     def _add_weight(self, dlogits: Tensor, hidden: Tensor, first: bool) -> None:
         if self.in_place:
