@@ -43,7 +43,7 @@ Core describe(const Tensor& query, const Tensor& x, const Tensor& key_att, const
 }
 
 Tensor cast(const Tensor& t, ScalarType dtype) {
-  return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
+  return as_dense(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 
 // f(values of each tensor...) with pointers in the compute type.
@@ -55,7 +55,7 @@ void with_values(DType dtype, F f, const T&... tensors) {
 
 // a o b, of equal shapes.
 Tensor product(const Core& c, const Tensor& a, const Tensor& b) {
-  const Tensor out = torch::stable::new_empty(a, a.sizes());
+  const Tensor out = allocate_like(a);
   with_values(c.dtype, [n = a.numel()](auto* to, const auto* x, const auto* y) {
     for (int64_t i = 0; i < n; ++i) to[i] = x[i] * y[i];
   }, out, a, b);
@@ -73,7 +73,7 @@ void for_scorers(const Core& c, F f) {
 
 // [B, h, H or d]: g o key_att_j, the scorer of a key that is not yet multiplied by g.
 Tensor gated_scorers(const Core& c, const Tensor& g, const Tensor& key_att) {
-  const Tensor out = torch::stable::new_empty(g, {c.sequences, c.heads, c.scorer_width()});
+  const Tensor out = allocate({c.sequences, c.heads, c.scorer_width()}, g.scalar_type());
   with_values(c.dtype, [&](auto* to, const auto* global, const auto* att) {
     for_scorers(c, [&](int64_t at, int64_t g_at, int64_t att_at, int64_t n) {
       for (int64_t i = 0; i < n; ++i) to[at + i] = global[g_at + i] * att[att_at + i];
@@ -85,7 +85,7 @@ Tensor gated_scorers(const Core& c, const Tensor& g, const Tensor& key_att) {
 // dg += what comes through the gated scorers; returns the gradient of key_att.
 Tensor gated_scorers_backward(const Core& c, const Tensor& dscorers, const Tensor& g, const Tensor& key_att,
                               const Tensor& dg) {
-  const Tensor datt = torch::stable::new_zeros(key_att, key_att.sizes());
+  const Tensor datt = allocate_zeros(key_att.sizes(), key_att.scalar_type());
   with_values(c.dtype, [&](const auto* from, const auto* global, const auto* att, auto* to_global, auto* to_att) {
     for_scorers(c, [&](int64_t at, int64_t g_at, int64_t att_at, int64_t n) {
       for (int64_t i = 0; i < n; ++i) {
@@ -154,7 +154,7 @@ Tensor project_key(const Core& c, const Tensor& x, const Tensor& key_weight, con
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor key = torch::stable::detail::to<Tensor>(stack[0]);
   if (key.size(0) == x.size(0)) return key;
-  const Tensor padded = torch::stable::new_zeros(x, x.sizes(), c.products);
+  const Tensor padded = allocate_zeros(x.sizes(), c.products);
   Tensor living = alive(padded, cu_seqlens, op);
   torch::stable::copy_(living, key);
   return padded;
@@ -174,7 +174,7 @@ Tensor sum_of_rows(const Core& c, const Tensor& t) {
   return torch::stable::sum(t, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1), false, compute_type(c.dtype));
 }
 
-Tensor none(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+Tensor none(const Tensor& like) { return allocate({0}, like.scalar_type()); }
 
 // `total` in the place of the parameter's gradient; empty for none.
 Tensor gradient_of(const Tensor& x, const std::optional<Tensor>& parameter, const Tensor& total) {
@@ -194,7 +194,7 @@ ForwardResult additive_attention(const Tensor& query, const Tensor& x, const Ten
   const char* op = "additive_attention";
   const Core c = describe(query, x, key_att, cu_seqlens, heads, key_weight, key_free, op);
   const auto [g, query_softmax] = additive_pool(query, query_att, cu_seqlens, heads, false, c.scale);
-  Tensor scorers = gated_scorers(c, g, torch::stable::contiguous(key_att)), pooled, softmax, key;
+  Tensor scorers = gated_scorers(c, g, as_dense(key_att)), pooled, softmax, key;
   if (key_free) {
     const KeyWeight weight(c, *key_weight);
     scorers = weight.scorers(cast(scorers, c.products));
@@ -257,7 +257,7 @@ BackwardResult additive_attention_backward(
     const Tensor& rstd) {
   const Core c = describe(query, x, key_att, cu_seqlens, heads, key_weight, key_free, "additive_attention_backward");
   const Tensor& key = key_free ? projected : pooled;
-  const Tensor gate = product(c, g, key), att = torch::stable::contiguous(key_att);
+  const Tensor gate = product(c, g, key), att = as_dense(key_att);
   Tensor dquery, dgate, dnorm_weight, dnorm_bias;
   if (sub_norm) {
     std::tie(dquery, dgate, dnorm_weight, dnorm_bias) =

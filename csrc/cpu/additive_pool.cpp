@@ -37,10 +37,10 @@ PoolProblem describe(const Tensor& x, const Tensor& scorer, const Sequences& seq
   return p;
 }
 
-Tensor new_pooled(const Tensor& x, const PoolProblem& p, int64_t sequences) {
+Tensor new_pooled(const PoolProblem& p, int64_t sequences) {
   const ScalarType dtype = compute_type(p.x_dtype);
-  if (p.full_output) return torch::stable::new_empty(x, {sequences, p.heads, p.width}, dtype);
-  return torch::stable::new_empty(x, {sequences, p.width}, dtype);
+  if (p.full_output) return allocate({sequences, p.heads, p.width}, dtype);
+  return allocate({sequences, p.width}, dtype);
 }
 
 }  // namespace
@@ -50,11 +50,11 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
   const char* op = "additive_pool";
   const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
   PoolProblem p = describe(x, scorer, sequences, heads, full, scale, op);
-  const Tensor dense = torch::stable::contiguous(x), dense_scorer = torch::stable::contiguous(scorer);
+  const Tensor dense = as_dense(x), dense_scorer = as_dense(scorer);
   p.x = dense.const_data_ptr();
   p.scorer = dense_scorer.const_data_ptr();
-  Tensor pooled = new_pooled(x, p, sequences.count);
-  Tensor softmax = torch::stable::new_zeros(x, {sequences.count, 2, heads}, compute_type(p.x_dtype));
+  Tensor pooled = new_pooled(p, sequences.count);
+  Tensor softmax = allocate_zeros({sequences.count, 2, heads}, compute_type(p.x_dtype));
   const size_t size = compute_size(p.x_dtype);
   const int64_t table = heads * output_width(p), stride = table + 2 * heads, chunks = sequences.chunks.size();
   char* memory = workspace<Slot::kCall>(chunks * stride * size);
@@ -86,9 +86,9 @@ Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tens
   const char* op = "additive_pool_backward";
   const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
   PoolProblem p = describe(x, scorer, sequences, heads, full, scale, op);
-  const Tensor dense = torch::stable::contiguous(x), dense_scorer = torch::stable::contiguous(scorer),
-               dense_pooled = torch::stable::contiguous(pooled), dense_dpooled = torch::stable::contiguous(dpooled),
-               dense_softmax = torch::stable::contiguous(softmax);
+  const Tensor dense = as_dense(x), dense_scorer = as_dense(scorer),
+               dense_pooled = as_dense(pooled), dense_dpooled = as_dense(dpooled),
+               dense_softmax = as_dense(softmax);
   const int64_t table = heads * output_width(p);
   for (const Tensor* t : {&dense_pooled, &dense_dpooled})
     STD_TORCH_CHECK(t->numel() == sequences.count * table && t->scalar_type() == compute_type(p.x_dtype), op,
@@ -97,7 +97,7 @@ Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tens
                   ": softmax must be [B, 2, h] in the compute dtype");
   p.x = dense.const_data_ptr();
   p.scorer = dense_scorer.const_data_ptr();
-  Tensor dscorer = torch::stable::new_zeros(scorer, scorer.sizes());
+  Tensor dscorer = allocate_zeros(scorer.sizes(), scorer.scalar_type());
   const PoolGradient g{dense_softmax.const_data_ptr(), dense_pooled.const_data_ptr(), dense_dpooled.const_data_ptr(),
                        dx.mutable_data_ptr(), accumulate};
   const PoolKernels& k = table_for(p.x_dtype, kTables);
@@ -129,15 +129,15 @@ Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tens
 std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const Tensor& x, const Tensor& scorer,
                                                   const Tensor& cu_seqlens, const Tensor& pooled, const Tensor& softmax,
                                                   int64_t heads, bool full, double scale) {
-  const Tensor dx = torch::stable::new_empty(x, x.sizes());
+  const Tensor dx = allocate_like(x);
   return {dx, additive_pool_backward_into(dx, false, dpooled, x, scorer, cu_seqlens, pooled, softmax, heads, full, scale)};
 }
 
 Tensor gate_rows(const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens) {
   const char* op = "additive_attention";
   const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
-  const Tensor dense = torch::stable::contiguous(x);
-  const Tensor y = torch::stable::new_empty(x, x.sizes());
+  const Tensor dense = as_dense(x);
+  const Tensor y = allocate_like(x);
   const DType dtype = dtype_of(x, op, "query");
   const GateProblem g{x.size(1), dtype, dense.const_data_ptr(), nullptr, gate.const_data_ptr(), y.mutable_data_ptr()};
   const PoolKernels& k = table_for(dtype, kTables);
@@ -150,8 +150,8 @@ std::tuple<Tensor, Tensor> gate_rows_backward(const Tensor& dy, const Tensor& x,
                                               const Tensor& cu_seqlens) {
   const char* op = "additive_attention_backward";
   const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
-  const Tensor dense = torch::stable::contiguous(x), dense_dy = torch::stable::contiguous(dy);
-  const Tensor dx = torch::stable::new_empty(x, x.sizes()), dgate = torch::stable::new_zeros(gate, gate.sizes());
+  const Tensor dense = as_dense(x), dense_dy = as_dense(dy);
+  const Tensor dx = allocate_like(x), dgate = allocate_zeros(gate.sizes(), gate.scalar_type());
   const DType dtype = dtype_of(x, op, "query");
   const GateProblem g{x.size(1), dtype, dense.const_data_ptr(), dense_dy.const_data_ptr(), gate.const_data_ptr(),
                       dx.mutable_data_ptr()};

@@ -85,10 +85,10 @@ struct Plan {
 
 std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const Tensor& cu_seqlens, int64_t num_heads) {
   const Problem problem = check(qkv, cu_seqlens, num_heads, "attention");
-  const Tensor dense = torch::stable::contiguous(qkv);
-  Tensor out = torch::stable::new_empty(qkv, {problem.num_tokens, problem.width()});
+  const Tensor dense = as_dense(qkv);
+  Tensor out = allocate({problem.num_tokens, problem.width()}, qkv.scalar_type());
   Tensor log_sum_exp =
-      torch::stable::new_zeros(qkv, {num_heads, problem.num_tokens}, compute_type(problem.dtype));
+      allocate_zeros({num_heads, problem.num_tokens}, compute_type(problem.dtype));
   AttentionForward args = arguments_of<AttentionForward>(problem);
   args.qkv = dense.const_data_ptr();
   args.out = out.mutable_data_ptr();
@@ -119,9 +119,9 @@ Tensor attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& o
                       log_sum_exp.size(1) == problem.num_tokens && log_sum_exp.is_contiguous() &&
                       log_sum_exp.scalar_type() == compute_type(problem.dtype),
                   op, ": log_sum_exp must be contiguous [num_heads, T] in the compute dtype");
-  const Tensor dense_dout = torch::stable::contiguous(dout), dense_qkv = torch::stable::contiguous(qkv);
-  const Tensor dense_out = torch::stable::contiguous(out);
-  Tensor dqkv = torch::stable::new_empty(qkv, {problem.num_tokens, 3 * problem.width()});
+  const Tensor dense_dout = as_dense(dout), dense_qkv = as_dense(qkv);
+  const Tensor dense_out = as_dense(out);
+  Tensor dqkv = allocate({problem.num_tokens, 3 * problem.width()}, qkv.scalar_type());
   AttentionBackward args = arguments_of<AttentionBackward>(problem);
   args.dout = dense_dout.const_data_ptr();
   args.qkv = dense_qkv.const_data_ptr();

@@ -47,8 +47,8 @@ std::tuple<Tensor, Tensor> softmax_cross_entropy(const Tensor& logits, const std
   args.gradient = gradient;
   args.labels = check_labels(labels, rows, args.vocab, op);
   args.bias = check_bias(bias, args.vocab, args.dtype, op);
-  Tensor loss = torch::stable::new_empty(logits, {rows}, compute_type(args.dtype));
-  Tensor correct = torch::stable::new_empty(labels, {rows});
+  Tensor loss = allocate({rows}, compute_type(args.dtype));
+  Tensor correct = allocate({rows}, labels.scalar_type());
   args.logits = logits.mutable_data_ptr();
   args.loss = loss.mutable_data_ptr();
   args.correct = static_cast<int64_t*>(correct.mutable_data_ptr());

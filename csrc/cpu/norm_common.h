@@ -24,7 +24,7 @@ inline void check_shape(const Tensor& t, int64_t rows, int64_t width, const char
 
 template <class R>
 void widen_to(const Tensor& t, R* out, const char* op) {
-  const Tensor dense = torch::stable::contiguous(t);
+  const Tensor dense = as_dense(t);
   const DType dtype = dtype_of(dense, op, "a parameter");
   STD_TORCH_CHECK((dtype == DType::kFloat64) == (sizeof(R) == sizeof(double)), op, ": float64 does not mix");
   const int64_t n = dense.numel();
@@ -59,9 +59,9 @@ struct StatisticsTensors {
   Tensor mean, rstd;
 };
 
-inline StatisticsTensors new_statistics(const Tensor& x, int64_t rows, DType dtype) {
-  return {torch::stable::new_empty(x, {rows}, compute_type(dtype)),
-          torch::stable::new_empty(x, {rows}, compute_type(dtype))};
+inline StatisticsTensors new_statistics(int64_t rows, DType dtype) {
+  return {allocate({rows}, compute_type(dtype)),
+          allocate({rows}, compute_type(dtype))};
 }
 
 inline void check_statistics(const Tensor& mean, const Tensor& rstd, int64_t rows, DType dtype, const char* op) {
@@ -71,8 +71,8 @@ inline void check_statistics(const Tensor& mean, const Tensor& rstd, int64_t row
 }
 
 inline Tensor new_gradient(const Tensor& x, const std::optional<Tensor>& parameter) {
-  return parameter.has_value() ? torch::stable::new_empty(*parameter, parameter->sizes())
-                               : torch::stable::new_empty(x, {0});
+  return parameter.has_value() ? allocate(parameter->sizes(), parameter->scalar_type())
+                               : allocate({0}, x.scalar_type());
 }
 
 // Gradients of parameters are summed over fixed blocks of work, then over the blocks in order: the same bits for any number

@@ -49,12 +49,12 @@ std::tuple<Tensor, Tensor, Tensor> norm_of_rows(RowNormForward args, const Tenso
                                                 const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& input_bias, const char* op) {
   const Rows rows = check_rows(x, op);
-  const Tensor dense = torch::stable::contiguous(x);
-  Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
+  const Tensor dense = as_dense(x);
+  Tensor y = allocate({rows.count, rows.width}, x.scalar_type());
   args.x_dtype = dtype_of(x, op, "x");
   args.x = dense.const_data_ptr();
   args.y = y.mutable_data_ptr();
-  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
+  const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
   run_forward(args, rows, weight, bias, input_bias, statistics, op);
   return {y, statistics.mean, statistics.rstd};
 }
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
   const char* op = "add_layer_norm";
   const Rows rows = check_rows(x, op);
   check_shape(residual, rows.count, rows.width, op, "residual");
-  const Tensor dense_x = torch::stable::contiguous(x), dense_residual = torch::stable::contiguous(residual);
+  const Tensor dense_x = as_dense(x), dense_residual = as_dense(residual);
   RowNormForward args{};
   args.source = RowSource::kResidual;
   args.eps = eps;
@@ -82,13 +82,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
   STD_TORCH_CHECK((args.x_dtype == DType::kFloat64) == (args.residual_dtype == DType::kFloat64), op,
                   ": float64 does not mix");
   const Tensor& wider = args.x_dtype == DType::kBFloat16 ? residual : x;
-  Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
-  Tensor total = torch::stable::new_empty(wider, {rows.count, rows.width});
+  Tensor y = allocate({rows.count, rows.width}, x.scalar_type());
+  Tensor total = allocate({rows.count, rows.width}, wider.scalar_type());
   args.x = dense_x.const_data_ptr();
   args.residual = dense_residual.const_data_ptr();
   args.total = total.mutable_data_ptr();
   args.y = y.mutable_data_ptr();
-  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
+  const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
   run_forward(args, rows, weight, bias, std::nullopt, statistics, op);
   return {y, total, statistics.mean, statistics.rstd};
 }
@@ -155,11 +155,11 @@ BackwardInputs prepare_backward(RowNormBackward& args, const Tensor& dy, const s
   args.x_dtype = dtype_of(x, op, "x");
   args.dy_dtype = dtype_of(dy, op, "dy");
   check_statistics(mean, rstd, rows.count, args.x_dtype, op);
-  BackwardInputs inputs{torch::stable::contiguous(dy), torch::stable::contiguous(x), std::nullopt};
+  BackwardInputs inputs{as_dense(dy), as_dense(x), std::nullopt};
   if (dtotal.has_value()) {
     check_shape(*dtotal, rows.count, rows.width, op, "dtotal");
     STD_TORCH_CHECK(dtotal->scalar_type() == x.scalar_type(), op, ": dtotal must have the dtype of x");
-    inputs.dtotal = torch::stable::contiguous(*dtotal);
+    inputs.dtotal = as_dense(*dtotal);
     args.dtotal = inputs.dtotal->const_data_ptr();
   }
   args.dy = inputs.dy.const_data_ptr();
@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const s
   const bool mixed = args.x_dtype == DType::kFloat32 && args.dy_dtype == DType::kBFloat16;
   STD_TORCH_CHECK(args.dy_dtype == args.x_dtype || mixed, op,
                   ": dy must have the dtype of x, or be bfloat16 beside float32");
-  Tensor dx = torch::stable::new_empty(x, {rows.count, rows.width});
+  Tensor dx = allocate({rows.count, rows.width}, x.scalar_type());
   args.dx = dx.mutable_data_ptr();
   const ParameterGradients gradients{new_gradient(x, weight), new_gradient(x, bias), new_gradient(x, std::nullopt)};
   run_backward(args, rows, weight, bias, std::nullopt, gradients, op);
@@ -198,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> activation_layer_norm_backward(
   args.activation = activation_of(activation, op);
   const BackwardInputs inputs = prepare_backward(args, dy, std::nullopt, x, mean, rstd, rows, op);
   STD_TORCH_CHECK(args.dy_dtype == args.x_dtype, op, ": dy must have the dtype of x");
-  Tensor dx = torch::stable::new_empty(x, {rows.count, rows.width});
+  Tensor dx = allocate({rows.count, rows.width}, x.scalar_type());
   args.dx = dx.mutable_data_ptr();
   const ParameterGradients gradients{new_gradient(x, weight), new_gradient(x, bias), new_gradient(x, input_bias)};
   run_backward(args, rows, weight, bias, input_bias, gradients, op);

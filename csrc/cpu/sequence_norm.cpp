@@ -30,15 +30,15 @@ std::tuple<Tensor, Tensor, Tensor> gated_layer_norm(const Tensor& x, const Tenso
   const char* op = "gated_layer_norm";
   const Rows rows = check_rows(x, op);
   const Sequences sequences = split_sequences(cu_seqlens, rows.count, op);
-  const Tensor dense = torch::stable::contiguous(x), dense_gate = torch::stable::contiguous(gate);
+  const Tensor dense = as_dense(x), dense_gate = as_dense(gate);
   RowNormForward args{};
   args.source = RowSource::kGated;
   args.width = rows.width;
   args.eps = eps;
   args.x_dtype = dtype_of(x, op, "x");
   check_gate(gate, sequences, rows, args.x_dtype, op);
-  Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
-  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
+  Tensor y = allocate({rows.count, rows.width}, x.scalar_type());
+  const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
   const size_t size = rows.width * compute_size(args.x_dtype);
   char* parameters = workspace<Slot::kCall>(2 * size);
   copy_parameter(weight, 1, rows.width, args.x_dtype, parameters, op);
@@ -63,8 +63,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(
   const Rows rows = check_rows(x, op);
   const Sequences sequences = split_sequences(cu_seqlens, rows.count, op);
   check_shape(dy, rows.count, rows.width, op, "dy");
-  const Tensor dense_dy = torch::stable::contiguous(dy), dense = torch::stable::contiguous(x),
-               dense_gate = torch::stable::contiguous(gate);
+  const Tensor dense_dy = as_dense(dy), dense = as_dense(x),
+               dense_gate = as_dense(gate);
   RowNormBackward args{};
   args.source = RowSource::kGated;
   args.width = rows.width;
@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(
   STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type(), op, ": dy must have the dtype of x");
   check_gate(gate, sequences, rows, args.x_dtype, op);
   check_statistics(mean, rstd, rows.count, args.x_dtype, op);
-  Tensor dx = torch::stable::new_empty(x, {rows.count, rows.width});
-  Tensor dgate = torch::stable::new_zeros(gate, {sequences.count, rows.width});
+  Tensor dx = allocate({rows.count, rows.width}, x.scalar_type());
+  Tensor dgate = allocate_zeros({sequences.count, rows.width}, gate.scalar_type());
   Tensor dweight = new_gradient(x, weight), dbias = new_gradient(x, bias);
   const size_t size = rows.width * compute_size(args.x_dtype);
   const ChunkBlocks blocks(sequences);
@@ -133,13 +133,13 @@ std::tuple<Tensor, Tensor, Tensor> conv_layer_norm(const Tensor& x, const std::o
   const char* op = "conv_layer_norm";
   const Rows rows = check_rows(x, op);
   const Sequences sequences = split_sequences(cu_seqlens, rows.count, op);
-  const Tensor dense = torch::stable::contiguous(x);
+  const Tensor dense = as_dense(x);
   ConvNormForward args{};
   args.width = rows.width;
   args.eps = eps;
   args.x_dtype = dtype_of(x, op, "x");
-  Tensor y = torch::stable::new_empty(x, {rows.count, rows.width});
-  const StatisticsTensors statistics = new_statistics(x, rows.count, args.x_dtype);
+  Tensor y = allocate({rows.count, rows.width}, x.scalar_type());
+  const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
   const size_t size = rows.width * compute_size(args.x_dtype);
   char* parameters = copy_conv_parameters(weight, bias, conv_weight, rows.width, args.x_dtype, 0, op);
   args.taps = conv_weight.size(0);
@@ -165,13 +165,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_layer_norm_backward(
   const Sequences sequences = split_sequences(cu_seqlens, rows.count, op);
   check_shape(dy, rows.count, rows.width, op, "dy");
   STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type(), op, ": dy must have the dtype of x");
-  const Tensor dense_dy = torch::stable::contiguous(dy), dense = torch::stable::contiguous(x);
+  const Tensor dense_dy = as_dense(dy), dense = as_dense(x);
   ConvNormBackward args{};
   args.width = rows.width;
   args.taps = conv_weight.size(0);
   args.x_dtype = dtype_of(x, op, "x");
   check_statistics(mean, rstd, rows.count, args.x_dtype, op);
-  Tensor dx = torch::stable::new_empty(x, {rows.count, rows.width});
+  Tensor dx = allocate({rows.count, rows.width}, x.scalar_type());
   Tensor dweight = new_gradient(x, weight), dbias = new_gradient(x, bias), dconv = new_gradient(x, conv_weight);
   const size_t size = rows.width * compute_size(args.x_dtype);
   const ChunkBlocks blocks(sequences);

@@ -25,7 +25,7 @@ struct Sequences {
 inline Sequences split_sequences(const Tensor& cu_seqlens, int64_t rows, const char* op) {
   STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 && cu_seqlens.scalar_type() == ScalarType::Int, op,
                   ": cu_seqlens must be int32 [B+1]");
-  const Tensor dense = torch::stable::contiguous(cu_seqlens);
+  const Tensor dense = as_dense(cu_seqlens);
   const int32_t* bounds = static_cast<const int32_t*>(dense.const_data_ptr());
   Sequences out{dense.size(0) - 1, 0, 0, {}};
   STD_TORCH_CHECK(bounds[0] == 0, op, ": cu_seqlens must start at 0, got ", bounds[0]);

@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
 
@@ -37,6 +38,29 @@ template <class Table, int N>
 const Table& table_for(DType dtype, const Table* const (&tables)[N]) {
   return *tables[dtype == DType::kFloat64 ? 0 : level_index()];
 }
+
+// torch's own new_empty and contiguous go through the dispatcher, which costs more than a kernel on few rows.
+inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  int64_t strides[4], stride = 1;
+  STD_TORCH_CHECK(sizes.size() <= 4, "hbert_kernels: tensors have at most 4 dimensions");
+  for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor allocate_like(const Tensor& t) { return allocate(t.sizes(), t.scalar_type()); }
+
+inline Tensor allocate_zeros(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  const Tensor t = allocate(sizes, dtype);
+  const size_t bytes = t.numel() * t.element_size();
+  if (bytes > 0) std::memset(t.mutable_data_ptr(), 0, bytes);
+  return t;
+}
+
+inline Tensor as_dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // Scratch memory of the calling thread, kept between calls, so that no call pays for fresh pages. One user per slot at a
 // time: kCall for what lives as long as the op's call, kTask for what a task of its parallel loop needs (the calling thread
