@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,32 +95,46 @@ class MaskedBatches:
     """
 
     def __init__(
-        self, cache: TokenCache, blocks: Blocks, batch_size: int, *, seed: int = 0, rate: float = 0.15
+        self,
+        cache: TokenCache,
+        blocks: Blocks,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rate: float = 0.15,
+        mask_replace_prob: float = 0.8,
+        random_replace_prob: float = 0.1,
     ) -> None:
         if not len(blocks):
             raise ValueError("the split is shorter than one block: use shorter blocks or more text")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self._cache, self._blocks, self._batch_size = cache, blocks, batch_size
-        self._seed, self._rate = seed, rate
+        self._blocks, self._batch_size, self._seed = blocks, batch_size, seed
+        self._options: dict[str, Any] = {
+            "mask_id": cache.mask_id,
+            "vocab_size": cache.vocab_size,
+            "special_ids": cache.special_ids.values(),
+            "rate": rate,
+            "mask_replace_prob": mask_replace_prob,
+            "random_replace_prob": random_replace_prob,
+        }
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __getitem__(self, step: int) -> MaskedBatch:
+        return self.at(step, step * self._batch_size, self._batch_size)
+
+    def at(self, step: int, start: int, count: int) -> MaskedBatch:
+        """Returns ``count`` blocks from position ``start`` of the shuffled stream, masked as step ``step``.
+
+        For steps of different sizes; where all are of ``batch_size``, it is what ``batches[step]`` gives.
+        """
         if step < 0:
             raise IndexError(f"step is {step}; steps count from 0")
-        input_ids, labels = mask_tokens(
-            self._blocks[self._indices(step)],
-            step_rng(self._seed, step),
-            mask_id=self._cache.mask_id,
-            vocab_size=self._cache.vocab_size,
-            special_ids=self._cache.special_ids.values(),
-            rate=self._rate,
-        )
-        return MaskedBatch(input_ids, labels)
+        ids = self._blocks[self._indices(start, count)]
+        return MaskedBatch(*mask_tokens(ids, step_rng(self._seed, step), **self._options))
 
-    def _indices(self, step: int) -> NDArray[np.int64]:
-        positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-        passes, ranks = np.divmod(positions, len(self._blocks))
+    def _indices(self, start: int, count: int) -> NDArray[np.int64]:
+        passes, ranks = np.divmod(np.arange(start, start + count), len(self._blocks))
         return np.array([self._order(int(number))[rank] for number, rank in zip(passes, ranks, strict=True)])
 
     def _order(self, number: int) -> NDArray[np.int64]:

@@ -1,0 +1,1 @@
+"""Masked-LM pretraining under a budget of time: the engine behind ``hbert pretrain``."""

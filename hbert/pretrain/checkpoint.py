@@ -1,0 +1,140 @@
+"""Checkpoints that are complete or not there, and the proof of it on reading."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from hbert.data.errors import HbertError
+from hbert.data.storage import read_json, sha256_file, write_json
+
+from .optimizers import Optimizers
+
+CHECKPOINTS = "checkpoints"
+_MODEL, _OPTIMIZERS, _STATE = "model.safetensors", "optimizers.pt", "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+# What full disks and size limits make the writers of Python, torch and safetensors raise.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+
+@contextmanager
+def complete_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary directory that becomes ``folder``, absent or empty before, once it is on the disk."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        os.rename(temporary, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_checkpoint(
+    out: Path, step: int, model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any], keep: int
+) -> Path:
+    """Writes ``out/checkpoints/step-XXXXXXXX`` and then drops all but the last ``keep``; returns its path.
+
+    Raises:
+        HbertError: it could not be written, as on a full disk; those before it are intact.
+    """
+    folder = out / CHECKPOINTS / f"step-{step:08}"
+    before = checkpoints(out)
+    try:
+        # A run that was taken up may pass a step that it has been at before.
+        if folder not in before:
+            with complete_folder(folder) as temporary:
+                _write(temporary, step, model, optimizers, state)
+    except WRITE_ERRORS as error:
+        left = f"; {before[-1]} is intact, go on from it with --resume" if before else ""
+        raise HbertError(f"the checkpoint of step {step} could not be written: {error}{left}") from error
+    for old in checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def _write(
+    folder: Path, step: int, model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any]
+) -> None:
+    safetensors.torch.save_model(model, str(folder / _MODEL))
+    with open(folder / _OPTIMIZERS, "wb") as file:
+        torch.save(optimizers.state(), file)
+    files = {name: sha256_file(folder / name) for name in (_MODEL, _OPTIMIZERS)}
+    write_json(folder / _STATE, {"step": step, "files": files, **state})
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Returns the checkpoints of a run folder, oldest first."""
+    folder = out / CHECKPOINTS
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest_checkpoint(out: Path) -> Path:
+    """Returns the newest checkpoint of a run folder.
+
+    Raises:
+        HbertError: there is none.
+    """
+    if not (found := checkpoints(out)):
+        raise HbertError(f"--resume: no checkpoint in {out / CHECKPOINTS}; start the run without --resume")
+    return found[-1]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Returns the state of a checkpoint after checking that its files are those that were written.
+
+    Raises:
+        HbertError: a file is missing or has changed.
+    """
+    try:
+        state = read_json(checkpoint / _STATE)
+        for name, digest in state["files"].items():
+            if sha256_file(checkpoint / name) != digest:
+                raise ValueError(f"{name} is not what was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HbertError(
+            f"the checkpoint {checkpoint} is corrupt ({error}); remove it to go on from the one before it"
+        ) from error
+    return state
+
+
+def load_weights(checkpoint: Path, model: PreTrainedModel, optimizers: Optimizers) -> None:
+    """Puts the parameters and the optimizers' state of a checkpoint in place.
+
+    Raises:
+        HbertError: they do not fit the model.
+    """
+    try:
+        safetensors.torch.load_model(model, str(checkpoint / _MODEL))
+        optimizers.load(torch.load(checkpoint / _OPTIMIZERS, map_location="cpu", weights_only=True))
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise HbertError(f"the checkpoint {checkpoint} does not fit this model: {error}") from error
+
+
+def remove_remains(out: Path) -> None:
+    """Removes what a killed run left of checkpoints that it had not finished."""
+    for path in (out / CHECKPOINTS).glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""The run folder: run.json, metrics.jsonl, checkpoints, and at the end the model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from hbert.data.errors import HbertError
+from hbert.data.storage import content_key, read_json, write_json
+from hbert.data.tokenizer import save_tokenizer
+
+from .checkpoint import CHECKPOINTS, WRITE_ERRORS, save_checkpoint
+from .optimizers import Optimizers
+
+RUN, METRICS, EVENTS = "run.json", "metrics.jsonl", "tensorboard"
+FORMAT = 1
+# What takes part in the result besides the settings; compared on --resume.
+_COMPARED = ("corpus", "tokenizer")
+
+
+def check_new(out: Path) -> None:
+    """Makes the folder of a new run, empty.
+
+    Raises:
+        HbertError: it is not empty or cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+        if _is_false_start(out):
+            shutil.rmtree(out / CHECKPOINTS)
+            (out / METRICS).unlink(missing_ok=True)
+        taken = any(out.iterdir())
+    except OSError as error:
+        raise HbertError(f"--out {out} cannot be written to: {error.strerror}") from error
+    if taken:
+        what = "holds a run: go on with --resume" if (out / RUN).is_file() else "is not empty"
+        raise HbertError(f"--out {out} {what}, or choose another folder")
+
+
+def _is_false_start(out: Path) -> bool:
+    """Tells whether a run was killed while ``create`` was at work: nothing but its first two files is there."""
+    names = {path.name for path in out.iterdir()}
+    if CHECKPOINTS not in names or names - {CHECKPOINTS, METRICS}:
+        return False
+    first = all("step-00000000" in path.name for path in (out / CHECKPOINTS).iterdir())
+    return first and (METRICS not in names or (out / METRICS).stat().st_size == 0)
+
+
+def create(
+    out: Path,
+    record: Mapping[str, Any],
+    model: PreTrainedModel,
+    optimizers: Optimizers,
+    state: Mapping[str, Any],
+) -> None:
+    """Writes the checkpoint of step 0, an empty log, and last run.json, which makes the folder that of a run.
+
+    Raises:
+        HbertError: a file could not be written, as on a full disk.
+    """
+    save_checkpoint(out, 0, model, optimizers, {"run": record_digest(record), **state}, keep=1)
+    try:
+        (out / METRICS).touch()
+        write_json(out / RUN, record)
+    except OSError as error:
+        raise HbertError(f"{out} could not be written: {error}") from error
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """Returns run.json of a run folder.
+
+    Raises:
+        HbertError: there is none, or it is not one of ours.
+    """
+    path = out / RUN
+    if not path.is_file():
+        raise HbertError(f"--resume: {out} is not a run folder (no {RUN}); start the run without --resume")
+    try:
+        record = read_json(path)
+        if record["format"] == FORMAT and "plan" in record:
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise HbertError(f"{path} is not the record of a run of this version of hbert")
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """Names what a checkpoint belongs to: settings, plan and text of its run."""
+    return content_key(record["settings"], record["plan"], *(record[name] for name in _COMPARED))
+
+
+def text_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names the parts of the text that are not those that the run began with."""
+    return [name for name in _COMPARED if before[name] != now[name]]
+
+
+def update(out: Path, **entries: Any) -> dict[str, Any]:
+    """Changes entries of run.json and returns all of it."""
+    record = read_json(out / RUN) | entries
+    write_json(out / RUN, record)
+    return record
+
+
+def export(out: Path, model: PreTrainedModel, tokenizer: Tokenizer, card: str) -> None:
+    """Writes model, configuration, tokenizer and model card: the folder that the Auto classes load.
+
+    Raises:
+        HbertError: a file could not be written, as on a full disk; the checkpoints are intact.
+    """
+    # A fixed name: the one that a killed run left is taken over.
+    temporary = out / ".model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        model.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, out / path.name)
+    except WRITE_ERRORS as error:
+        raise HbertError(f"the model could not be written: {error}; make room and use --resume") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,74 @@
+"""The machine that a run is on: what it is, whether it computes bfloat16, and whether others keep it busy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+_PACKAGES = ("hbert", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Tells whether the device has instructions for bfloat16 products (AVX512-BF16, AMX, Arm BF16; CUDA)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return bool(found and _BF16_FLAGS & set(found.group(1).split()))
+
+
+def queue_wait() -> float | None:
+    """Seconds that this process's threads have stood ready on a run queue so far; None without schedstat."""
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return None
+    fields = [_read(f"/proc/self/task/{thread}/schedstat").split() for thread in threads]
+    waits = [int(entry[1]) for entry in fields if len(entry) == 3]
+    return sum(waits) * 1e-9 if waits else None
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a run records of the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        **gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def software() -> dict[str, str]:
+    """Version of Python and of every package that has a part in the result."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        from hbert_kernels import __version__
+
+        return __version__ if name == "hbert" else "unknown"
+
+
+def _cpu_name() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

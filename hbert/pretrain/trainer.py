@@ -1,0 +1,337 @@
+"""A run from its settings to its folder: text, model, calibration, training, result."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from hbert.data.errors import HbertError
+
+from . import folder, machine
+from .batches import StepBatches
+from .budget import StepTime, measure_step, steps_in
+from .checkpoint import load_weights, newest_checkpoint, read_state, remove_remains
+from .engine import Engine
+from .loop import INTERRUPTED, Outlets, Plan, State, Training
+from .metrics import Events, MetricsLog, read_metrics
+from .model_card import model_card
+from .models import build_model, model_config, model_fields, parameter_counts
+from .progress import Display
+from .settings import Settings
+from .text import Text, prepare_text
+
+# One rate for every run, whatever it trains with: accuracies are compared between runs.
+EVAL_RATE = 0.15
+_EVALUATIONS = 20
+# Held-out blocks of an evaluation: 1/50 of those trained on keeps all evaluations below a quarter of the training.
+_BLOCK_SHARE, _FEWEST_BLOCKS, _MOST_BLOCKS = 50, 64, 1024
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LINES = 400
+_SAVE_SHARE, _SAVE_SECONDS = 10, 600.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, after how many steps, and the signal that interrupted it, if any.
+
+    ``main``: this process is the one that speaks for all; ``evaluation``: the last line of metrics of its
+    kind, None in the other processes.
+    """
+
+    status: str
+    step: int
+    signal: int | None
+    evaluation: dict[str, Any] | None
+    main: bool
+
+
+def pretrain(
+    settings: Settings, options: Mapping[str, Any], record: Mapping[str, Any] | None, started: float
+) -> Outcome:
+    """Trains as the settings say and leaves the run folder behind.
+
+    Args:
+        options: what the settings were made of; kept in run.json.
+        record: run.json of the run to go on with; None for a new one, whose folder is empty.
+        started: ``time.monotonic()`` of the start, from which the deadline counts.
+
+    Raises:
+        ValueError, HbertError: as its parts do; a new run's folder stays empty until training begins.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with Display(silent=not accelerator.is_main_process) as display:
+        try:
+            return _Run(settings, options, record, started, accelerator, display).run()
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise HbertError(f"{settings.out}: {error}; make room and go on with --resume") from error
+        finally:
+            accelerator.end_training()
+
+
+class _Run:
+    def __init__(
+        self,
+        settings: Settings,
+        options: Mapping[str, Any],
+        record: Mapping[str, Any] | None,
+        started: float,
+        accelerator: Accelerator,
+        display: Display,
+    ) -> None:
+        self.settings, self.options, self.record = settings, options, record
+        self.started, self.accelerator, self.display = started, accelerator, display
+        self.recipe = settings.recipe
+        self.state = State()
+        self.dtype = self._dtype() if record is None else record["dtype"]
+
+    def run(self) -> Outcome:
+        settings, main = self.settings, self.accelerator.is_main_process
+        with self.state.timed("data"), self.accelerator.main_process_first():
+            text = prepare_text(settings, self.display.say if main else _silent)
+        engine, batches = self._engine(text), self._batches(text)
+        if settings.compile:
+            with self.state.timed("compile"), engine.rehearsal():
+                self._rehearse(engine, batches, self.recipe.batch_size)
+        record = self._begin(text, engine, batches) if self.record is None else self._take_up(text, engine)
+        training = self._training(text, engine, batches, record)
+        self.display.say(self._opening(record))
+        try:
+            status = training.run()
+        finally:
+            _close(training.outlets)
+        if main:
+            self._finish(text, engine, status)
+        # Another process may have been the one that was told to stop.
+        number = (training.signals.received or signal.SIGTERM) if status == INTERRUPTED else None
+        return Outcome(status, self.state.step, number, self.state.last_eval, main)
+
+    def _dtype(self) -> str:
+        if self.settings.dtype != "auto":
+            return self.settings.dtype
+        return "bf16" if machine.native_bf16(self.accelerator.device) else "fp32"
+
+    def _engine(self, text: Text) -> Engine:
+        settings, cache = self.settings, text.cache
+        pad = cache.special_ids["[PAD]"]
+        config = model_config(
+            settings.arch, settings.size, settings.fields, self.recipe, cache.vocab_size, pad
+        )
+        if config.vocab_size < cache.vocab_size:
+            raise HbertError(
+                f"the vocabulary does not match: the tokenizer has {cache.vocab_size} pieces, "
+                f"vocab_size is {config.vocab_size}"
+            )
+        return Engine(
+            self.accelerator,
+            build_model(config, settings.seed),
+            self.recipe,
+            seed=settings.seed,
+            dtype=self.dtype,
+            compiled=settings.compile,
+        )
+
+    def _batches(self, text: Text) -> StepBatches:
+        accelerator = self.accelerator
+        return StepBatches(
+            text.cache,
+            self.recipe,
+            self.settings.seed,
+            accelerator.device,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+
+    def _begin(self, text: Text, engine: Engine, batches: StepBatches) -> dict[str, Any]:
+        plan = self._plan(engine, batches)
+        record = self._new_record(text, engine, plan)
+        if self.accelerator.is_main_process:
+            folder.create(self.settings.out, record, engine.model, engine.optimizers, asdict(self.state))
+        return record
+
+    def _plan(self, engine: Engine, batches: StepBatches) -> Plan:
+        settings = self.settings
+        calibration: dict[str, Any] | None = None
+        seconds = None
+        max_steps = settings.max_steps
+        if settings.budget is not None:
+            max_steps, times = self._calibrate(engine, batches, settings.budget)
+            seconds = times["full"].seconds
+            calibration = {name: asdict(entry) for name, entry in times.items()}
+        assert max_steps is not None
+        save = -(-max_steps // _SAVE_SHARE)
+        return Plan(
+            max_steps=max_steps,
+            dtype=self.dtype,
+            log_every=settings.log_every or -(-max_steps // _LINES),
+            eval_every=settings.eval_every or -(-max_steps // _EVALUATIONS),
+            eval_blocks=settings.eval_blocks or _eval_blocks(max_steps * self.recipe.batch_size),
+            save_every=save if seconds is None else max(1, min(save, int(_SAVE_SECONDS / seconds))),
+            step_seconds=seconds,
+            calibration=calibration,
+        )
+
+    def _calibrate(
+        self, engine: Engine, batches: StepBatches, budget: float
+    ) -> tuple[int, dict[str, StepTime]]:
+        self.display.say("calibrating: how long a step takes")
+        sizes = {"full": self.recipe.batch_size, "ramp_start": self.recipe.ramp_start}
+        with self.state.timed("calibration"), engine.rehearsal():
+            times = {
+                name: measure_step(partial(self._rehearse, engine, batches, size), self._shared)
+                for name, size in sizes.items()
+                if size
+            }
+        steps = steps_in(
+            budget, self.recipe, times["full"].seconds, times.get("ramp_start", times["full"]).seconds
+        )
+        # The processes have timed steps that they took together, but to the microsecond they differ.
+        steps, times = self._shared((steps, times))
+        if not all(entry.quiet for entry in times.values()):
+            worst = min(times.values(), key=lambda entry: entry.clean)
+            self.display.say(
+                f"the machine is busy: only {worst.clean} of {worst.measured} calibration steps were undisturbed; "
+                "the budget buys fewer steps than on a quiet machine, if these were slow"
+            )
+        return steps, times
+
+    def _rehearse(self, engine: Engine, batches: StepBatches, blocks: int) -> None:
+        engine.step(0, batches.at(0, 0, blocks), 1e-3)
+
+    def _shared(self, value: Any) -> Any:
+        """The main process's value."""
+        return broadcast_object_list([value])[0]
+
+    def _new_record(self, text: Text, engine: Engine, plan: Plan) -> dict[str, Any]:
+        return {
+            "format": folder.FORMAT,
+            "status": "running",
+            "options": dict(self.options),
+            "settings": self.settings.identity,
+            "recipe": {"name": self.settings.recipe_name, **asdict(self.recipe)},
+            "model": model_fields(engine.model.config),
+            "parameters": parameter_counts(engine.model),
+            **text.record(),
+            "plan": asdict(plan),
+            "max_steps": plan.max_steps,
+            "step_seconds": plan.step_seconds,
+            "dtype": plan.dtype,
+            "processes": self.accelerator.num_processes,
+            "eval": {
+                "rate": EVAL_RATE,
+                "blocks": plan.eval_blocks,
+                "length": self.recipe.block_size,
+            },
+            "machine": machine.describe(self.accelerator.device),
+            "software": machine.software(),
+            "times": self.state.seconds,
+        }
+
+    def _take_up(self, text: Text, engine: Engine) -> dict[str, Any]:
+        out, record = self.settings.out, dict(self.record or {})
+        if changed := folder.text_differences(record, text.record()):
+            raise HbertError(f"--resume: {' and '.join(changed)} of {out} were others; nothing was changed")
+        checkpoint = newest_checkpoint(out)
+        stored = read_state(checkpoint)
+        if stored["run"] != folder.record_digest(record):
+            raise HbertError(f"the checkpoint {checkpoint} belongs to another run than {out / folder.RUN}")
+        load_weights(checkpoint, engine.model, engine.optimizers)
+        spent, self.state = self.state.seconds, State.of(stored)
+        for activity, seconds in spent.items():
+            self.state.seconds[activity] = self.state.seconds.get(activity, 0.0) + seconds
+        if self.accelerator.is_main_process:
+            remove_remains(out)
+            folder.update(out, status="running")
+        return record
+
+    def _training(
+        self, text: Text, engine: Engine, batches: StepBatches, record: Mapping[str, Any]
+    ) -> Training:
+        settings, plan = self.settings, Plan(**record["plan"])
+        return Training(
+            engine=engine,
+            batches=batches,
+            recipe=self.recipe,
+            plan=plan if settings.save_every is None else _saving_every(settings.save_every, plan),
+            state=self.state,
+            outlets=self._outlets(),
+            evaluate=partial(self._evaluate, text, engine, plan.eval_blocks),
+            out=settings.out,
+            keep=settings.keep,
+            deadline=None if settings.deadline is None else self.started + settings.deadline,
+            digest=folder.record_digest(record),
+        )
+
+    def _outlets(self) -> Outlets:
+        out, state = self.settings.out, self.state
+        if not self.accelerator.is_main_process:
+            return Outlets(self.display, None, None)
+        events = Events(out / folder.EVENTS, state.step)
+        if not events.installed:
+            self.display.say("no TensorBoard events: tensorboard is not installed")
+        return Outlets(self.display, MetricsLog(out / folder.METRICS, state.metrics_bytes), events)
+
+    def _evaluate(self, text: Text, engine: Engine, blocks: int) -> Any:
+        from hbert.evaluate.held_out import evaluate
+
+        return evaluate(
+            engine.model,
+            text.cache,
+            self.recipe.block_size,
+            rate=EVAL_RATE,
+            batch_size=self.recipe.batch_size,
+            max_blocks=blocks,
+            dtype=self.dtype,
+        )
+
+    def _opening(self, record: Mapping[str, Any]) -> str:
+        settings, plan = self.settings, record["plan"]
+        parameters, step = record["parameters"]["total"], plan["step_seconds"]
+        pace = "" if step is None else f" of {step * 1e3:.3g} ms"
+        begin = f"from step {self.state.step:,} to" if self.state.step else "for"
+        return (
+            f"{settings.arch} {settings.size}, {parameters:,} parameters, {self.dtype}: {begin} "
+            f"{plan['max_steps']:,} steps{pace} into {settings.out}"
+        )
+
+    def _finish(self, text: Text, engine: Engine, status: str) -> None:
+        out, state = self.settings.out, self.state
+        record = folder.update(out, status=status, times=state.seconds, step=state.step)
+        if status == INTERRUPTED:
+            return
+        if record["step_seconds"] is None:
+            record = folder.update(out, step_seconds=_typical_step(out / folder.METRICS))
+        record = folder.update(out, result=state.last_eval)
+        folder.export(out, engine.model, text.tokenizer, model_card(record))
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+def _close(outlets: Outlets) -> None:
+    for outlet in (outlets.log, outlets.events):
+        if outlet is not None:
+            outlet.close()
+
+
+def _eval_blocks(trained: int) -> int:
+    return min(_MOST_BLOCKS, max(_FEWEST_BLOCKS, trained // _BLOCK_SHARE))
+
+
+def _saving_every(steps: int, plan: Plan) -> Plan:
+    return Plan(**{**asdict(plan), "save_every": steps})
+
+
+def _typical_step(metrics: Any) -> float:
+    return median(entry["step_seconds"] for entry in read_metrics(metrics) if entry["kind"] == "train")

@@ -1,0 +1,84 @@
+import pytest
+
+from hbert.pretrain import budget
+from hbert.pretrain.recipes import Recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86400), ("1h30m", 5400), ("1.5m", 90)]
+)
+def test_durations(text, seconds):
+    assert budget.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-5m", "5 m", "1d", "0s", "0h0m", "5ms", "1e3s"])
+def test_no_durations(text):
+    with pytest.raises(ValueError, match="allowed: 90s|no time"):
+        budget.parse_duration(text)
+
+
+def test_steps_in_a_budget():
+    assert budget.steps_in(10.0, Recipe(), full=0.25, smallest=0.25) == 40
+    assert budget.steps_in(10.2, Recipe(), full=0.25, smallest=0.25) == 40
+    with pytest.raises(ValueError, match="a budget of 0.2 s is shorter than one step, which takes 0.25 s"):
+        budget.steps_in(0.2, Recipe(), full=0.25, smallest=0.25)
+
+
+@pytest.mark.parametrize("total", [0.7, 3.0, 11.1, 100.0])
+def test_steps_in_a_budget_with_a_ramp(total):
+    recipe = Recipe(batch_size=20, ramp_start=4, ramp_fraction=0.4)
+
+    def expected(steps):
+        """Each step's time by itself: .1 s for 4 blocks, .5 s for 20, linear between."""
+        ramp = round(0.4 * steps)
+        sizes = [4 + 16 * step // ramp if step < ramp else 20 for step in range(steps)]
+        return sum(0.1 + 0.4 * (size - 4) / 16 for size in sizes)
+
+    found = budget.steps_in(total, recipe, full=0.5, smallest=0.1)
+    assert expected(found) <= total + 1e-9 < expected(found + 1) + 1e-9
+
+
+class Steps:
+    """A step that takes `seconds[i]` and waits `waits[i]` for a core, on a clock of its own."""
+
+    def __init__(self, monkeypatch, seconds, waits):
+        self.seconds, self.waits, self.count = seconds, waits, 0
+        self.now = self.waited = 0.0
+        monkeypatch.setattr(budget.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(budget, "queue_wait", lambda: self.waited)
+
+    def __call__(self):
+        self.now += self.seconds(self.count)
+        self.waited += self.waits(self.count)
+        self.count += 1
+
+
+def test_disturbed_and_first_steps_do_not_count(monkeypatch):
+    # The warm-up is slow; every second step is disturbed and takes five times as long.
+    steps = Steps(
+        monkeypatch,
+        lambda i: 9.0 if i < budget.WARM_UP_STEPS else 0.5 if i % 2 else 0.1,
+        lambda i: 0.4 if i % 2 else 0.001,
+    )
+    found = budget.measure_step(steps, lambda wish: wish)
+    assert found.seconds == pytest.approx(0.1) and found.clean == budget.CLEAN_STEPS and found.quiet
+    assert found.measured == 2 * budget.CLEAN_STEPS
+
+
+def test_a_machine_that_is_never_quiet(monkeypatch):
+    steps = Steps(monkeypatch, lambda i: 0.2, lambda i: 0.1)
+    found = budget.measure_step(steps, lambda wish: wish)
+    assert found.seconds == pytest.approx(0.2) and found.clean == 0 and not found.quiet
+    assert found.measured == budget.MOST_STEPS
+
+
+def test_the_decision_to_stop_is_shared(monkeypatch):
+    steps = Steps(monkeypatch, lambda i: 0.1, lambda i: 0.0)
+    wishes = []
+
+    def second_process(wish):
+        wishes.append(wish)
+        return len(wishes) == 5
+
+    assert budget.measure_step(steps, second_process).measured == 5 * budget.ROUND_STEPS
+    assert wishes == [False, False, True, True, True]

@@ -1,0 +1,299 @@
+"""The command from end to end, in this process: the run folder, and what it refuses."""
+
+import json
+import math
+import resource
+import shutil
+import struct
+
+import pytest
+import torch
+from pretrain_helpers import files_of, metrics, record, write_corpus, write_cycles
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hbert.evaluate.held_out import evaluate
+from hbert.pretrain import budget, engine, trainer
+from hbert.pretrain.checkpoint import checkpoints
+
+
+@pytest.fixture
+def finished(pretrain, out):
+    status, stdout, stderr = pretrain()
+    assert status == 0, stderr
+    return out, stdout, stderr
+
+
+def test_the_run_folder(finished, cache):
+    out, stdout, stderr = finished
+    assert stdout.startswith("finished after 12 steps, 1,536 tokens: held-out loss ")
+    assert "v1c 2x32x2, " in stderr and "step 12/12" in stderr
+    entry = record(out)
+    assert entry["status"] == "finished" and entry["step"] == entry["max_steps"] == 12 and entry["dtype"] == "fp32"
+    assert entry["recipe"]["name"] == "budget" and entry["recipe"]["dropout"] == 0.1
+    assert entry["model"]["layer_types"] == ["linear_attention", "full_attention"]
+    assert entry["corpus"]["fingerprint"] == cache.meta["corpus"]
+    assert entry["tokenizer"] == {"sha256": cache.meta["tokenizer_sha256"], "vocab_size": 150}
+    assert set(entry["times"]) == {"data", "training", "evaluation", "checkpoints"}
+    assert entry["step_seconds"] > 0 and entry["software"]["torch"] == torch.__version__
+    assert [path.name for path in checkpoints(out)] == ["step-00000009", "step-00000012"]
+
+
+def test_metrics(finished, cache):
+    out, *_ = finished
+    lines = metrics(out)
+    assert [(line["kind"], line["step"]) for line in lines] == [
+        *[("train", 2), ("train", 4), ("eval", 5), ("train", 6), ("train", 8), ("train", 10), ("eval", 10)],
+        *[("train", 12), ("eval", 12)],
+    ]
+    train = {"kind", "step", "tokens", "loss", "accuracy", "lr", "grad_norm", "step_seconds", "train_seconds"}
+    evaluation = {"kind", "step", "tokens", "loss", "accuracy", "num_masked", "per_source", "train_seconds"}
+    for line in lines:
+        assert set(line) == (train if line["kind"] == "train" else evaluation)
+        assert line["tokens"] == line["step"] * 4 * 32
+    assert [line["train_seconds"] for line in lines] == sorted(line["train_seconds"] for line in lines)
+    assert lines[-1] == record(out)["result"]
+
+
+def test_the_result_loads_with_the_auto_classes(finished, cache):
+    out, *_ = finished
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert len(tokenizer) == 150 and tokenizer.mask_token_id == cache.mask_id
+    found = evaluate(model, cache, 32, batch_size=4, max_blocks=4)
+    last = metrics(out)[-1]
+    assert found.loss == pytest.approx(last["loss"], rel=1e-6) and found.num_masked == last["num_masked"]
+
+
+def test_the_model_card_defines_the_run(finished, text):
+    out, *_ = finished
+    card = (out / "README.md").read_text()
+    entry = record(out)
+    assert f"**{entry['result']['accuracy']:.4f}**" in card and "12 steps" in card
+    for name in ("dropout | 0.1", "lr | 0.002", "seed | 0", "layer_types", entry["corpus"]["fingerprint"], str(text)):
+        assert name in card
+
+
+def test_events(finished):
+    out, *_ = finished
+    (file,) = (out / "tensorboard").iterdir()
+    content, position, records = file.read_bytes(), 0, 0
+    while position < len(content):
+        (length,) = struct.unpack_from("<Q", content, position)
+        position += length + 16
+        records += 1
+    # The version, then six lines of training with six numbers and three evaluations with three.
+    assert records == 1 + 6 * 6 + 3 * 3
+    assert b"eval/accuracy" in content and b"train/lr" in content
+
+
+def test_without_tensorboard(pretrain, out, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    status, _, stderr = pretrain(max_steps=2)
+    assert status == 0 and "tensorboard is not installed" in stderr
+    assert not (out / "tensorboard").exists()
+
+
+def test_a_run_learns(pretrain, out, tmp_path):
+    text = write_cycles(tmp_path / "cycles.txt")
+    model = {"arch": "additive-c", "size": "1x64x2", "set": ["init=magneto", "initializer_range=0.2"]}
+    training = {"max_steps": 140, "lr": 1e-2, "dropout": 0.0, "batch_size": 16, "eval_every": 20, "eval_blocks": 32}
+    status, *_ = pretrain(data=str(text), **model, **training)
+    accuracy = [line["accuracy"] for line in metrics(out) if line["kind"] == "eval"]
+    assert status == 0 and accuracy[0] < 0.3 and accuracy[-1] > 0.6
+    losses = [line["loss"] for line in metrics(out) if line["kind"] == "train"]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_budget_becomes_steps_once(pretrain, out, monkeypatch):
+    monkeypatch.setattr(trainer, "measure_step", lambda run_step, agree: run_step() or budget.StepTime(0.5, 3, 90))
+    status, stdout, stderr = pretrain(max_steps=None, budget="3s", eval_every=None, log_every=None)
+    assert status == 0 and stdout.startswith("finished after 6 steps")
+    assert "only 3 of 90 calibration steps were undisturbed" in stderr
+    entry = record(out)
+    assert entry["max_steps"] == 6 and entry["step_seconds"] == 0.5 and entry["times"]["calibration"] > 0
+    assert entry["plan"]["calibration"]["full"] == {"seconds": 0.5, "clean": 3, "measured": 90}
+    assert metrics(out)[-1]["step"] == 6
+    weights = (out / "model.safetensors").read_bytes()
+    # The calibration itself leaves no trace.
+    shutil.rmtree(out)
+    pretrain(max_steps=6)
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_measured_budget(pretrain, out):
+    # 0.3 s of steps that take a few milliseconds each, on whatever machine this is.
+    status, *_ = pretrain(max_steps=None, budget="0.3s", eval_every=None, log_every=None, size="1x32x2")
+    entry = record(out)
+    assert status == 0 and entry["max_steps"] == int(0.3 / entry["step_seconds"])
+    assert entry["plan"]["calibration"]["full"]["measured"] >= budget.CLEAN_STEPS
+
+
+def test_a_budget_shorter_than_a_step(pretrain, out):
+    status, _, stderr = pretrain(max_steps=None, budget="0.00001s")
+    assert status == 2 and "is shorter than one step" in stderr and not list(out.iterdir())
+
+
+def test_a_deadline_stops_saves_and_can_be_resumed(pretrain, out, tmp_path):
+    status, stdout, _ = pretrain(deadline="0.000001s")
+    assert status == 0 and stdout.startswith("deadline after 1 steps")
+    assert record(out)["status"] == "deadline" and (out / "model.safetensors").is_file()
+    assert "stopped by the deadline after 1" in (out / "README.md").read_text()
+    assert metrics(out)[-1]["kind"] == "eval" and checkpoints(out)[-1].name == "step-00000001"
+    status, stdout, stderr = pretrain(resume=True, deadline="10m")
+    assert status == 0 and stdout.startswith("finished after 12 steps")
+    pretrain(out=tmp_path / "other")
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "other" / "model.safetensors").read_bytes()
+
+
+def test_a_nan_stops_with_the_last_checkpoint(pretrain, out, monkeypatch):
+    def broken(self, step, batch, lr_factor, votes=tuple):
+        if step == 7:
+            with torch.no_grad():
+                self.model.head.dense.bias[2] = math.inf
+        return original(self, step, batch, lr_factor, votes)
+
+    original = engine.Engine.step
+    monkeypatch.setattr(engine.Engine, "step", broken)
+    status, _, stderr = pretrain()
+    assert status == 2 and "step 8: loss nan" in stderr and "parameter head.dense.bias" in stderr
+    assert "the last good checkpoint is" in stderr and "step-00000006" in stderr
+    assert [path.name for path in checkpoints(out)] == ["step-00000003", "step-00000006"]
+
+
+def test_an_update_to_infinity_is_not_saved(pretrain, out):
+    status, _, stderr = pretrain(lr=1e38, weight_decay=1e3, save_every=1, max_steps=3)
+    assert status == 2 and "not finite" in stderr
+    assert [path.name for path in checkpoints(out)] == ["step-00000000"]
+
+
+@pytest.mark.parametrize("limit", [60_000, 2_000])
+def test_a_full_disk(pretrain, out, limit):
+    """The folder of a run is there, then files cannot grow beyond the limit."""
+    pretrain(deadline="0.000001s")
+    before = files_of(out / "checkpoints")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        status, _, stderr = pretrain(resume=True, deadline="10m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2 and "--resume" in stderr and "Traceback" not in stderr
+    assert files_of(out / "checkpoints") == before
+    status, stdout, _ = pretrain(resume=True, deadline="10m")
+    assert status == 0 and stdout.startswith("finished after 12 steps")
+
+
+def test_resume_refuses_other_settings(finished, pretrain, tmp_path):
+    out, *_ = finished
+    before = files_of(out)
+    status, _, stderr = pretrain(resume=True, lr=1e-4, seed=3)
+    assert status == 2
+    assert "begun with other settings: lr (was 0.002, now 0.0001), seed (was 0, now 3)" in stderr
+    status, _, stderr = pretrain(resume=True, max_steps=20)
+    assert status == 2 and "max_steps (was 12, now 20)" in stderr
+    assert files_of(out) == before
+
+
+def test_resume_refuses_other_text(finished, pretrain, text):
+    out, *_ = finished
+    content, before = text.read_text(), files_of(out)
+    try:
+        write_corpus(text, seed=1)
+        status, _, stderr = pretrain(resume=True)
+    finally:
+        text.write_text(content)
+    assert status == 2 and "corpus and tokenizer" in stderr and files_of(out) == before
+
+
+def test_resume_of_a_finished_run_restores_its_model(finished, pretrain):
+    out, *_ = finished
+    weights, lines = (out / "model.safetensors").read_bytes(), metrics(out)
+    (out / "model.safetensors").unlink()
+    assert pretrain(resume=True)[0] == 0
+    assert (out / "model.safetensors").read_bytes() == weights and metrics(out) == lines
+
+
+def test_resume_with_damaged_checkpoints(finished, pretrain):
+    out, *_ = finished
+    newest = checkpoints(out)[-1]
+    (newest / "model.safetensors").write_bytes(b"short")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and f"{newest} is corrupt" in stderr
+    shutil.rmtree(newest)
+    status, stdout, stderr = pretrain(resume=True)
+    assert status == 0 and "from step 9 to 12" in stderr
+    shutil.rmtree(out / "checkpoints")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "--resume: no checkpoint" in stderr
+
+
+def test_resume_with_a_checkpoint_of_another_run(finished, pretrain, tmp_path):
+    out, *_ = finished
+    other = tmp_path / "other"
+    pretrain(out=other, seed=1)
+    shutil.rmtree(out / "checkpoints")
+    shutil.copytree(other / "checkpoints", out / "checkpoints")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "belongs to another run" in stderr
+
+
+def test_resume_without_a_run(pretrain, out):
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "is not a run folder" in stderr and not out.exists()
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "not the record of a run" in stderr
+
+
+def test_a_folder_that_is_not_empty(finished, pretrain, tmp_path):
+    out, *_ = finished
+    before = files_of(out)
+    status, _, stderr = pretrain()
+    assert status == 2 and "holds a run: go on with --resume" in stderr and files_of(out) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    status, _, stderr = pretrain(out=tmp_path / "mine")
+    assert status == 2 and "is not empty" in stderr
+
+
+def test_a_folder_that_cannot_be_written(pretrain, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
+        status, _, stderr = pretrain(out=out)
+        assert status == 2 and "cannot be written to" in stderr
+
+
+def test_bad_text(pretrain, out, tmp_path):
+    empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
+    empty.touch()
+    short.write_text("a few words only")
+    cases = [
+        ({"data": str(tmp_path / "none.txt")}, "no such text file"),
+        ({"data": str(empty)}, "no training"),
+        ({"block_size": 512, "batch_size": 1, "data": str(short)}, "no training|less than one block"),
+        ({"block_size": 100_000}, "less than one block of 100000"),
+        ({"set": "vocab_size=100"}, "the tokenizer has 150 pieces, vocab_size is 100"),
+        ({"tokenizer": str(tmp_path)}, "no tokenizer at"),
+    ]
+    import re
+
+    for changes, message in cases:
+        status, _, stderr = pretrain(**changes)
+        assert status == 2 and re.search(message, stderr), stderr
+        assert not list(out.iterdir())
+
+
+def test_too_little_held_out_text(pretrain, out, tmp_path):
+    from hbert.data.corpus import is_held_out
+
+    kept = [f"{number} bottles of beer on the wall" for number in range(40)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(line for line in kept if not is_held_out([line])))
+    status, _, stderr = pretrain(data=str(path))
+    assert status == 2 and "no source has a block of 32 held-out tokens" in stderr
+
+
+def test_dtype_bf16_trains(pretrain, out):
+    assert pretrain(dtype="bf16", max_steps=2)[0] == 0
+    assert record(out)["dtype"] == "bf16"
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
