@@ -39,8 +39,8 @@ PoolProblem describe(const Tensor& x, const Tensor& scorer, const Sequences& seq
 
 Tensor new_pooled(const PoolProblem& p, int64_t sequences) {
   const ScalarType dtype = compute_type(p.x_dtype);
-  if (p.full_output) return allocate({sequences, p.heads, p.width}, dtype);
-  return allocate({sequences, p.width}, dtype);
+  if (p.full_output) return allocate_zeros({sequences, p.heads, p.width}, dtype);
+  return allocate_zeros({sequences, p.width}, dtype);
 }
 
 }  // namespace
@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
   const Tensor dense = as_dense(x), dense_scorer = as_dense(scorer);
   p.x = dense.const_data_ptr();
   p.scorer = dense_scorer.const_data_ptr();
-  Tensor pooled = new_pooled(p, sequences.count);
+  Tensor pooled = new_pooled(p, sequences.count);  // zero for empty sequences
   Tensor softmax = allocate_zeros({sequences.count, 2, heads}, compute_type(p.x_dtype));
   const size_t size = compute_size(p.x_dtype);
   const int64_t table = heads * output_width(p), stride = table + 2 * heads, chunks = sequences.chunks.size();
@@ -68,7 +68,6 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
   });
   char* out = static_cast<char*>(pooled.mutable_data_ptr());
   char* out_softmax = static_cast<char*>(softmax.mutable_data_ptr());
-  std::memset(out, 0, sequences.count * table * size);
   torch::stable::parallel_for(0, chunks, row_grain(table), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const RowRange& rows = sequences.chunks[i].rows;
@@ -113,7 +112,7 @@ Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tens
   } else {
     const size_t parts_bytes = sequences.num_parts * scorer_values * size;
     char* parts = workspace<Slot::kCall>(parts_bytes);
-    std::memset(parts, 0, parts_bytes);
+    clear(parts, parts_bytes);
     char* totals = static_cast<char*>(dscorer.mutable_data_ptr());
     for_each_chunk(sequences, p.width, 0, [&](const Chunk& chunk, char*) {
       char* own = chunk.part >= 0 ? parts + chunk.part * scorer_values * size
@@ -157,7 +156,7 @@ std::tuple<Tensor, Tensor> gate_rows_backward(const Tensor& dy, const Tensor& x,
                       dx.mutable_data_ptr()};
   const size_t size = g.width * compute_size(dtype);
   char* parts = workspace<Slot::kCall>(sequences.num_parts * size);
-  std::memset(parts, 0, sequences.num_parts * size);
+  clear(parts, sequences.num_parts * size);
   char* totals = static_cast<char*>(dgate.mutable_data_ptr());
   const PoolKernels& k = table_for(dtype, kTables);
   for_each_chunk(sequences, g.width, 0, [&](const Chunk& chunk, char*) {

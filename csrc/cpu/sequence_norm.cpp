@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(
   char* memory = workspace<Slot::kCall>(size + parts_bytes + BlockSums::bytes(blocks.count, 2 * rows.width, args.x_dtype));
   char* parts = memory + size;
   copy_parameter(weight, 1, rows.width, args.x_dtype, memory, op);
-  std::memset(parts, 0, parts_bytes);
+  clear(parts, parts_bytes);
   BlockSums sums(parts + parts_bytes, blocks.count, 2 * rows.width, args.x_dtype);
   args.dy = dense_dy.const_data_ptr();
   args.x = dense.const_data_ptr();

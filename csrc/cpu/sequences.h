@@ -52,10 +52,9 @@ inline int64_t chunk_grain(const Sequences& sequences, int64_t width) {
 
 // Rows behind the last sequence are dead: zero.
 inline void zero_dead_rows(const Tensor& t, int64_t alive) {
-  if (alive == t.size(0)) return;  // an empty tensor has no address
   const int64_t width = t.dim() == 2 ? t.size(1) : 1;
   const size_t row = width * t.element_size();
-  std::memset(static_cast<char*>(t.mutable_data_ptr()) + alive * row, 0, (t.size(0) - alive) * row);
+  clear(static_cast<char*>(t.mutable_data_ptr()) + alive * row, (t.size(0) - alive) * row);
 }
 
 // f(chunk, scratch) for every chunk, in parallel.

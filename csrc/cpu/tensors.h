@@ -53,10 +53,14 @@ inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarTyp
 
 inline Tensor allocate_like(const Tensor& t) { return allocate(t.sizes(), t.scalar_type()); }
 
+// memset, but for no bytes the address may be null.
+inline void clear(void* memory, size_t bytes) {
+  if (bytes > 0) std::memset(memory, 0, bytes);
+}
+
 inline Tensor allocate_zeros(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   const Tensor t = allocate(sizes, dtype);
-  const size_t bytes = t.numel() * t.element_size();
-  if (bytes > 0) std::memset(t.mutable_data_ptr(), 0, bytes);
+  clear(t.mutable_data_ptr(), t.numel() * t.element_size());
   return t;
 }
 

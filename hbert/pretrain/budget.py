@@ -63,14 +63,15 @@ def measure_step(run_step: Callable[[], None], agree: Callable[[bool], bool]) ->
     samples: list[tuple[float, bool]] = []
     enough = False
     while not enough:
-        samples += [_timed(run_step) for _ in range(ROUND_STEPS)]
+        samples += [timed_step(run_step) for _ in range(ROUND_STEPS)]
         clean = [seconds for seconds, quiet in samples if quiet]
         enough = agree(len(clean) >= CLEAN_STEPS or len(samples) >= MOST_STEPS)
     typical = median(clean or [seconds for seconds, _ in samples])
     return StepTime(typical, len(clean), len(samples))
 
 
-def _timed(run_step: Callable[[], None]) -> tuple[float, bool]:
+def timed_step(run_step: Callable[[], None]) -> tuple[float, bool]:
+    """Returns the seconds of one step, and whether it was undisturbed (so far as the system tells)."""
     waited, began = queue_wait(), time.perf_counter()
     run_step()
     seconds, waited_after = time.perf_counter() - began, queue_wait()

@@ -53,7 +53,9 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--eval-every", type=int, metavar="STEPS", help="between evaluations (default: 20 in all)"
     )
-    group.add_argument("--eval-blocks", type=int, metavar="N", help="held-out blocks of each (default: 64 to 1024, by the run's length)")
+    group.add_argument(
+        "--eval-blocks", type=int, metavar="N", help="held-out blocks of each (default: by length)"
+    )
     group.add_argument("--log-every", type=int, metavar="STEPS", help="between lines of metrics.jsonl")
 
 

@@ -23,7 +23,7 @@ class Display:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
         # It is drawn by hand: a thread of its own would take time from the cores that train.
         self._bar = Progress(
-            BarColumn(24),
+            BarColumn(16),
             TextColumn("{task.description}"),
             console=self._console,
             auto_refresh=False,
@@ -55,7 +55,7 @@ class Display:
 
     def evaluated(self, loss: float, accuracy: float) -> None:
         """Keeps the latest evaluation, for the bar and the lines."""
-        self._held_out = f"  held out: loss {loss:.3f} accuracy {accuracy:.4f}"
+        self._held_out = f"  held out {loss:.3f} {accuracy:.4f}"
 
     def stepped(self, step: int, result: StepResult, tokens: int, seconds: float) -> None:
         """Counts a step, and shows the means since the last time where it is time to."""
@@ -65,20 +65,21 @@ class Display:
         now = time.monotonic()
         if now - self._shown < self._interval and step < self._total:
             return
-        line = self._line(step)
+        pace, quality = self._lines(step)
         if self._bar.disable:
-            self.say(line)
+            self.say(f"{pace}  {quality}")
         else:
             assert self._task is not None
-            self._bar.update(self._task, completed=step, description=line, refresh=True)
+            # Two lines fit into 80 columns beside the bar.
+            self._bar.update(self._task, completed=step, description=f"{pace}\n{quality}", refresh=True)
         self._recent, self._shown = Meter(), now
 
-    def _line(self, step: int) -> str:
+    def _lines(self, step: int) -> tuple[str, str]:
         means = self._recent.means()
         left = (self._total - step) * means["step_seconds"]
         return (
-            f"step {step:,}/{self._total:,}  {_clock(left)} left  {self._recent.tokens_per_second:,.0f} tokens/s  "
-            f"loss {means['loss']:.3f}  masked accuracy {means['accuracy']:.4f}{self._held_out}"
+            f"step {step:,}/{self._total:,}  {_clock(left)} left  {self._recent.tokens_per_second:,.0f} tokens/s",
+            f"loss {means['loss']:.3f}  masked accuracy {means['accuracy']:.4f}{self._held_out}",
         )
 
 

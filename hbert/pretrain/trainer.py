@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hbert.data.errors import HbertError
+from hbert.data.token_cache import TokenCache
 
 from . import folder, machine
 from .batches import StepBatches
@@ -79,6 +80,32 @@ def pretrain(
             accelerator.end_training()
 
 
+def build_engine(settings: Settings, cache: TokenCache, accelerator: Accelerator, dtype: str) -> Engine:
+    """Returns a run's model, with its first weights, and optimizers.
+
+    Raises:
+        HbertError: the model's vocabulary is smaller than the tokenizer's.
+        ValueError: values of the configuration that do not fit together.
+    """
+    pad = cache.special_ids["[PAD]"]
+    recipe = settings.recipe
+    config = model_config(settings.arch, settings.size, settings.fields, recipe, cache.vocab_size, pad)
+    if config.vocab_size < cache.vocab_size:
+        raise HbertError(
+            f"the vocabulary does not match: the tokenizer has {cache.vocab_size} pieces, "
+            f"vocab_size is {config.vocab_size}"
+        )
+    model = build_model(config, settings.seed)
+    return Engine(accelerator, model, recipe, seed=settings.seed, dtype=dtype, compiled=settings.compile)
+
+
+def build_batches(settings: Settings, cache: TokenCache, accelerator: Accelerator) -> StepBatches:
+    """Returns the batches of this process."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    device = accelerator.device
+    return StepBatches(cache, settings.recipe, settings.seed, device, rank=rank, processes=processes)
+
+
 class _Run:
     def __init__(
         self,
@@ -99,7 +126,8 @@ class _Run:
         settings, main = self.settings, self.accelerator.is_main_process
         with self.state.timed("data"), self.accelerator.main_process_first():
             text = prepare_text(settings, self.display.say if main else _silent)
-        engine, batches = self._engine(text), self._batches(text)
+        engine = build_engine(settings, text.cache, self.accelerator, self.dtype)
+        batches = build_batches(settings, text.cache, self.accelerator)
         if settings.compile:
             with self.state.timed("compile"), engine.rehearsal():
                 self._rehearse(engine, batches, self.recipe.batch_size)
@@ -120,37 +148,6 @@ class _Run:
         if self.settings.dtype != "auto":
             return self.settings.dtype
         return "bf16" if machine.native_bf16(self.accelerator.device) else "fp32"
-
-    def _engine(self, text: Text) -> Engine:
-        settings, cache = self.settings, text.cache
-        pad = cache.special_ids["[PAD]"]
-        config = model_config(
-            settings.arch, settings.size, settings.fields, self.recipe, cache.vocab_size, pad
-        )
-        if config.vocab_size < cache.vocab_size:
-            raise HbertError(
-                f"the vocabulary does not match: the tokenizer has {cache.vocab_size} pieces, "
-                f"vocab_size is {config.vocab_size}"
-            )
-        return Engine(
-            self.accelerator,
-            build_model(config, settings.seed),
-            self.recipe,
-            seed=settings.seed,
-            dtype=self.dtype,
-            compiled=settings.compile,
-        )
-
-    def _batches(self, text: Text) -> StepBatches:
-        accelerator = self.accelerator
-        return StepBatches(
-            text.cache,
-            self.recipe,
-            self.settings.seed,
-            accelerator.device,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
 
     def _begin(self, text: Text, engine: Engine, batches: StepBatches) -> dict[str, Any]:
         plan = self._plan(engine, batches)

@@ -20,6 +20,7 @@ SMALL = {
     "vocab_size": 150,
     "block_size": 32,
     "batch_size": 4,
+    "lr": 0.002,
     "max_steps": 12,
     "eval_blocks": 4,
     "log_every": 2,

@@ -46,7 +46,8 @@ def test_two_processes_give_the_weights_of_one(words, tmp_path):
     assert record(two)["processes"] == 2
     weights, others = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name, tensor in weights.items():
-        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=2e-6)
+        # Of 6 steps of up to 2e-3. The gradient of a key's bias is 0 but for rounding, which Adam enlarges.
+        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-4 if "qkv.bias" in name else 1e-5)
     for line, other in zip(metrics(one), metrics(two), strict=True):
         assert [line[key] for key in ("kind", "step", "tokens")] == [other[key] for key in ("kind", "step", "tokens")]
         np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5)

@@ -1,0 +1,1 @@
+"""The pretraining experiments: `python -m bench.pretraining calibrate | run | status`."""

@@ -1,0 +1,64 @@
+"""Calibrates all arms, runs what is not done yet, or says what is."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.pretraining import calibrate, plan, store
+
+
+def command(run: plan.Run, out: Path) -> list[str]:
+    """The `hbert pretrain` command of a run whose calibration and learning rate are known."""
+    lr, steps = store.learning_rate(run), store.steps(run)
+    flags = [*run.arm.flags, *plan.COMMON, *plan.BLOCKS[run.blocks], "--lr", f"{lr:g}", "--seed", str(run.seed)]
+    flags += ["--max-steps", str(steps), "--out", str(out)]
+    resume = ["--resume"] if (out / "run.json").is_file() else []
+    return [sys.executable, "-m", "hbert", "pretrain", *flags, *resume]
+
+
+def execute(run: plan.Run, work: Path, console: Console) -> bool:
+    """Runs or goes on with one run; returns whether its record could be kept."""
+    needed = {"calibration": store.steps(run), "sweep": store.learning_rate(run)}
+    if missing := [what for what, value in needed.items() if value is None]:
+        console.print(f"{run.name}: waits for its {' and '.join(missing)}")
+        return False
+    out = work / run.name
+    console.print(f"{run.name}: {' '.join(command(run, out)[2:])}")
+    if subprocess.run(command(run, out), check=False).returncode != 0:
+        console.print(f"{run.name}: stopped")
+        return False
+    store.keep(run, out)
+    evaluation = store.last_evaluation(run)
+    console.print(f"{run.name}: loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}")
+    return True
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.pretraining", description=__doc__)
+    parser.add_argument("action", choices=("calibrate", "run", "status"))
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'sweep-*'")
+    parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of the runs themselves")
+    options = parser.parse_args()
+    console = Console(soft_wrap=True)
+    if options.action == "calibrate":
+        calibrate.calibrate(console)
+        return 0
+    wanted = [run for run in plan.runs() if fnmatch.fnmatch(run.name, options.only)]
+    if options.action == "status":
+        for run in wanted:
+            state = "done" if store.is_done(run) else "to do"
+            console.print(f"{run.name:24} {state:6} {store.steps(run) or '-'} steps")
+        return 0
+    outcomes = [execute(run, options.work, console) for run in wanted if not store.is_done(run)]
+    return 0 if all(outcomes) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,82 @@
+"""What is run: arms, sizes, budgets, seeds. Everything else about a run is the recipe of `hbert pretrain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SIZE = "6x256x4"
+BUDGET_SECONDS = 20 * 60
+HOUR_SECONDS = 60 * 60
+SWEEP_SHARE = 0.1
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+# The same tokens in every step: blocks of 512 as in the paper, of 128 as a second row.
+BLOCKS = {"512": ("--block-size", "512", "--batch-size", "4"), "128": ("--block-size", "128", "--batch-size", "16")}
+COMMON = ("--size", SIZE, "--vocab-size", "8192", "--dtype", "fp32", "--eval-blocks", "256")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model and how it is trained; `lr`: no sweep, this one."""
+
+    name: str
+    what: str
+    flags: tuple[str, ...]
+    lr: float | None = None
+
+
+# BERT's own layout in our kit: the recipe stays the one of all other arms.
+_POST_NORM = ("--set", "norm_style=post_ln")
+_STOCK = ("--arch", "bert", "--recipe", "vanilla", "--compile")
+_BRANCH = ("--set", "conv_kernel_size=3", "--set", "conv_placement=branch")
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("a", "BERT of transformers, compiled, its own recipe", _STOCK, lr=1e-4),
+        Arm("b", "vanilla BERT in this kit", ("--arch", "vanilla", *_POST_NORM)),
+        Arm("c", "HBERT-v1", ("--arch", "v1")),
+        Arm("d", "HBERT-v2", ("--arch", "v2")),
+        Arm("e", "additive only", ("--arch", "additive")),
+        Arm("f", "control: self-attention only, sub-layer norm", ("--arch", "vanilla")),
+        Arm("g", "HBERT-v1c", ("--arch", "v1c")),
+        Arm("h", "HBERT-v2c", ("--arch", "v2c")),
+        Arm("i", "control: f with the short convolution as a branch of every layer", ("--arch", "vanilla", *_BRANCH)),
+        Arm("j", "additive only, with the short convolution", ("--arch", "additive-c")),
+    )
+}  # fmt: skip
+PAIRED = ("b", "g", "i")  # three seeds each
+LONG = ("b", "g")  # an hour each
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; its steps are `seconds` of the arm's calibrated step time. `lr` None: the best of the sweep."""
+
+    name: str
+    arm: Arm
+    blocks: str
+    seconds: float
+    seed: int = 0
+    lr: float | None = None
+
+
+def sweep(arm: Arm) -> Iterator[Run]:
+    """The runs that choose an arm's learning rate."""
+    for lr in LEARNING_RATES if arm.lr is None else ():
+        yield Run(f"sweep-{arm.name}-{lr:g}", arm, "512", SWEEP_SHARE * BUDGET_SECONDS, lr=lr)
+
+
+def runs() -> list[Run]:
+    """All runs in the order in which they are worth having."""
+    main = [Run(f"main-{arm.name}-0", arm, "512", BUDGET_SECONDS, lr=arm.lr) for arm in ARMS.values()]
+    first = [run for run in main if run.arm.name in (*PAIRED, "a", "f")]
+    seeds = [
+        Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed) for seed in (1, 2) for name in PAIRED
+    ]
+    short = [Run(f"block128-{name}-0", ARMS[name], "128", BUDGET_SECONDS) for name in PAIRED]
+    hour = [Run(f"hour-{name}-0", ARMS[name], "512", HOUR_SECONDS) for name in LONG]
+    sweeps = [run for arm in ARMS.values() for run in sweep(arm)]
+    early = [run for run in sweeps if run.arm.name in (*PAIRED, "f")]
+    planned = [*early, *first, *sweeps, *main, *seeds, *short, *hour]
+    return list({run.name: run for run in planned}.values())

@@ -1,0 +1,62 @@
+"""Results that are kept: run.json and metrics.jsonl of every finished run, and the calibration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bench.machine import ROOT
+from bench.pretraining.plan import ARMS, Run, sweep
+
+RESULTS = ROOT / "docs" / "results" / "pretraining"
+CALIBRATION = RESULTS / "calibration.json"
+_KEPT = ("run.json", "metrics.jsonl")
+
+
+def folder(run: Run) -> Path:
+    """Where the record of a run is kept."""
+    return RESULTS / "runs" / run.name
+
+
+def is_done(run: Run) -> bool:
+    """Whether the run has reached its end."""
+    record = folder(run) / "run.json"
+    return record.is_file() and json.loads(record.read_text())["status"] == "finished"
+
+
+def keep(run: Run, out: Path) -> None:
+    """Copies the record of a finished run; the folder appears at once and whole."""
+    target = folder(run)
+    temporary = target.with_name(f".{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in _KEPT:
+        shutil.copyfile(out / name, temporary / name)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def last_evaluation(run: Run) -> dict[str, Any]:
+    """The last held-out evaluation of a finished run."""
+    lines = map(json.loads, (folder(run) / "metrics.jsonl").read_text().splitlines())
+    return [entry for entry in lines if entry["kind"] == "eval"][-1]
+
+
+def learning_rate(run: Run) -> float | None:
+    """The run's own, or the one with the lowest held-out loss in its arm's sweep; None before that is complete."""
+    if run.lr is not None:
+        return run.lr
+    tried = list(sweep(ARMS[run.arm.name]))
+    if not all(map(is_done, tried)):
+        return None
+    return min(tried, key=lambda one: last_evaluation(one)["loss"]).lr
+
+
+def steps(run: Run) -> int | None:
+    """The steps that the run's budget buys at the calibrated step time; None without a calibration."""
+    if not CALIBRATION.is_file():
+        return None
+    seconds = json.loads(CALIBRATION.read_text())["step_seconds"].get(f"{run.arm.name}-{run.blocks}")
+    return None if seconds is None else int(run.seconds / seconds["median"])
