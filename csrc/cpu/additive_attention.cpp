@@ -12,8 +12,8 @@ using torch::stable::matmul;
 
 struct Core {
   int64_t sequences, heads, hidden, head_dim;
-  bool dense;          // scorers [h, H], otherwise [h, d]
-  bool key_free;       // no key: x is pooled
+  bool dense;           // scorers [h, H], otherwise [h, d]
+  bool key_free;        // no key: x is pooled
   ScalarType storage;   // of query and x
   ScalarType products;  // of what enters torch's matrix products
   DType dtype;
@@ -62,7 +62,7 @@ Tensor product(const Core& c, const Tensor& a, const Tensor& b) {
   return out;
 }
 
-// f(values of a scorer, of g, of key_att) for every sequence and head; `count` values each, from these offsets on.
+// f(offset of a scorer, of what of g it meets, of its key_att, number of values) for every sequence and head.
 template <class F>
 void for_scorers(const Core& c, F f) {
   const int64_t width = c.scorer_width();
