@@ -17,17 +17,19 @@ COMMON = ("--size", SIZE, "--vocab-size", "8192", "--dtype", "fp32", "--eval-blo
 
 @dataclass(frozen=True)
 class Arm:
-    """One model and how it is trained; `lr`: no sweep, this one."""
+    """One model and how it is trained; `lr`: no sweep, this one; `timed_as`: the arm whose steps cost the same."""
 
     name: str
     what: str
     flags: tuple[str, ...]
     lr: float | None = None
+    timed_as: str | None = None
 
 
 # BERT's own layout in our kit: the recipe stays the one of all other arms.
 _POST_NORM = ("--set", "norm_style=post_ln")
 _STOCK = ("--arch", "bert", "--recipe", "vanilla", "--compile")
+_BERTS_INIT = ("--set", "initializer_range=0.02")
 _BRANCH = ("--set", "conv_kernel_size=3", "--set", "conv_placement=branch")
 
 ARMS = {
@@ -43,10 +45,13 @@ ARMS = {
         Arm("h", "HBERT-v2c", ("--arch", "v2c")),
         Arm("i", "control: f with the short convolution as a branch of every layer", ("--arch", "vanilla", *_BRANCH)),
         Arm("j", "additive only, with the short convolution", ("--arch", "additive-c")),
+        Arm("b02", "b from BERT's own initial weights, N(0, .02)", ("--arch", "vanilla", *_POST_NORM, *_BERTS_INIT), timed_as="b"),
+        Arm("g02", "g from the same", ("--arch", "v1c", *_BERTS_INIT), timed_as="g"),
     )
 }  # fmt: skip
 PAIRED = ("b", "g", "i")  # three seeds each
 LONG = ("b", "g")  # an hour each
+FIRST = ("g", "b", "i", "f", "b02", "a")  # what the headline needs
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,13 @@ def sweep(arm: Arm) -> Iterator[Run]:
 def runs() -> list[Run]:
     """All runs in the order in which they are worth having."""
     main = [Run(f"main-{arm.name}-0", arm, "512", BUDGET_SECONDS, lr=arm.lr) for arm in ARMS.values()]
-    first = [run for run in main if run.arm.name in (*PAIRED, "a", "f")]
+    first = [run for name in FIRST for run in main if run.arm.name == name]
     seeds = [
         Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed) for seed in (1, 2) for name in PAIRED
     ]
     short = [Run(f"block128-{name}-0", ARMS[name], "128", BUDGET_SECONDS) for name in PAIRED]
     hour = [Run(f"hour-{name}-0", ARMS[name], "512", HOUR_SECONDS) for name in LONG]
     sweeps = [run for arm in ARMS.values() for run in sweep(arm)]
-    early = [run for run in sweeps if run.arm.name in (*PAIRED, "f")]
+    early = [run for run in sweeps if run.arm.name in FIRST]
     planned = [*early, *first, *sweeps, *main, *seeds, *short, *hour]
     return list({run.name: run for run in planned}.values())
