@@ -45,7 +45,7 @@ ARMS = {
         Arm("h", "HBERT-v2c", ("--arch", "v2c")),
         Arm("i", "control: f with the short convolution as a branch of every layer", ("--arch", "vanilla", *_BRANCH)),
         Arm("j", "additive only, with the short convolution", ("--arch", "additive-c")),
-        Arm("b02", "b from BERT's own initial weights, N(0, .02)", ("--arch", "vanilla", *_POST_NORM, *_BERTS_INIT), timed_as="b"),
+        Arm("b02", "b from BERT's own N(0, .02)", ("--arch", "vanilla", *_POST_NORM, *_BERTS_INIT), timed_as="b"),
         Arm("g02", "g from the same", ("--arch", "v1c", *_BERTS_INIT), timed_as="g"),
     )
 }  # fmt: skip
@@ -74,14 +74,12 @@ def sweep(arm: Arm) -> Iterator[Run]:
 
 def runs() -> list[Run]:
     """All runs in the order in which they are worth having."""
-    main = [Run(f"main-{arm.name}-0", arm, "512", BUDGET_SECONDS, lr=arm.lr) for arm in ARMS.values()]
-    first = [run for name in FIRST for run in main if run.arm.name == name]
+    main = {arm.name: Run(f"main-{arm.name}-0", arm, "512", BUDGET_SECONDS, lr=arm.lr) for arm in ARMS.values()}
+    order = dict.fromkeys((*FIRST, *ARMS))
+    arms = [run for name in order for run in (*sweep(ARMS[name]), main[name])]
     seeds = [
         Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed) for seed in (1, 2) for name in PAIRED
     ]
     short = [Run(f"block128-{name}-0", ARMS[name], "128", BUDGET_SECONDS) for name in PAIRED]
     hour = [Run(f"hour-{name}-0", ARMS[name], "512", HOUR_SECONDS) for name in LONG]
-    sweeps = [run for arm in ARMS.values() for run in sweep(arm)]
-    early = [run for run in sweeps if run.arm.name in FIRST]
-    planned = [*early, *first, *sweeps, *main, *seeds, *short, *hour]
-    return list({run.name: run for run in planned}.values())
+    return [*arms, *seeds, *short, *hour]

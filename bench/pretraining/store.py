@@ -58,5 +58,6 @@ def steps(run: Run) -> int | None:
     """The steps that the run's budget buys at the calibrated step time; None without a calibration."""
     if not CALIBRATION.is_file():
         return None
-    seconds = json.loads(CALIBRATION.read_text())["step_seconds"].get(f"{run.arm.timed_as or run.arm.name}-{run.blocks}")
+    arm = run.arm.timed_as or run.arm.name
+    seconds = json.loads(CALIBRATION.read_text())["step_seconds"].get(f"{arm}-{run.blocks}")
     return None if seconds is None else int(run.seconds / seconds["median"])
