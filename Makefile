@@ -7,12 +7,12 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BENCH_ARGS ?=
 BIN := $(VENV)/bin
-BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
 
 # A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
 TORCH_NEWER ?= torch
 
-.PHONY: test bench lint check-levels check-sanitizers check-torch clean
+.PHONY: test bench lint check-gpu check-levels check-sanitizers check-torch clean
 
 test: $(VENV)/installed-train,bench,dev
 	@echo "== tests"
@@ -25,6 +25,10 @@ bench: $(VENV)/installed-bench
 lint: $(VENV)/installed-train,bench,dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Every check of the GPU kernels that needs no GPU, in full; `make test` runs a form of each. Under half an hour.
+check-gpu: $(VENV)/installed-train,bench,dev
+	$(BIN)/pytest tests/gpu -m "gpu_full or not gpu_full"
 
 # All kernel tests at every instruction set level; `make test` runs a selection of them.
 check-levels: $(VENV)/installed-train,bench,dev
@@ -59,4 +63,4 @@ $(VENV)/installed-%: $(VENV)/torch $(BUILD_INPUTS)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info hbert_kernels/_cpu.so hbert_kernels/build_info.json
+	rm -rf $(VENV) build *.egg-info hbert_kernels/_cpu.so hbert_kernels/_cuda.so hbert_kernels/build_info.json

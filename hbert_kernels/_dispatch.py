@@ -29,7 +29,7 @@ OPS = (
     "attention",
     "masked_lm_loss",
 )
-_PREFERENCE = ("cuda", "triton", "cpp")
+_PREFERENCE = ("cpp", "cuda", "triton")
 _Refusal = Callable[..., "str | None"]
 _kernels: dict[str, dict[str, _Refusal]] = {op: {} for op in OPS}  # backends in order of preference
 _fallbacks_told: set[str] = set()

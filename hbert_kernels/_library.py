@@ -20,15 +20,24 @@ import torch
 CPU_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 _HERE = Path(__file__).resolve().parent
 _BINARY = _HERE / "_cpu.so"
+_CUDA_BINARY = _HERE / "_cuda.so"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 _library = torch.library.Library("hbert_kernels", "DEF")
+# The compiled CUDA kernels: the same schemas once more, because on a GPU several backends can serve an op.
+_cuda_library = torch.library.Library("hbert_kernels_cuda", "DEF")
 
 
 def define(schema: str, fake: Callable[..., Any]) -> None:
     """Define an op of the library and its fake (shape and dtype propagation)."""
     _library.define(schema, tags=_TAGS)
+    _cuda_library.define(schema, tags=_TAGS)
     torch.library.register_fake(f"hbert_kernels::{schema.split('(')[0]}", fake, lib=_library)
+
+
+def implement(name: str, function: Callable[..., Any], key: str) -> None:
+    """Make ``function`` the implementation of an op of the library for a dispatch key ("CPU", "CUDA")."""
+    _library.impl(name, function, key)
 
 
 def build_info() -> dict[str, Any]:
@@ -45,26 +54,47 @@ def _check_capability_cap() -> None:
         raise ValueError(f"HBERT_CPU_CAPABILITY={cap!r} is unknown; allowed: {', '.join(CPU_CAPABILITIES)}")
 
 
-def _load() -> str | None:
-    _check_capability_cap()
-    if not _BINARY.exists():
-        info = build_info()
+def _load(binary: Path, info: dict[str, Any]) -> str | None:
+    if not binary.exists():
         reason, fix = info.get("reason", "the library is missing"), info.get("fix", "pip install --force-reinstall .")
         return f"not built: {reason} (fix: {fix})"
     try:
-        torch.ops.load_library(str(_BINARY))
+        torch.ops.load_library(str(binary))
     except OSError as error:
-        return f"{_BINARY.name} does not load: {error} (fix: reinstall with torch >= 2.10 in this environment)"
+        return f"{binary.name} does not load: {error} (fix: reinstall with torch >= 2.10 in this environment)"
     return None
 
 
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return _load(_CUDA_BINARY, build_info().get("cuda", {}))
+
+
 # Once, at import: a traced graph must find an answer here, not a file system.
-_FAILURE = _load()
+_check_capability_cap()
+_FAILURE = _load(_BINARY, build_info())
+_CUDA_FAILURE = _load_cuda()
 
 
 def load_failure() -> str | None:
     """None when the compiled library is usable, otherwise the reason and the fix."""
     return _FAILURE
+
+
+def cuda_load_failure() -> str | None:
+    """None when the compiled CUDA library is usable by this torch, otherwise the reason and the fix."""
+    return _CUDA_FAILURE
+
+
+@functools.cache
+def cuda_architectures() -> list[str]:
+    """The architectures that the CUDA library was compiled for, such as "80"; empty without it."""
+    if cuda_load_failure() is not None:
+        return []
+    name = ctypes.CDLL(str(_CUDA_BINARY)).hbert_cuda_architectures
+    name.restype = ctypes.c_char_p
+    return name().decode().split(",")
 
 
 @functools.cache

@@ -4,6 +4,8 @@ import os
 
 # Before torch starts its threads: where cores are shared, one that spins while it waits takes the core from the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Triton decides when it is first imported, which torch does too, whether tests/gpu can interpret kernels.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

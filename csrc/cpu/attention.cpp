@@ -83,7 +83,9 @@ struct Plan {
   }
 };
 
-std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const Tensor& cu_seqlens, int64_t num_heads) {
+// max_seqlen is what GPUs size their grids by; here the sequences themselves are at hand.
+std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const Tensor& cu_seqlens, int64_t /*max_seqlen*/,
+                                     int64_t num_heads) {
   const Problem problem = check(qkv, cu_seqlens, num_heads, "attention");
   const Tensor dense = as_dense(qkv);
   Tensor out = allocate({problem.num_tokens, problem.width()}, qkv.scalar_type());
@@ -110,7 +112,7 @@ void check_like_out(const Tensor& t, const Tensor& qkv, const Problem& problem, 
 }
 
 Tensor attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& out, const Tensor& log_sum_exp,
-                          const Tensor& cu_seqlens, int64_t num_heads) {
+                          const Tensor& cu_seqlens, int64_t /*max_seqlen*/, int64_t num_heads) {
   const char* op = "attention_backward";
   const Problem problem = check(qkv, cu_seqlens, num_heads, op);
   check_like_out(dout, qkv, problem, "dout");

@@ -44,9 +44,9 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, 
     _check.cu_seqlens(op, cu_seqlens, qkv.shape[0], qkv.device, max_seqlen)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"{op}: dropout_p must be in [0, 1), got {dropout_p}")
-    if _dispatch.select(op, qkv, dropout_p) == "reference":
+    if _dispatch.select(op, qkv, dropout_p, num_heads) == "reference":
         return attention_reference(qkv, cu_seqlens, max_seqlen, num_heads, dropout_p)
-    return run(_Attention, torch.ops.hbert_kernels.attention, qkv, cu_seqlens, num_heads)
+    return run(_Attention, torch.ops.hbert_kernels.attention, qkv, cu_seqlens, max_seqlen, num_heads)
 
 
 @without_autocast
@@ -66,7 +66,9 @@ def attention_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_he
 _SCALAR = _library.cpu_capability() == "scalar"
 
 
-def _cpp_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0) -> str | None:
+def _cpp_refusal(
+    qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None
+) -> str | None:
     if dropout_p > 0:
         return f"has no dropout of attention weights, and dropout_p is {dropout_p}"
     if _SCALAR and qkv is not None and qkv.dtype != torch.float64:
@@ -74,23 +76,24 @@ def _cpp_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0) -> str | Non
     return _dispatch.cpp_refusal(qkv)
 
 
-def _attention_fake(qkv: Tensor, cu_seqlens: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+def _attention_fake(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int) -> tuple[Tensor, Tensor]:
     num_tokens, width = qkv.shape
     return qkv.new_empty(num_tokens, width // 3), qkv.new_empty(num_heads, num_tokens, dtype=compute_dtype(qkv))
 
 
 def _attention_backward_fake(
-    dout: Tensor, qkv: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor, num_heads: int
+    dout: Tensor, qkv: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int
 ) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
 _library.define(
-    "attention(Tensor qkv, Tensor cu_seqlens, int num_heads) -> (Tensor out, Tensor log_sum_exp)", _attention_fake
+    "attention(Tensor qkv, Tensor cu_seqlens, SymInt max_seqlen, int num_heads) -> (Tensor out, Tensor log_sum_exp)",
+    _attention_fake,
 )
 _library.define(
-    "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor log_sum_exp, Tensor cu_seqlens, int num_heads)"
-    " -> Tensor dqkv",
+    "attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor log_sum_exp, Tensor cu_seqlens, SymInt max_seqlen,"
+    " int num_heads) -> Tensor dqkv",
     _attention_backward_fake,
 )
 _dispatch.register("attention", "cpp", _cpp_refusal)
@@ -98,15 +101,14 @@ _dispatch.register("attention", "cpp", _cpp_refusal)
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, num_heads: int) -> Tensor:
-        out, log_sum_exp = torch.ops.hbert_kernels.attention(qkv, cu_seqlens, num_heads)
+    def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int) -> Tensor:
+        out, log_sum_exp = torch.ops.hbert_kernels.attention(qkv, cu_seqlens, max_seqlen, num_heads)
         ctx.save_for_backward(qkv, out, log_sum_exp, cu_seqlens)
-        ctx.num_heads = num_heads
+        ctx.options = max_seqlen, num_heads
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, out, log_sum_exp, cu_seqlens = ctx.saved_tensors
-        dqkv = torch.ops.hbert_kernels.attention_backward(dout, qkv, out, log_sum_exp, cu_seqlens, ctx.num_heads)
-        return dqkv, None, None
+        dqkv = torch.ops.hbert_kernels.attention_backward(dout, *ctx.saved_tensors, *ctx.options)
+        return dqkv, None, None, None

@@ -271,6 +271,7 @@ class _MaskedLMLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             gradients = torch.ops.hbert_kernels.masked_lm_loss(*ctx.saved_tensors, *ctx.options)[2:]
-        if torch.compiler.is_compiling() or dloss != 1:
+        # Its value is read only where that costs no device synchronisation.
+        if torch.compiler.is_compiling() or not dloss.is_cpu or dloss != 1:
             gradients = [g.mul_(dloss) for g in gradients]
         return *(g if w else None for g, w in zip(gradients, ctx.options[2], strict=True)), *[None] * 5

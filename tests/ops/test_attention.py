@@ -99,8 +99,8 @@ def test_a_rising_maximum_over_blocks():
 
 
 def test_log_sum_exp():
-    qkv, cu_seqlens, _ = problem([300, 5], 2, 16)
-    _, log_sum_exp = torch.ops.hbert_kernels.attention(qkv, cu_seqlens, 2)
+    qkv, cu_seqlens, longest = problem([300, 5], 2, 16)
+    _, log_sum_exp = torch.ops.hbert_kernels.attention(qkv, cu_seqlens, longest, 2)
     query, key, _ = qkv[:300].double().unflatten(1, (3, 2, 16)).permute(1, 2, 0, 3)
     expected = (query @ key.transpose(1, 2) / 4).logsumexp(-1)
     torch.testing.assert_close(log_sum_exp[:, :300].double(), expected, rtol=1e-6, atol=1e-6)
@@ -206,11 +206,11 @@ def test_dropout_takes_the_reference(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
-    qkv, cu_seqlens, _ = problem([5, 0, 9], 2, 24, dtype)
+    qkv, cu_seqlens, longest = problem([5, 0, 9], 2, 24, dtype)
     namespace = torch.ops.hbert_kernels
-    torch.library.opcheck(namespace.attention.default, (qkv, cu_seqlens, 2))
-    out, log_sum_exp = namespace.attention(qkv, cu_seqlens, 2)
-    inputs = (torch.randn_like(out), qkv, out, log_sum_exp, cu_seqlens, 2)
+    torch.library.opcheck(namespace.attention.default, (qkv, cu_seqlens, longest, 2))
+    out, log_sum_exp = namespace.attention(qkv, cu_seqlens, longest, 2)
+    inputs = (torch.randn_like(out), qkv, out, log_sum_exp, cu_seqlens, longest, 2)
     torch.library.opcheck(namespace.attention_backward.default, inputs)
 
 
@@ -297,9 +297,9 @@ def test_accurate_for_any_shape(lengths, num_heads, head_size, dtype, scale):
     ],
 )
 def test_the_op_itself_refuses_what_does_not_fit(change, message):
-    qkv, cu_seqlens, _ = problem([4, 5], 2, 8)
-    out, log_sum_exp = torch.ops.hbert_kernels.attention(qkv, cu_seqlens, 2)
-    arguments = dict(dout=out, qkv=qkv, out=out, log_sum_exp=log_sum_exp, cu_seqlens=cu_seqlens, num_heads=2)
-    change(arguments)
+    qkv, cu_seqlens, longest = problem([4, 5], 2, 8)
+    out, log_sum_exp = torch.ops.hbert_kernels.attention(qkv, cu_seqlens, longest, 2)
+    inputs = dict(dout=out, qkv=qkv, out=out, log_sum_exp=log_sum_exp, cu_seqlens=cu_seqlens)
+    change(arguments := inputs | dict(max_seqlen=longest, num_heads=2))
     with pytest.raises(RuntimeError, match=message):
         torch.ops.hbert_kernels.attention_backward(**arguments)

@@ -1,0 +1,40 @@
+"""Self-attention of packed sequences on GPUs: torch's flash attention with cu_seqlens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _alive(rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return (torch.arange(rows.shape[0], device=rows.device) < cu_seqlens[-1])[:, None]
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Forward, with the log-sum-exp [h, T] of every row; arguments and results as :func:`hbert_kernels.attention`'s."""
+    query, key, value = qkv.unflatten(1, (3, num_heads, -1)).unbind(1)
+    out, log_sum_exp, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, False, False
+    )
+    # Rows of no sequence are never written.
+    return torch.where(_alive(qkv, cu_seqlens), out.flatten(1), 0), log_sum_exp
+
+
+def attention_backward(
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    log_sum_exp: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+) -> Tensor:
+    """The gradient [T, 3H] of qkv."""
+    query, key, value = qkv.unflatten(1, (3, num_heads, -1)).unbind(1)
+    # Without dropout no random numbers are drawn again.
+    no_state = torch.zeros(2, dtype=torch.uint64, device=qkv.device)
+    gradients = torch.ops.aten._flash_attention_backward(
+        dout.unflatten(1, (num_heads, -1)), query, key, value, out.unflatten(1, (num_heads, -1)), log_sum_exp,
+        cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, False, no_state, torch.empty_like(no_state),
+    )  # fmt: skip
+    return torch.where(_alive(qkv, cu_seqlens), torch.stack(gradients, 1).flatten(1), 0)

@@ -1,0 +1,162 @@
+"""On CUDA tensors every op, and every model made of them, reaches the GPU's kernels and never the reference."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hbert_kernels as hk
+from hbert_kernels import _dispatch, _gpu
+
+HERE = Path(__file__).parent
+MODELS = ("v1", "v2c", "additive_c", "vanilla")
+READS_OF_THE_DEVICE = {"aten._local_scalar_dense", "aten.nonzero", "aten.item", "aten.equal"}
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory):
+    """The device guard of fake_cuda_guard.cpp, compiled."""
+    library, root = tmp_path_factory.mktemp("guard") / "guard.so", Path(torch.__file__).parent
+    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-shared", "-fPIC", HERE / "fake_cuda_guard.cpp"]
+    subprocess.run([*command, "-I", root / "include", "-L", root / "lib", "-lc10", "-o", library], check=True)
+    return library
+
+
+def operators(guard, *models, backend="auto"):
+    """The operators that each call of fake_cuda.py reached."""
+    done = subprocess.run(
+        [sys.executable, HERE / "fake_cuda.py", guard, *models],
+        env=os.environ | {"HBERT_BACKEND": backend, "PYTHONPATH": str(HERE.parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: set(names) for name, names in json.loads(done.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def reached(guard):
+    return operators(guard, *MODELS)
+
+
+def expected(op):
+    return {f"hbert_kernels.{name}" for name in _gpu.operators(op)}
+
+
+def kernels(names):
+    return {name for name in names if name.startswith("hbert_kernels.")}
+
+
+@pytest.mark.parametrize("op", hk.OPS)
+def test_an_op_reaches_its_kernels_and_nothing_else_that_computes(reached, op):
+    assert kernels(reached[op]) == expected(op)
+    surroundings = {"expand", "ones_like", "sum", "detach", "_to_copy", "zeros", "randn", "mul_.Tensor"}
+    assert reached[op] - expected(op) - {"prim.device"} <= {f"aten.{name}" for name in surroundings}
+
+
+@pytest.mark.parametrize(
+    "model, ops",
+    {
+        "v1": ["additive_attention", "attention"],
+        "v2c": ["additive_attention", "attention", "conv_layer_norm", "layer_norm"],
+        "additive_c": ["additive_attention", "conv_layer_norm"],
+        "vanilla": ["attention", "layer_norm"],
+    }.items(),
+)
+def test_a_model_reaches_the_kernels_forward_and_backward(reached, model, ops):
+    everywhere = ["add_layer_norm", "activation_layer_norm", "masked_lm_loss"]
+    wanted = set().union(*map(expected, [*ops, *everywhere]))
+    assert wanted <= kernels(reached[model])
+    assert not any("softmax" in name or "scaled_dot_product" in name for name in reached[model])
+
+
+@pytest.mark.parametrize("call", (*hk.OPS, *MODELS))
+def test_nothing_is_read_from_the_device(reached, call):
+    assert not reached[call] & READS_OF_THE_DEVICE
+
+
+def test_the_reference_would_have_been_noticed(guard):
+    assert not any(map(kernels, operators(guard, backend="reference").values()))
+
+
+class Router:
+    """A router whose backends only say that they were reached."""
+
+    def __init__(self, monkeypatch, chosen):
+        self.calls = []
+        monkeypatch.setattr(_dispatch, "select", lambda op, *tensors: chosen)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(
+            _gpu, "implementation", lambda *names: lambda *arguments: self.calls.append((*names, arguments))
+        )
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_the_router_calls_the_chosen_backend(monkeypatch, backend):
+    router = Router(monkeypatch, backend)
+    tensor = type("OnCuda", (), {"device": torch.device("cuda", 0)})()
+    _gpu.router("layer_norm", "layer_norm_backward")(tensor, 3)
+    assert router.calls == [(backend, "layer_norm", "layer_norm_backward", (tensor, 3))]
+
+
+def test_the_router_refuses_what_no_gpu_kernel_serves(monkeypatch):
+    Router(monkeypatch, "reference")
+    with pytest.raises(hk.BackendError, match="no GPU kernel can run: attention: "):
+        _gpu.router("attention", "attention")(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "width, heads, dtype, dropout, reason",
+    [
+        (3 * 64, 4, torch.bfloat16, 0.0, None),
+        (3 * 64, 4, torch.float32, 0.0, "float16 or bfloat16, got torch.float32"),
+        (3 * 36, 3, torch.float16, 0.0, "a multiple of 8 up to 256 numbers, got 12"),
+        (3 * 512, 1, torch.float16, 0.0, "got 512"),
+        (3 * 64, 4, torch.float16, 0.1, "dropout_p is 0.1"),
+    ],
+)
+def test_flash_attention_takes_what_it_can(width, heads, dtype, dropout, reason):
+    qkv = type("OnCuda", (torch.Tensor,), {"is_cuda": True})(torch.empty(4, width, dtype=dtype))
+    given = _gpu.attention_refusal(qkv, dropout, heads)
+    assert given is reason is None or reason in given
+
+
+@pytest.mark.parametrize("backend, op", [(b, op) for b in ("triton", "cuda") for op in _gpu.implemented(b)])
+def test_every_implementation_exists(backend, op):
+    for name in _gpu.operators(op):
+        assert callable(_gpu.implementation(backend, op, name))
+
+
+@pytest.mark.parametrize(
+    "capability, refused",
+    [((8, 0), False), ((8, 9), False), ((9, 0), False), ((10, 3), False), ((12, 0), False), ((7, 5), True)],
+)
+def test_compiled_kernels_run_on_their_own_architectures_and_newer_ones(monkeypatch, capability, refused):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(_gpu._library, "cuda_architectures", lambda: ["80", "90", "100"])
+    reason = _gpu.architecture_refusal.__wrapped__(0)
+    assert (reason is not None) == refused
+    if refused:
+        assert "compute capabilities 8.0, 9.0, 10.0 and newer, this device has 7.5" in reason
+
+
+@pytest.mark.parametrize(
+    "refusal, shapes, reason",
+    [
+        ("_triton_rows", [(4, 8192)], None),
+        ("_triton_rows", [(4, 8193)], "at most 8192 wide"),
+        ("_triton_conv", [(4, 4096), (4096,), (4096,), (5, 4096)], None),
+        ("_triton_conv", [(4, 4097), (4097,), (4097,), (3, 4097)], "got 4097 and 3"),
+        ("_triton_pool", [(4, 1024), (64, 1024)], None),
+        ("_triton_pool", [(4, 1032), (12, 1032)], "at most 1024 wide"),
+        ("_triton_pool", [(4, 768), (4, 768), (96, 768)], "at most 64 heads"),
+    ],
+)
+def test_triton_says_what_is_too_large(refusal, shapes, reason):
+    on_cuda = type("OnCuda", (torch.Tensor,), {"is_cuda": True})
+    given = getattr(_gpu, refusal)(*(on_cuda(torch.empty(shape)) for shape in shapes))
+    assert given is reason is None or reason in given
