@@ -1,4 +1,6 @@
-"""Builds csrc/cpu into one shared library per wheel (tag py3-none-<platform>) with ninja, through torch's stable ABI.
+"""Builds csrc/cpu, and csrc/cuda where there is nvcc, into two shared libraries of one wheel with ninja.
+
+The tag is py3-none-<platform>: both go through torch's stable ABI.
 
 Environment:
     HBERT_BUILD      unset: build if it can be done, otherwise a pure-Python install that says why (python -m
@@ -6,6 +8,10 @@ Environment:
     HBERT_TORCH_DIR  the folder of the torch package whose headers are used; default: the torch of the environment that
                      calls pip. The library runs with every torch from 2.10 on, whichever it was built with.
     CXX              the compiler; default: the first of g++, c++, clang++.
+    HBERT_CUDA       unset: compile the CUDA kernels too if nvcc is found, go on without them if that fails. 1: compile
+                     them or fail with the reason. 0: do not.
+    HBERT_CUDA_ARCHS the GPU architectures to compile for; default: "80,90,100", of these what nvcc knows. The newest
+                     is there as PTX too, for later ones.
     HBERT_SANITIZE   1: with the address and undefined-behaviour sanitizers, in build/sanitized (see .ci/sanitizers).
 """
 
@@ -41,6 +47,7 @@ X86_LEVELS = {
 # GCC warns of its own AVX-512 headers, whose undefined vectors are meant to be.
 WARNINGS = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
 CXX_FLAGS = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno {WARNINGS}"
+CUDA_ARCHITECTURES = ("80", "90", "100")
 # A folder of its own: objects of the two builds must never meet in one library.
 SANITIZED_BUILD = {"build": {"build_base": "build/sanitized"}}
 SANITIZE = os.environ.get("HBERT_SANITIZE", "0") == "1"
@@ -90,6 +97,23 @@ def output_of(*command: str) -> str:
     return result.stdout.strip().split("\n")[0] if result.returncode == 0 else ""
 
 
+def link_line(torch: Path, to_linker: str) -> str:
+    """What both libraries are linked with, each option behind ``to_linker``.
+
+    libtorch.so is named whether a symbol of it is used or not; -z defs: every symbol must be found at link time.
+    """
+    lib = torch / "lib"
+    options = (
+        "-z,defs",
+        "--no-as-needed",
+        f"{lib}/libtorch.so",
+        "--as-needed",
+        f"{lib}/libtorch_cpu.so",
+        f"{lib}/libc10.so",
+    )
+    return " ".join(to_linker + option for option in options)
+
+
 @dataclass(frozen=True)
 class Toolchain:
     """What compiles the library on this machine."""
@@ -110,15 +134,12 @@ class Toolchain:
     def ninja_file(self, output: Path) -> str:
         """The build: each file of csrc/cpu/isa once per level, the rest once, one shared library."""
         x86 = "-DHBERT_X86" if "avx2" in self.levels else ""
-        lib = self.torch / "lib"
-        # libtorch.so is named whether a symbol of it is used or not; -z defs: every symbol must be found at link time.
-        libraries = f"-Wl,--no-as-needed {lib}/libtorch.so -Wl,--as-needed {lib}/libtorch_cpu.so {lib}/libc10.so"
         lines = [
             f"cxx = {self.compiler}",
             f"flags = {CXX_FLAGS} {x86} {os.environ.get('CXXFLAGS', '')}",
             f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {self.torch}/include",
             "rule cxx\n command = $cxx $flags $extra -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
-            f"rule link\n command = $cxx $flags -shared $in -o $out -Wl,-z,defs {libraries}",
+            f"rule link\n command = $cxx $flags -shared $in -o $out {link_line(self.torch, '-Wl,')}",
         ]
         objects = []
         for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
@@ -143,27 +164,136 @@ class Toolchain:
         }
 
 
+def find_nvcc() -> str:
+    """The CUDA compiler."""
+    homes = [os.environ[k] for k in ("CUDA_HOME", "CUDA_PATH") if k in os.environ] + ["/usr/local/cuda"]
+    found = next((path for home in homes if (path := shutil.which(f"{home}/bin/nvcc"))), None) or shutil.which("nvcc")
+    if found is None:
+        raise CannotBuild("no CUDA compiler (nvcc)", "install the CUDA toolkit, or set CUDA_HOME, then reinstall hbert")
+    return found
+
+
+@dataclass(frozen=True)
+class CudaToolchain:
+    """What compiles the CUDA library beside the other one. torch may be built without CUDA."""
+
+    host: Toolchain
+    nvcc: str = field(default_factory=find_nvcc)
+
+    def __post_init__(self) -> None:
+        unknown = [a for a in self.architectures if a not in self.known_architectures]
+        if unknown or not self.architectures:
+            known = ", ".join(self.known_architectures)
+            raise CannotBuild(
+                f"{self.nvcc} cannot compile for {', '.join(unknown) or 'any GPU'}; it knows {known}",
+                "set HBERT_CUDA_ARCHS",
+            )
+
+    @cached_property
+    def known_architectures(self) -> list[str]:
+        """What nvcc can compile for."""
+        listed = subprocess.run([self.nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+        return re.findall(r"compute_(\w+)", listed)
+
+    @cached_property
+    def architectures(self) -> list[str]:
+        """What the kernels are compiled for, oldest first."""
+        if "HBERT_CUDA_ARCHS" in os.environ:
+            return re.findall(r"\w+", os.environ["HBERT_CUDA_ARCHS"])
+        return [a for a in CUDA_ARCHITECTURES if a in self.known_architectures]
+
+    @property
+    def code_flags(self) -> str:
+        """Machine code for every architecture, and PTX of the newest."""
+        codes = [(a, f"sm_{a}") for a in self.architectures]
+        newest = self.architectures[-1]
+        return " ".join(f"-gencode=arch=compute_{a},code={code}" for a, code in [*codes, (newest, f"compute_{newest}")])
+
+    def ninja_file(self, output: Path) -> str:
+        """The build: kernels by nvcc without torch, the binding by the C++ compiler without CUDA, linked by nvcc, which
+        knows where its static runtime library is."""
+        lines = [
+            f"cxx = {self.host.compiler} {CXX_FLAGS} {os.environ.get('CXXFLAGS', '')}",
+            f"nvcc = {self.nvcc} -ccbin {self.host.compiler.split()[-1]} -std=c++17 -O3 {self.code_flags}",
+            f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {self.host.torch}/include",
+            f"""about = '-DHBERT_CUDA_ARCHITECTURES="{",".join(self.architectures)}"'""",
+            "rule cxx\n command = $cxx $torch $about -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
+            "rule nvcc\n command = $nvcc -Xcompiler=-fPIC,-fvisibility=hidden -MD -MF $out.d -c $in -o $out\n"
+            " depfile = $out.d\n deps = gcc",
+            "rule link\n command = $nvcc -shared -cudart static $in -o $out"
+            f" -Xlinker=--exclude-libs,ALL {link_line(self.host.torch, '-Xlinker=')}",
+        ]
+        objects = []
+        for source in sorted((ROOT / "csrc/cuda").glob("*.c*")):
+            objects.append(f"{source.stem}.o")
+            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+        lines.append(f"build {output}: link {' '.join(objects)}\n")
+        return "\n".join(lines)
+
+    def describe(self) -> dict[str, object]:
+        """What build_info.json records."""
+        version = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+        found = re.search(r"release \S+ V?(\S+)", version)
+        return {"nvcc": found.group(1) if found else "unknown", "architectures": self.architectures}
+
+
+def wanted(variable: str) -> str:
+    """The value of a switch of the environment: "auto", "0" or "1"."""
+    value = os.environ.get(variable, "auto")
+    if value not in ("auto", "0", "1"):
+        sys.exit(f"hbert: {variable}={value!r} is unknown; allowed: 0, 1 or unset")
+    return value
+
+
+def not_built(obstacle: CannotBuild) -> dict[str, object]:
+    """What build_info.json says of a part that is not built."""
+    return {"built": False, "reason": obstacle.reason, "fix": obstacle.fix}
+
+
 def plan() -> tuple[Toolchain | None, dict[str, object]]:
     """The toolchain (None: pure Python) and what build_info.json says."""
-    wanted = os.environ.get("HBERT_BUILD", "auto")
-    if wanted not in ("auto", "0", "1"):
-        sys.exit(f"hbert: HBERT_BUILD={wanted!r} is unknown; allowed: 0, 1 or unset")
     info: dict[str, object] = {
         "git": output_of("git", "rev-parse", "--short=12", "HEAD"),
         "platform": platform.platform(),
     }
-    if wanted == "0":
-        return None, info | {"built": False, "reason": "HBERT_BUILD=0", "fix": "reinstall without HBERT_BUILD=0"}
     try:
+        if wanted("HBERT_BUILD") == "0":
+            raise CannotBuild("HBERT_BUILD=0", "reinstall without HBERT_BUILD=0")
         toolchain = Toolchain()
     except CannotBuild as obstacle:
-        if wanted == "1":
+        if wanted("HBERT_BUILD") == "1":
             sys.exit(f"hbert: HBERT_BUILD=1, but {obstacle}")
-        return None, info | {"built": False, "reason": obstacle.reason, "fix": obstacle.fix}
+        return None, info | not_built(obstacle)
     return toolchain, info | {"built": True} | toolchain.describe()
 
 
+def plan_cuda(host: Toolchain | None) -> tuple[CudaToolchain | None, dict[str, object]]:
+    """The same for the CUDA kernels (None: without)."""
+    try:
+        if wanted("HBERT_CUDA") == "0":
+            raise CannotBuild("HBERT_CUDA=0", "reinstall without HBERT_CUDA=0")
+        if host is None:
+            raise CannotBuild("the whole package is pure Python", "see the reason of that")
+        if SANITIZE:
+            raise CannotBuild("HBERT_SANITIZE=1 is for the CPU kernels", "reinstall without HBERT_SANITIZE=1")
+        toolchain = CudaToolchain(host)
+    except CannotBuild as obstacle:
+        if wanted("HBERT_CUDA") == "1":
+            sys.exit(f"hbert: HBERT_CUDA=1, but {obstacle}")
+        return None, not_built(obstacle)
+    return toolchain, {"built": True} | toolchain.describe()
+
+
 TOOLCHAIN, BUILD_INFO = plan()
+CUDA_TOOLCHAIN, BUILD_INFO["cuda"] = plan_cuda(TOOLCHAIN)
+
+
+def write_build_info(package: Path) -> None:
+    """build_info.json in the folder of hbert_kernels, without binaries of an earlier build that would contradict it."""
+    (package / "build_info.json").write_text(json.dumps(BUILD_INFO, indent=1) + "\n")
+    for name, toolchain in (("_cpu.so", TOOLCHAIN), ("_cuda.so", CUDA_TOOLCHAIN)):
+        if toolchain is None:
+            (package / name).unlink(missing_ok=True)
 
 
 class BuildPython(build_py):
@@ -172,10 +302,7 @@ class BuildPython(build_py):
     def run(self) -> None:
         super().run()
         folder = ROOT if self.editable_mode else Path(self.build_lib)
-        (folder / "hbert_kernels/build_info.json").write_text(json.dumps(BUILD_INFO, indent=1) + "\n")
-        if TOOLCHAIN is None:
-            # A binary of an earlier build in this tree would contradict what build_info.json says.
-            (folder / "hbert_kernels/_cpu.so").unlink(missing_ok=True)
+        write_build_info(folder / "hbert_kernels")
 
 
 class BuildLibrary(build_ext):
@@ -185,15 +312,27 @@ class BuildLibrary(build_ext):
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        assert TOOLCHAIN is not None
+        is_cuda = ext.name.endswith("_cuda")
+        toolchain = CUDA_TOOLCHAIN if is_cuda else TOOLCHAIN
+        assert toolchain is not None
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(self.build_temp).resolve()
-        (folder / "isa").mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(TOOLCHAIN.ninja_file(output))
+        folder = Path(self.build_temp).resolve() / ("cuda" if is_cuda else "")
+        (folder / ("" if is_cuda else "isa")).mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(toolchain.ninja_file(output))
         ninja = [sys.executable, "-m", "ninja"] if shutil.which("ninja") is None else ["ninja"]
-        if subprocess.run([*ninja, "-C", str(folder)], check=False).returncode:
+        if subprocess.run([*ninja, "-C", str(folder)], check=False).returncode == 0:
+            return
+        if not is_cuda:
             sys.exit("hbert: compiling the kernels failed, see above; HBERT_BUILD=0 installs without them")
+        if wanted("HBERT_CUDA") == "1":
+            sys.exit("hbert: compiling the CUDA kernels failed, see above; HBERT_CUDA=0 installs without them")
+        output.unlink(missing_ok=True)
+        obstacle = CannotBuild(
+            "compiling the CUDA kernels failed", "reinstall with HBERT_CUDA=1 and pip's -v to see why"
+        )
+        BUILD_INFO["cuda"] = not_built(obstacle)
+        write_build_info(output.parent)
 
 
 class Wheel(bdist_wheel):
@@ -207,8 +346,10 @@ class Wheel(bdist_wheel):
         return "py3", "none", "any" if TOOLCHAIN is None else super().get_tag()[2]
 
 
+# Optional: without it, should compiling fail.
+CUDA_EXTENSION = [Extension("hbert_kernels._cuda", [], optional=True)] if CUDA_TOOLCHAIN else []
 setup(
-    ext_modules=[Extension("hbert_kernels._cpu", [])] if TOOLCHAIN else [],
+    ext_modules=[Extension("hbert_kernels._cpu", []), *CUDA_EXTENSION] if TOOLCHAIN else [],
     cmdclass={"build_py": BuildPython, "build_ext": BuildLibrary, "bdist_wheel": Wheel},
     options=SANITIZED_BUILD if SANITIZE else {},
 )

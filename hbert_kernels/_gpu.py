@@ -35,6 +35,7 @@ _IMPLEMENTATIONS = {
 }
 # add_layer_norm shares layer_norm's, and the forward of the loss returns the gradients.
 _BACKWARD = {"add_layer_norm": "layer_norm_backward", "masked_lm_loss": None}
+_CUDA_MAX_WIDTH, _CUDA_MAX_HEADS = 4096, 64  # of csrc/cuda
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_HEAD_MULTIPLE, _FLASH_MAX_HEAD = 8, 256
 
@@ -104,6 +105,20 @@ def cuda_refusal(*tensors: Any) -> str | None:
     return architecture_refusal(device)
 
 
+def _cuda_rows(x: Tensor | None = None, *others: Any) -> str | None:
+    if (reason := cuda_refusal(x, *others)) or x is None:
+        return reason
+    width = x.shape[-1]
+    return None if width <= _CUDA_MAX_WIDTH else f"rows are at most {_CUDA_MAX_WIDTH} wide, got {width}"
+
+
+def _cuda_pool(x: Tensor | None = None, *others: Tensor | None) -> str | None:
+    if (reason := _cuda_rows(x, *others)) or x is None or not others or others[-1] is None:
+        return reason
+    num_heads = others[-1].shape[-2]
+    return None if num_heads <= _CUDA_MAX_HEADS else f"has at most {_CUDA_MAX_HEADS} heads, got {num_heads}"
+
+
 def attention_refusal(
     qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None
 ) -> str | None:
@@ -163,12 +178,14 @@ _REFUSALS: dict[tuple[str, str], _Refusal] = {
     ("triton", "additive_pool"): _triton_pool,
     ("triton", "additive_attention"): _triton_pool,  # its scorer comes last, too
     ("triton", "masked_lm_loss"): triton_refusal,
+    ("cuda", "additive_pool"): _cuda_pool,
+    ("cuda", "additive_attention"): _cuda_pool,
     ("cuda", "attention"): attention_refusal,
 }
 
 
 def _register() -> None:
-    by_default: dict[str, _Refusal] = {"triton": _triton_rows, "cuda": cuda_refusal}
+    by_default: dict[str, _Refusal] = {"triton": _triton_rows, "cuda": _cuda_rows}
     for backend, ops in _IMPLEMENTATIONS.items():
         for op in ops:
             _dispatch.register(op, backend, _REFUSALS.get((backend, op), by_default[backend]))

@@ -154,9 +154,14 @@ def test_compiled_kernels_run_on_their_own_architectures_and_newer_ones(monkeypa
         ("_triton_pool", [(4, 1024), (64, 1024)], None),
         ("_triton_pool", [(4, 1032), (12, 1032)], "at most 1024 wide"),
         ("_triton_pool", [(4, 768), (4, 768), (96, 768)], "at most 64 heads"),
+        ("_cuda_rows", [(4, 4096)], None),
+        ("_cuda_rows", [(4, 4097)], "at most 4096 wide"),
+        ("_cuda_pool", [(4, 4096), (64, 4096)], None),
+        ("_cuda_pool", [(4, 768), (65, 768)], "at most 64 heads"),
     ],
 )
-def test_triton_says_what_is_too_large(refusal, shapes, reason):
+def test_kernels_say_what_is_too_large(monkeypatch, refusal, shapes, reason):
+    monkeypatch.setattr(_gpu._library, "cuda_load_failure", lambda: None)
     on_cuda = type("OnCuda", (torch.Tensor,), {"is_cuda": True})
     given = getattr(_gpu, refusal)(*(on_cuda(torch.empty(shape)) for shape in shapes))
     assert given is reason is None or reason in given
