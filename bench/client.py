@@ -18,6 +18,8 @@ from typing import Any
 from bench import machine
 
 REPLY_SECONDS = 900.0
+KEPT, RELEASED = "kept", "released"  # what a worker's C library does with freed memory
+HEAP_ALL, HEAP_OURS, HEAP_NONE = HEAPS = ("all", "ours", "none")  # whose workers keep it
 _WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -115,7 +117,17 @@ class PeerWorker:
         return self.process.ask(do, peer=self.peer, **arguments)
 
 
-def start_worker(suite: str, cpus: list[int]) -> WorkerProcess:
-    """Starts a worker of `suite` with one thread on each of `cpus`; its first line is the greeting."""
-    command = [sys.executable, str(_WORKER), suite, ",".join(map(str, cpus))]
-    return WorkerProcess(command, machine.thread_environment(cpus))
+@dataclass(frozen=True)
+class Setup:
+    """How all workers run: one thread on each of `cpus`, tensors on `device`, and whose `heap` is kept."""
+
+    cpus: list[int]
+    device: str = "cpu"
+    heap: str = HEAP_ALL
+
+
+def start_worker(suite: str, setup: Setup, keep_heap: bool) -> WorkerProcess:
+    """Starts a worker of `suite`; its first line is the greeting."""
+    cpus, heap = ",".join(map(str, setup.cpus)), KEPT if keep_heap else RELEASED
+    command = [sys.executable, str(_WORKER), suite, cpus, setup.device, heap]
+    return WorkerProcess(command, machine.thread_environment(setup.cpus))

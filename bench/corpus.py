@@ -28,7 +28,7 @@ def masked_batches(case: Case, folder: Path) -> dict[str, Any]:
     cache = TokenCache.build(corpus, train_tokenizer(corpus, VOCAB_SIZE))
     stream = MaskedBatches(cache, cache.train.blocks(case.seq), case.batch, seed=SEED, rate=MASK_RATE)
     batches = [stream[step] for step in range(BATCHES)]
-    path = folder / f"{case.name}.npz"
+    path = folder / f"{case.batch}x{case.seq}.npz"
     np.savez(
         path,
         input_ids=np.stack([batch.input_ids for batch in batches]),

@@ -18,6 +18,7 @@ PATIENCE = 2  # a case may take this many times the time it takes on a quiet mac
 GRACE = 4.0  # and this many seconds: one burst of other load is longer than a whole case of the kernels
 FEWEST = 3  # fewer undisturbed rounds than this give no row
 ALL_PEERS = "all peers"
+FLOOR = "floor"
 TIME, MEMORY = "time", "memory"
 
 
@@ -25,7 +26,7 @@ TIME, MEMORY = "time", "memory"
 class Case:
     """One thing to measure. `work` is what one call gets done, in the unit of the suite's rate (tokens, bytes).
 
-    `peers` are those that take part, of the suite's; None: all. `measures` is TIME, or MEMORY, which has no rounds.
+    `peers` are those that take part, of the suite's; None: all. `measures`: TIME, in rounds, or MEMORY, or both.
     """
 
     suite: str
@@ -36,7 +37,7 @@ class Case:
     work: float
     params: dict[str, Any] = field(default_factory=dict)
     peers: tuple[str, ...] | None = None
-    measures: str = TIME
+    measures: tuple[str, ...] = (TIME,)
 
 
 @dataclass(frozen=True)
@@ -91,29 +92,36 @@ Round = dict[str, Slice]
 
 @dataclass
 class Result:
-    """A case as measured: its undisturbed rounds, the number of disturbed slices, and what failed.
+    """A case as measured: its undisturbed rounds, bytes of memory, the number of disturbed slices, and what failed.
 
-    The peers with figures are those in `gates`; every round has a slice of each of them.
+    The peers with times are those in `gates`; every round has a slice of each of them.
     """
 
     case: Case
     gates: dict[str, Gate] = field(default_factory=dict)
     traits: dict[str, dict[str, str]] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
+    peak: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     def fail(self, peer: str, reason: str) -> None:
         self.gates.pop(peer, None)
-        self._note(peer, reason)
+        self.note(peer, reason)
 
     def fail_all(self, reason: str) -> None:
         self.gates.clear()
-        self._note(ALL_PEERS, reason)
+        self.note(ALL_PEERS, reason)
 
-    def _note(self, peer: str, reason: str) -> None:
+    def note(self, peer: str, reason: str) -> None:
+        """A failure that takes nothing away."""
         case = self.case
         self.failures.append(Failure(case.suite, case.name, case.dtype, peer, reason))
+
+
+def is_floor(peer: str) -> bool:
+    """Whether a peer is what the machine can do, and not a model or an op."""
+    return peer.startswith(FLOOR)
 
 
 class Worker(Protocol):
@@ -137,7 +145,19 @@ def measure(case: Case, workers: Mapping[str, Worker], effort: Effort, notify: N
             result.fail(peer, str(error))
     if result.gates:
         _run_rounds(result, workers, estimates, effort, notify)
+    if MEMORY in case.measures:
+        _weigh(result, workers, notify)
     return result
+
+
+def _weigh(result: Result, workers: Mapping[str, Worker], notify: Notify) -> None:
+    """Behind the rounds, because what a peer has kept from its first call is no part of a later one's peak."""
+    for peer in [name for name in result.gates if not is_floor(name)]:
+        notify(f"{peer}: memory")
+        try:
+            result.peak[peer] = workers[peer].ask("peak_memory")["bytes"]
+        except WorkerError as error:
+            result.note(peer, f"memory: {error}")
 
 
 def _admit(peer: str, worker: Worker, result: Result) -> float:
@@ -148,9 +168,10 @@ def _admit(peer: str, worker: Worker, result: Result) -> float:
         raise WorkerError(
             f"not timed: wrong by {gate.error:.3g} against the reference, {gate.allowed:.3g} is allowed"
         )
-    seconds = worker.ask("estimate")["seconds"]
+    estimate = worker.ask("estimate")
+    result.traits[peer] |= estimate["traits"]
     result.gates[peer] = gate
-    return seconds
+    return estimate["seconds"]
 
 
 def plan_rounds(estimates: Mapping[str, float], effort: Effort) -> tuple[dict[str, int], int]:

@@ -6,13 +6,16 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
+CLEAR_REFS = Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "one per core (checked)"
 UNCHECKED = "not checked: this system does not tell the affinity of threads"
 _VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
                  "asimd", "sve", "bf16", "i8mm")
+_FAST_BF16 = {"avx512f", "avx512_bf16", "amx_bf16", "bf16"}
 
 
 def _read(path: str) -> str:
@@ -100,10 +103,20 @@ def vector_flags() -> list[str]:
     return [flag for flag in _VECTOR_FLAGS if flag in have]
 
 
+def multiplies_bf16() -> bool:
+    """Whether the processor has products of bfloat16; torch's without them are far slower than float32."""
+    return not _FAST_BF16.isdisjoint(vector_flags())
+
+
 def last_level_cache() -> int:
     """Bytes of the largest cache that the first core sees; 32 MiB where the system does not tell."""
     sizes = [_read(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip() for index in range(5)]
     return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=32 << 20)
+
+
+def counts_peak_memory() -> bool:
+    """Whether this system tells the peak of a process's resident memory, and lets it be set back."""
+    return sys.platform.startswith("linux") and CLEAR_REFS.exists()
 
 
 def git_revision(folder: Path = ROOT) -> str:

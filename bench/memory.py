@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from torch import Tensor
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from bench import machine
+
+_STATUS = Path("/proc/self/status")
 
 
 def _resident(field: str) -> int:
@@ -28,12 +29,12 @@ def peak_extra(call: Callable[[], Iterable[Tensor]]) -> int:
     Raises:
         RuntimeError: not on Linux.
     """
-    if not (sys.platform.startswith("linux") and _CLEAR.exists()):
+    if not machine.counts_peak_memory():
         raise RuntimeError("peak memory is measured on Linux only")
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
     before = _resident("VmRSS")
-    _CLEAR.write_text("5")  # sets the peak back to what is resident now
+    machine.CLEAR_REFS.write_text("5")  # sets the peak back to what is resident now
     results = list(call())
     return _resident("VmHWM") - before - sum(result.nbytes for result in results)

@@ -13,7 +13,9 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 import hbert_kernels
-from bench.runtime import SEED, chosen_backend, hbert_traits, torch_traits
+from bench.device import Device
+from bench.runtime import DTYPES, SEED, chosen_backend, hbert_traits, torch_traits
+from bench.suites import PEERS
 from hbert import HBertConfig, HBertForMaskedLM, HBertModel
 
 VOCAB_SIZE = 30522
@@ -21,6 +23,7 @@ VOCAB_SIZE = 30522
 Dimensions = dict[str, Any]
 SIZES: dict[str, Dimensions] = {
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
+    "4x256": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
 
@@ -41,8 +44,7 @@ def _bert(head: str, size: Dimensions) -> nn.Module:
 
 
 _BUILDERS: dict[str, Callable[[str, Dimensions], nn.Module]] = {
-    "hf": _bert,
-    "hf-compile": _bert,
+    **dict.fromkeys(PEERS, _bert),
     **{
         f"hbert-{preset.replace('_', '-')}": partial(_hbert, preset)
         for preset in ("v1", "v2", "v1c", "v2c", "additive", "additive_c", "vanilla")
@@ -54,6 +56,11 @@ def build(peer: str, head: str, size: str) -> nn.Module:
     """The fp32 model of a peer with random weights (the same at every call); `head` is "encoder" or "masked_lm"."""
     torch.manual_seed(SEED)
     return _BUILDERS[peer](head, SIZES[size])
+
+
+def dtype_of(peer: str, case_dtype: str) -> torch.dtype:
+    """The dtype that a peer computes in: that of the case, or float32 for a peer that ends in "-fp32"."""
+    return torch.float32 if peer.endswith("-fp32") else DTYPES[case_dtype]
 
 
 def compiled(peer: str, model: nn.Module) -> Any:
@@ -68,17 +75,21 @@ def dense_copy(model: Any, dtype: torch.dtype) -> Any:
     return double
 
 
-def ids_and_mask(batch: int, seq: int) -> dict[str, torch.Tensor]:
-    """Random token ids int64 [batch, seq] and a mask of ones: nothing is padding, and the model is not told so."""
+def ids_and_mask(batch: int, seq: int, device: Device) -> dict[str, torch.Tensor]:
+    """Random token ids int64 [batch, seq] and a mask of ones: nothing is padding, and the model is not told so.
+
+    No mask on a GPU: the models read its values on the host, and then their forward cannot be captured in a graph.
+    """
     generator = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(5, VOCAB_SIZE, (batch, seq), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ids = torch.randint(5, VOCAB_SIZE, (batch, seq), generator=generator).to(device.place)
+    mask = {"attention_mask": torch.ones_like(ids)}
+    return {"input_ids": ids, **(mask if device.place.type == "cpu" else {})}
 
 
-def traits(peer: str, dtype: torch.dtype) -> dict[str, str]:
+def traits(peer: str, dtype: torch.dtype, device: Device) -> dict[str, str]:
     """`isa` and `backend` of a peer's kernels: torch's own, or those that hbert_kernels chooses for this dtype."""
     if not peer.startswith("hbert"):
-        return torch_traits()
-    probe = torch.empty(1, SIZES["base"]["hidden_size"], dtype=dtype)
+        return torch_traits(device)
+    probe = torch.empty(1, SIZES["base"]["hidden_size"], dtype=dtype, device=device.place)
     used = {chosen_backend(hbert_kernels.explain(op, probe)) for op in hbert_kernels.OPS}
-    return hbert_traits("+".join(sorted(used)))
+    return hbert_traits(device, "+".join(sorted(used)))

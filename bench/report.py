@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Failure, Result, Slice
-from bench.rows import COLUMNS, Memory, Row, memory_rows, time_rows
+from bench.rows import COLUMNS, Memory, Row, memory_of, memory_rows, time_rows
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Report:
         """Takes in one timed case: a row for each baseline, and for each candidate one against every baseline."""
         case = result.case
         self.rows += time_rows(result, candidates, baselines, self.about)
+        self.add_memory(memory_of(result), candidates, baselines)
         self.failures += result.failures
         self.dropped += result.dropped
         self.rounds += [
@@ -39,7 +40,7 @@ class Report:
         ]
 
     def add_memory(self, memory: Memory, candidates: Sequence[str], baselines: Sequence[str]) -> None:
-        """Takes in one case that measures memory."""
+        """Takes in the memory of one case."""
         self.rows += memory_rows(memory, candidates, baselines, self.about)
 
 

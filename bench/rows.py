@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.harness import Case, Result
-from bench.ops import FLOOR
+from bench.harness import Case, Result, is_floor
 from bench.stats import Ratio, Spread, paired_ratio, spread
 from bench.suites import SUITES
 from bench.suites.suite import FLOOR_RATIO, PEAK_MEMORY, Metric
 
 COLUMNS = (
     "suite", "case", "candidate", "baseline", "dtype", "batch", "seq", "metric", "unit", "median", "p10", "p90", "p99",
-    "ratio", "ratio_lo", "ratio_hi", "max_err", "rounds", "dropped", "threads", "isa", "backend", "torch", "cpu", "git",
-    "date",
+    "ratio", "ratio_lo", "ratio_hi", "max_err", "rounds", "dropped", "device", "threads",
+    "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
 )
 Row = dict[str, Any]
 Peers = Sequence[str]
@@ -37,13 +37,19 @@ def time_rows(result: Result, candidates: Peers, baselines: Peers, about: Mappin
     rows = [
         _time_row(result, suite.metric, *pair, about) for pair in _pairs(result.gates, candidates, baselines)
     ]
-    if FLOOR not in result.gates:
-        return rows
-    rate = suite.rate(case)
-    rows += [_time_row(result, suite.metric, FLOOR, "", about)]
-    rows += [_time_row(result, rate, peer, "", about) for peer in result.gates]
-    rows += [_floor_row(result, peer, about) for peer in result.gates if peer != FLOOR]
+    floors = [peer for peer in result.gates if is_floor(peer)]
+    rate = suite.rate(case) if floors else None
+    rows += [_time_row(result, suite.metric, floor, "", about) for floor in floors]
+    rows += [_time_row(result, rate, peer, "", about) for peer in result.gates if rate is not None]
+    pairs = ((peer, suite.floor_of(peer)) for peer in result.gates)
+    rows += [_floor_row(result, peer, floor, about) for peer, floor in pairs if floor in floors]
     return rows
+
+
+def memory_of(result: Result) -> Memory:
+    """The memory of a case that was timed too, as a case of its own name."""
+    case = dataclasses.replace(result.case, name=f"{result.case.name}/peak")
+    return Memory(case, result.peak, result.traits)
 
 
 def memory_rows(memory: Memory, candidates: Peers, baselines: Peers, about: Mapping[str, Any]) -> list[Row]:
@@ -79,11 +85,11 @@ def _ratio(result: Result, metric: Metric, candidate: str, baseline: str) -> Rat
     return paired_ratio(ours, theirs) if metric.per_second else paired_ratio(theirs, ours)
 
 
-def _floor_row(result: Result, peer: str, about: Mapping[str, Any]) -> Row:
+def _floor_row(result: Result, peer: str, floor: str, about: Mapping[str, Any]) -> Row:
     """How many times its floor's time a peer takes, round by round."""
-    ours, floor = ([done[name].typical for done in result.rounds] for name in (peer, FLOOR))
-    times = [mine / best for mine, best in zip(ours, floor, strict=True)]
-    return _result_row(result, FLOOR_RATIO, (peer, FLOOR), times, paired_ratio(floor, ours), about)
+    ours, best = ([done[name].typical for done in result.rounds] for name in (peer, floor))
+    times = [mine / least for mine, least in zip(ours, best, strict=True)]
+    return _result_row(result, FLOOR_RATIO, (peer, floor), times, paired_ratio(best, ours), about)
 
 
 def _result_row(
@@ -111,6 +117,6 @@ def _row(
         case.suite, case.name, *pair, case.dtype, case.batch, case.seq, metric.name, metric.unit,
         values.median, values.p10, values.p90, values.p99,
         ratio and ratio.value, ratio and ratio.low, ratio and ratio.high, None, 1, 0,
-        about["threads"], traits["isa"], traits["backend"],
+        about["device"], about["threads"], about["heap_kept"], traits["isa"], traits["backend"],
         about["torch"], about["cpu"], about["git"], about["date"],
     ), strict=True))

@@ -17,10 +17,11 @@ if __name__ == "__main__":  # this folder's own place on the path goes; an insta
 from rich.console import Console
 
 from bench import machine, session
+from bench.client import HEAP_ALL, HEAP_OURS, HEAPS, Setup
 from bench.harness import Effort
 from bench.ops import NAMES
 from bench.report import Report, check_writable, save
-from bench.suites import DEFAULT_SUITES, DTYPES, SUITES
+from bench.suites import DEFAULT_SUITES, DEVICES, DTYPES, SIZES, SUITES
 from bench.suites.suite import Shape, Suite, Wanted
 from bench.tables import show
 
@@ -80,11 +81,17 @@ def parser() -> argparse.ArgumentParser:
         help=f"comma-separated, of: {', '.join(SUITES)} (default: {', '.join(DEFAULT_SUITES)})")
     add("--models", type=_names("model", candidates), metavar="NAMES", help=f"of: {', '.join(candidates)}")
     add("--peers", type=_names("peer", baselines), metavar="NAMES", help=f"of: {', '.join(baselines)}")
+    add("--size", type=_names("size", SIZES), metavar="NAMES",
+        help=f"of the models, of: {', '.join(SIZES)} (default: {SIZES[0]})")
     add("--ops", type=_names("op", NAMES), metavar="NAMES", help=f"for the suite kernels, of: {', '.join(NAMES)}")
     add("--dtype", type=_names("dtype", DTYPES), metavar="NAMES", help=f"of: {', '.join(DTYPES)}")
     add("--shapes", type=_shapes, metavar="BxN,...", help="batch x tokens, e.g. 1x128,8x128")
     add("--threads", type=_threads, default=len(machine.cores()), metavar="N",
         help="cores to use, one thread on each (default: all that this process may use)")
+    add("--device", choices=DEVICES, default=DEVICES[0], help=f"where the tensors live (default: {DEVICES[0]})")
+    add("--heap", choices=HEAPS, default=HEAP_ALL,
+        help="whose workers keep freed memory (hbert_kernels.keep_heap): of all peers, of ours alone, as their users "
+             f"have it, or none (default: {HEAP_ALL})")
     add("--min-time", type=_seconds, metavar="S",
         help="seconds of calls for each peer and case (default: 2, for kernels 0.1)")
     add("--quick", action="store_true", help="fewer shapes and rounds: under 90 s, wider intervals")
@@ -93,16 +100,19 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def plan(options: argparse.Namespace, size: str = "base") -> list[session.SuitePlan]:
-    """What the command line asks for. `size` is for the tests of the benchmark itself.
+def plan(options: argparse.Namespace) -> list[session.SuitePlan]:
+    """What the command line asks for.
 
     Raises:
         ValueError: a flag does not fit a suite that was asked for.
     """
-    wanted = Wanted(options.shapes, options.dtype, options.ops, options.quick, size)
+    slow = _lacks_bf16(options)
+    dtypes = DTYPES[:1] if slow else options.dtype
     plans = []
     for suite in (SUITES[name] for name in options.suite):
         _check_fit(suite, options)
+        quick = options.quick or (slow and not suite.has_ops)
+        wanted = Wanted(options.shapes, dtypes, options.ops, quick, options.size or SIZES[:1])
         plans.append(session.SuitePlan(
             suite,
             candidates=options.models or suite.default_candidates,
@@ -113,6 +123,11 @@ def plan(options: argparse.Namespace, size: str = "base") -> list[session.SuiteP
     return plans
 
 
+def _lacks_bf16(options: argparse.Namespace) -> bool:
+    """Whether fp32 takes the place of the defaults. Models of base size then take so long that they get few tokens."""
+    return options.dtype is None and options.device == DEVICES[0] and not machine.multiplies_bf16()
+
+
 def _check_fit(suite: Suite, options: argparse.Namespace) -> None:
     named = (("--models", options.models, suite.candidates), ("--peers", options.peers, suite.baselines))
     for flag, names, allowed in named:
@@ -121,6 +136,10 @@ def _check_fit(suite: Suite, options: argparse.Namespace) -> None:
             raise ValueError(f"{flag}: the suite {suite.name} has no {unknown}; allowed: {', '.join(allowed)}")
     if options.ops and not suite.has_ops:
         raise ValueError(f"--ops: the suite {suite.name} measures models")
+    if options.size and suite.has_ops:
+        raise ValueError(f"--size: the suite {suite.name} measures ops, of one width")
+    if options.heap == HEAP_OURS and suite.one_process:
+        raise ValueError(f"--heap {HEAP_OURS}: all peers of the suite {suite.name} share a process")
     too_long = [seq for _, seq in options.shapes or () if seq > suite.max_seq]
     if too_long:
         raise ValueError(f"--shapes: the suite {suite.name} takes at most {suite.max_seq} tokens, got {too_long[0]}")
@@ -135,9 +154,13 @@ def effort(suite: Suite, options: argparse.Namespace) -> Effort:
 def about(options: argparse.Namespace, cpus: list[int], argv: Sequence[str]) -> dict[str, object]:
     """The report's header, as far as it is known before the first worker has started."""
     now = datetime.datetime.now().astimezone()
+    left_out = "no products of it here: fp32 instead, models at the shapes of --quick, unless --dtype says otherwise"
     return {
         **machine.describe(),
+        "device": options.device,
         "threads": options.threads,
+        "heap_kept": options.heap,
+        **({"bf16": left_out} if _lacks_bf16(options) else {}),
         "processors": ",".join(map(str, cpus)),
         "git": machine.git_revision(),
         "date": now.isoformat(timespec="seconds"),
@@ -146,16 +169,27 @@ def about(options: argparse.Namespace, cpus: list[int], argv: Sequence[str]) -> 
     }
 
 
-def main(argv: Sequence[str], size: str = "base") -> int:
+def _missing_device(name: str) -> str | None:
+    """Why there is no such device. Only a GPU is looked for, by torch: the coordinator needs it for nothing else."""
+    if name == DEVICES[0]:
+        return None
+    from bench.device import missing
+
+    return missing(name)
+
+
+def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and returns the exit code: 0, 1 if anything failed, 2 for bad usage, 130 if interrupted."""
     made = parser()
     options = made.parse_args(argv)
+    if reason := _missing_device(options.device):
+        made.error(f"--device {options.device}: {reason}")
     try:
         check_writable(options.out)
     except OSError as error:
         made.error(f"--out {options.out}: cannot write results there: {error.strerror}")
     try:
-        plans = plan(options, size)
+        plans = plan(options)
     except ValueError as error:
         made.error(str(error))
     cpus = machine.cores()[:options.threads]
@@ -164,7 +198,7 @@ def main(argv: Sequence[str], size: str = "base") -> int:
     save_report = functools.partial(save, report, options.out, stem)
     interrupted = False
     try:
-        session.run(plans, cpus, report, save_report)
+        session.run(plans, Setup(cpus, options.device, options.heap), report, save_report)
     except KeyboardInterrupt:
         interrupted = True
     paths = save_report()

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.client import PeerWorker, WorkerError, WorkerProcess, start_worker
-from bench.harness import ALL_PEERS, MEMORY, Case, Effort, Failure, measure
-from bench.ops import FLOOR
+from bench.client import HEAP_ALL, HEAP_NONE, HEAP_OURS, PeerWorker, Setup, WorkerError, WorkerProcess, start_worker
+from bench.harness import ALL_PEERS, TIME, Case, Effort, Failure, is_floor, measure
 from bench.progress import CaseProgress
 from bench.report import Report
 from bench.rows import Memory
@@ -31,21 +30,25 @@ class SuitePlan:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        named = self.baselines + self.candidates
-        floors = [peer for case in self.cases for peer in case.peers or () if peer == FLOOR]
-        return named + tuple(floors[:1])
+        floors = dict.fromkeys(filter(None, map(self.suite.floor_of, self.candidates)))
+        return self.baselines + self.candidates + tuple(floors)
 
     @property
     def teams(self) -> list[tuple[str, ...]]:
         """The peers of each process."""
         return [self.peers] if self.suite.one_process else [(peer,) for peer in self.peers]
 
+    def keeps_heap(self, team: tuple[str, ...], heap: str) -> bool:
+        """Whether a process keeps freed memory. A floor always does: it is what the machine can do."""
+        ours = all(peer in self.candidates for peer in team)
+        return heap == HEAP_ALL or (heap == HEAP_OURS and ours) or all(map(is_floor, team))
+
 
 class Crew:
     """The workers of one suite. One that died in a case is started anew for the next."""
 
-    def __init__(self, plan: SuitePlan, cpus: list[int], report: Report) -> None:
-        self._plan, self._cpus, self._report = plan, cpus, report
+    def __init__(self, plan: SuitePlan, setup: Setup, report: Report) -> None:
+        self._plan, self._setup, self._report = plan, setup, report
         self._workers: dict[tuple[str, ...], WorkerProcess] = {}
         self._unfit: set[tuple[str, ...]] = set()
 
@@ -62,7 +65,8 @@ class Crew:
             self._workers.pop(team).close()
         missing = [team for team in self._plan.teams if team not in self._workers and team not in self._unfit]
         for team in missing:  # all at once: most of a start is imports
-            self._workers[team] = start_worker(self._plan.suite.name, self._cpus)
+            keep_heap = self._plan.keeps_heap(team, self._setup.heap)
+            self._workers[team] = start_worker(self._plan.suite.name, self._setup, keep_heap)
         for team in missing:
             self._greet(team)
         return {
@@ -82,59 +86,62 @@ class Crew:
 
 def _note(about: dict[str, Any], greeting: dict[str, Any]) -> None:
     """Adds what only a worker knows to the header."""
-    about.update(greeting["versions"])
-    about.update(pinning=greeting["pinning"], heap=greeting["heap"])
+    about.update(greeting["versions"] | greeting["device"], pinning=greeting["pinning"])
+    if greeting["heap_refused"]:
+        about["heap_kept"] = HEAP_NONE
     if not greeting["queue_wait"]:
         about["disturbance"] = "unknown: this system has no schedstat, so no round was dropped"
 
 
-def run(plans: Sequence[SuitePlan], cpus: list[int], report: Report, save_report: Callable[[], Any]) -> None:
+def run(plans: Sequence[SuitePlan], setup: Setup, report: Report, save_report: Callable[[], Any]) -> None:
     """Measures all plans into `report`, and saves it after every case, so an interruption costs the case at hand."""
     with tempfile.TemporaryDirectory(prefix="hbert-bench-") as folder:
         for plan in plans:
             cases = _with_inputs(plan, Path(folder), report)
             with ExitStack() as stack:
-                crew = stack.enter_context(Crew(plan, cpus, report))
+                crew = stack.enter_context(Crew(plan, setup, report))
                 progress = stack.enter_context(CaseProgress(plan.suite.name, len(cases)))
                 for case in cases:
                     progress.case(f"{case.name} {case.dtype}")
-                    _run_case(case, plan, crew, cpus, report, progress)
+                    _run_case(case, plan, crew, setup, report, progress)
                     save_report()
                     progress.done()
 
 
 def _run_case(
-    case: Case, plan: SuitePlan, crew: Crew, cpus: list[int], report: Report, progress: CaseProgress
+    case: Case, plan: SuitePlan, crew: Crew, setup: Setup, report: Report, progress: CaseProgress
 ) -> None:
     part = [peer for peer in plan.peers if case.peers is None or peer in case.peers]
-    if case.measures == MEMORY:
-        report.add_memory(_weigh_all(case, part, cpus, report, progress), plan.candidates, plan.baselines)
+    if TIME not in case.measures:
+        memory = _weigh_all(case, part, plan, setup, report, progress)
+        report.add_memory(memory, plan.candidates, plan.baselines)
         return
     workers = {peer: worker for peer, worker in crew.ready().items() if peer in part}
     report.add(measure(case, workers, plan.effort, progress.step), plan.candidates, plan.baselines)
 
 
-def _weigh_all(case: Case, peers: list[str], cpus: list[int], report: Report, progress: CaseProgress) -> Memory:
+def _weigh_all(
+    case: Case, peers: list[str], plan: SuitePlan, setup: Setup, report: Report, progress: CaseProgress
+) -> Memory:
     memory = Memory(case)
     for peer in peers:
         progress.step(f"{peer}: memory")
         try:
-            memory.peak[peer], memory.traits[peer] = _weigh(case, peer, cpus, report)
+            process = start_worker(case.suite, setup, plan.keeps_heap((peer,), setup.heap))
+            memory.peak[peer], memory.traits[peer] = _weigh(case, PeerWorker(process, peer), report)
         except WorkerError as error:
             report.failures.append(Failure(case.suite, case.name, case.dtype, peer, str(error)))
     return memory
 
 
-def _weigh(case: Case, peer: str, cpus: list[int], report: Report) -> tuple[int, dict[str, str]]:
+def _weigh(case: Case, worker: PeerWorker, report: Report) -> tuple[int, dict[str, str]]:
     """A peer's memory, in a process of its own: what is left of other calls would hide a part of it."""
-    process = start_worker(case.suite, cpus)
-    worker = PeerWorker(process, peer)
     try:
-        _note(report.about, process.reply())
+        _note(report.about, worker.process.reply())
         traits = worker.ask("prepare", case=dataclasses.asdict(case))["traits"]
         return worker.ask("peak_memory")["bytes"], traits
     finally:
-        process.close()
+        worker.process.close()
 
 
 def _with_inputs(plan: SuitePlan, folder: Path, report: Report) -> list[Case]:

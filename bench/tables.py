@@ -14,6 +14,10 @@ Rows = dict[tuple[str, ...], Row]
 
 _RATES = (BANDWIDTH.name, FLOP_RATE.name)
 _BESIDE = (*_RATES, FLOOR_RATIO.name)
+_CELLS = (
+    "candidate", "median", "p10-p90", "ratio [95%]", "rate", "x floor", "max_err", "rounds (dropped)", "backend",
+)
+_TEXTS = ("candidate", "backend")
 
 
 def show(report: Report, console: Console) -> None:
@@ -35,42 +39,47 @@ def _table(suite: str, rows: list[Row]) -> Table:
     for row in rows:
         if row["metric"] not in _BESIDE:
             lines.setdefault((*_measured(row), row["metric"]), []).append(row)
-    table = _columns(suite, list(dict.fromkeys(same[0]["unit"] for same in lines.values())), bool(beside))
+    units = dict.fromkeys(same[0]["unit"] for same in lines.values())
+    columns = _columns(beside)
+    table = _headed(f"{suite} ({', '.join(units)})", columns)
     previous = None
     for same in lines.values():
         row = same[0]
         case = (row["case"], row["dtype"])
-        table.add_row(*(case if case != previous else ("", "")), *_cells(same, beside))
+        cells = _cells(same, beside)
+        table.add_row(*(case if case != previous else ("", "")), *(cells[name] for name in columns))
         previous = case
     return table
 
 
-def _cells(same: list[Row], beside: Rows) -> list[str]:
+def _columns(beside: Rows) -> list[str]:
+    """What is told of a peer; where there are rates, they take the place of the spread."""
+    metrics = {key[-1] for key in beside}
+    rates, floors = bool(metrics & set(_RATES)), FLOOR_RATIO.name in metrics
+    wanted = {"p10-p90": not rates, "rate": rates, "x floor": floors}
+    return [name for name in _CELLS if wanted.get(name, True)]
+
+
+def _cells(same: list[Row], beside: Rows) -> dict[str, str]:
     row = same[0]
-    return [
-        row["candidate"], f"{row['median']:.4g}", *([] if beside else [f"{row['p10']:.4g}-{row['p90']:.4g}"]),
-        "\n".join(map(_ratio_text, same)), *(_beside_texts(row, beside) if beside else ()),
-        "-" if row["max_err"] is None else f"{row['max_err']:.1e}",
-        f"{row['rounds']} ({row['dropped']})", row["backend"],
-    ]
-
-
-def _beside_texts(row: Row, beside: Rows) -> tuple[str, str]:
     found = {metric: beside.get((*_measured(row), metric)) for metric in _BESIDE}
     rates = [f"{rate['median']:.3g} {rate['unit']}" for name, rate in found.items() if rate and name in _RATES]
     floor = found[FLOOR_RATIO.name]
-    return "".join(rates), f"{floor['median']:.2f}" if floor else ""
+    values = (
+        row["candidate"], f"{row['median']:.4g}", f"{row['p10']:.4g}-{row['p90']:.4g}",
+        "\n".join(map(_ratio_text, same)), "".join(rates), f"{floor['median']:.2f}" if floor else "",
+        "-" if row["max_err"] is None else f"{row['max_err']:.1e}", f"{row['rounds']} ({row['dropped']})",
+        row["backend"],
+    )
+    return dict(zip(_CELLS, values, strict=True))
 
 
-def _columns(suite: str, units: list[str], has_floor: bool) -> Table:
-    table = Table(title=f"{suite} ({', '.join(units)})", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _headed(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("case", overflow="fold")
-    for heading in ("dtype", "candidate"):
-        table.add_column(heading)
-    middle = ("median", "ratio [95%]", "rate", "x floor") if has_floor else ("median", "p10-p90", "ratio [95%]")
-    for heading in (*middle, "max_err", "rounds (dropped)"):
-        table.add_column(heading, justify="right")
-    table.add_column("backend")
+    table.add_column("dtype")
+    for name in columns:
+        table.add_column(name, justify="left" if name in _TEXTS else "right")
     return table
 
 

@@ -1,4 +1,4 @@
-"""A process in which one peer, or several, are measured: `worker.py SUITE CPUS`, JSON lines in and out (client.py)."""
+"""A process in which peers are measured: `worker.py SUITE CPUS DEVICE HEAP`, JSON lines in and out (client.py)."""
 
 from __future__ import annotations
 
@@ -10,55 +10,46 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if __name__ == "__main__":  # this folder's own place on the path goes; an installed hbert comes before the checkout
     sys.path[:] = [*sys.path[1:], str(Path(__file__).resolve().parents[1])]
 
 from bench import machine
+from bench.client import KEPT
 from bench.harness import Case
 from bench.suites import SUITES
 
+if TYPE_CHECKING:
+    from bench.device import Step
+    from bench.task import Task
+
 BRIEF = 0.25  # seconds: a call below this is estimated from the best of three
+SMALL = 0.01  # seconds: in a shorter call on a GPU the host's work counts, and a captured graph is without it
 SAMPLES = 100  # a slice of more calls is timed in this many groups: microseconds are too short for the clock
-
-
-class Task(Protocol):
-    """What a suite builds for one peer and one case."""
-
-    def step(self) -> object:
-        """One call: what is timed."""
-
-    def check(self) -> tuple[float, float]:
-        """(error against the reference of the same weights, largest error allowed)."""
-
-    def traits(self) -> dict[str, str]:
-        """`isa` and `backend` that the call uses."""
-
-
-def _time(task: Task, calls: int = 1) -> float:
-    """Seconds a call, over `calls` of them."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        task.step()
-    return (time.perf_counter() - start) / calls
 
 
 class Server:
     """Answers the coordinator's requests; each public method is one request, for one of the peers of this process."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, device: str) -> None:
+        from bench.device import open_device
+
         self._builder = importlib.import_module(SUITES[suite].module).builder
+        self._device = open_device(device)
         self._case: dict[str, Any] | None = None
         self._build: Callable[[str], Any] | None = None
         self._tasks: dict[str, Any] = {}
+        self._steps: dict[str, Step] = {}  # what is timed: the task's own, or a captured graph of it
 
     def prepare(self, peer: str, case: dict[str, Any]) -> dict[str, Any]:
         if case != self._case or self._build is None:
             self._tasks.clear()  # the last case's memory goes before this one's is taken
+            self._steps.clear()
             self._build = None
-            self._build, self._case = self._builder(Case(**case)), case
-        self._tasks.pop(peer, None)
+            self._build, self._case = self._builder(Case(**case), self._device), case
+        for held in (self._tasks, self._steps):
+            held.pop(peer, None)
         self._tasks[peer] = self._build(peer)
         return {"traits": self._tasks[peer].traits()}
 
@@ -67,19 +58,26 @@ class Server:
         return {"error": error, "allowed": allowed}
 
     def estimate(self, peer: str) -> dict[str, Any]:
-        task = self._tasks[peer]
-        seconds = _time(task)
-        if seconds < BRIEF:
-            seconds = min(_time(task) for _ in range(3))
-        return {"seconds": seconds}
+        task: Task = self._tasks[peer]
+        self._steps[peer], traits = task.step, {}
+        seconds = self._seconds(task, task.step)
+        if self._device.has_graphs and task.capturable and seconds < SMALL:
+            self._steps[peer], note = self._device.captured(task.step)
+            traits = {"backend": f"{task.traits()['backend']}, {note}"}
+            seconds = self._seconds(task, self._steps[peer])
+        return {"seconds": seconds, "traits": traits}
+
+    def _seconds(self, task: Task, step: Step) -> float:
+        """Of one call; of a short one the best of three."""
+        (seconds,) = self._device.time(step, 1, 1, task.flushed)
+        return min(self._device.time(step, 1, 3, task.flushed)) if seconds < BRIEF else seconds
 
     def run(self, peer: str, calls: int) -> dict[str, Any]:
-        task = self._tasks[peer]
-        if calls > 1:
-            task.step()  # the other peers have just used the caches, and this team of threads has gone to sleep
-        group = -(-calls // SAMPLES)
+        task, step = self._tasks[peer], self._steps[peer]
+        self._device.warm_up(step, calls)
+        group = 1 if task.flushed else -(-calls // SAMPLES)
         waited, start = machine.queue_wait(), time.perf_counter()
-        seconds = [_time(task, group) for _ in range(-(-calls // group))]
+        seconds = self._device.time(step, group, -(-calls // group), task.flushed)
         wall, now = time.perf_counter() - start, machine.queue_wait()
         return {"seconds": seconds, "wait": None if waited is None or now is None else (now - waited) / wall}
 
@@ -101,15 +99,17 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _greeting(cpus: list[int]) -> dict[str, Any]:
+def _greeting(cpus: list[int], device: str, keep_heap: bool) -> dict[str, Any]:
+    from bench.device import open_device
     from bench.runtime import settle
 
-    heap = settle(len(cpus))
+    heap_kept = settle(len(cpus), keep_heap)
     return {
         "pinning": machine.check_pinning(cpus),
-        "heap": heap,
+        "heap_refused": keep_heap and not heap_kept,
         "queue_wait": machine.queue_wait() is not None,
         "versions": {package: _version(package) for package in ("torch", "transformers")},
+        "device": open_device(device).describe(),
     }
 
 
@@ -130,17 +130,17 @@ def _guarded(action: Any, *arguments: Any) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {said[0]}"}
 
 
-def main(suite: str, cpus: str) -> None:
+def main(suite: str, cpus: str, device: str, heap: str) -> None:
     protocol = _own_stdout()
 
     def send(answer: dict[str, Any]) -> None:
         protocol.write(json.dumps(answer) + "\n")
 
-    greeting = _guarded(_greeting, [int(cpu) for cpu in cpus.split(",")])
+    greeting = _guarded(_greeting, [int(cpu) for cpu in cpus.split(",")], device, heap == KEPT)
     send(greeting)
     if "failed" in greeting:
         return
-    server = Server(suite)
+    server = Server(suite, device)
     for line in sys.stdin:
         send(_guarded(_answer, server, json.loads(line)))
 

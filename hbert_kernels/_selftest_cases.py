@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import _dispatch, ops
 from ._accuracy import Function
 from .ops.activation_layer_norm import ACTIVATIONS
 
@@ -24,17 +24,36 @@ _MIXED = {  # activations, residual stream, parameters
     "float32, bfloat16 stream": (torch.float32, torch.bfloat16, torch.float32),
     "float64": (torch.float64, torch.float64, torch.float64),
 }
-_DTYPES = {name: (x, parameter) for name, (x, stream, parameter) in _MIXED.items() if x == stream}
+_MIXED_ON_GPUS = {
+    "float16": (torch.float16, torch.float16, torch.float16),
+    "float16, float32 parameters": (torch.float16, torch.float16, torch.float32),
+    "float16, float32 stream": (torch.float16, torch.float32, torch.float32),
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """An op on concrete inputs."""
+    """An op on concrete inputs; ``options`` is what a backend may refuse beside the tensors."""
 
     op: str
     label: str
     function: Function
     inputs: list[Tensor]
+    options: tuple[Any, ...] = ()
+
+    def refusal(self, backend: str) -> str | None:
+        """Why a backend cannot run it; None if it can."""
+        return _dispatch.refusal(self.op, backend, *self.inputs, *self.options)
+
+
+def _mixed(device: str) -> dict[str, tuple[torch.dtype, torch.dtype, torch.dtype]]:
+    """Activations, residual stream and parameters; float16 is for GPUs."""
+    return _MIXED if device == "cpu" else _MIXED | _MIXED_ON_GPUS
+
+
+def _dtypes(device: str) -> dict[str, tuple[torch.dtype, torch.dtype]]:
+    """Activations and parameters."""
+    return {name: (x, parameter) for name, (x, stream, parameter) in _mixed(device).items() if x == stream}
 
 
 def _normal(seed: int) -> Callable[..., Tensor]:
@@ -48,7 +67,7 @@ def _norm_cases(device: str) -> Iterator[Case]:
         random = _normal(rows * 1009 + width)
         x, residual = random(rows, width) * 2 + 5, random(rows, width)
         weight, bias = 1 + random(width) / 4, random(width)
-        for name, (activation, stream, parameter) in _MIXED.items():
+        for name, (activation, stream, parameter) in _mixed(device).items():
             label = f"{rows}x{width} {name}"
             affine = [weight.to(device, parameter), bias.to(device, parameter)]
             branch = x.to(device, activation)
@@ -66,7 +85,7 @@ def _activation_cases(device: str) -> Iterator[Case]:
             def function(x: Tensor, w: Tensor, b: Tensor, added: Tensor, name: str = activation) -> Tensor:
                 return ops.activation_layer_norm(x, w, b, activation=name, input_bias=added)
 
-            for name, (dtype, parameter) in _DTYPES.items():
+            for name, (dtype, parameter) in _dtypes(device).items():
                 inputs = [x.to(device, dtype), *(t.to(device, parameter) for t in (weight, bias, input_bias))]
                 yield Case("activation_layer_norm", f"{activation} {rows}x{width} {name}", function, inputs)
 
@@ -89,7 +108,7 @@ def _sequence_norm_cases(device: str) -> Iterator[Case]:
 
         # The taps are flat because the policy takes what has one dimension for a parameter.
         for op, function, second in (("gated_layer_norm", gated, gate), ("conv_layer_norm", conv, taps.flatten())):
-            for name, (dtype, parameter) in _DTYPES.items():
+            for name, (dtype, parameter) in _dtypes(device).items():
                 inputs = [x.to(device, dtype), *(t.to(device, parameter) for t in (second, weight, bias))]
                 yield Case(op, f"lengths {lengths} width {width} {name}", function, inputs)
 
@@ -107,7 +126,7 @@ def _pool_cases(device: str) -> Iterator[Case]:
             function = partial(
                 ops.additive_pool, cu_seqlens=cu_seqlens, max_seqlen=max(lengths), num_heads=heads, output=output
             )
-            for name, (dtype, parameter) in _DTYPES.items():
+            for name, (dtype, parameter) in _dtypes(device).items():
                 label = f"{form} lengths {lengths} {heads}x{head_dim} {name}"
                 yield Case("additive_pool", label, function, [x.to(device, dtype), scorer.to(device, parameter)])
 
@@ -121,7 +140,7 @@ def _additive_attention_cases(device: str) -> Iterator[Case]:
         varlen: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": max(lengths), "num_heads": heads}
         for form in ("direct", "key_free"):
             function = partial(_core, form=form, **varlen)
-            for name, (dtype, parameter) in _DTYPES.items():
+            for name, (dtype, parameter) in _dtypes(device).items():
                 inputs = [t.to(device, dtype) for t in (query, x)]
                 inputs += [t.to(device, parameter) for t in (*scorers, key_weight / width**0.5)]
                 yield Case("additive_attention", f"{form} lengths {lengths} {heads} heads {name}", function, inputs)
@@ -136,9 +155,9 @@ def _attention_cases(device: str) -> Iterator[Case]:
         random, cu_seqlens = _normal(sum(lengths) * 1031 + width), _cu_seqlens(lengths, device)
         qkv = random(sum(lengths), 3 * width)
         function = partial(ops.attention, cu_seqlens=cu_seqlens, max_seqlen=max(lengths), num_heads=heads)
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for dtype in dict.fromkeys(dtype for dtype, _ in _dtypes(device).values()):
             label = f"lengths {lengths} {heads}x{width // heads} {dtype}"
-            yield Case("attention", label, function, [qkv.to(device, dtype)])
+            yield Case("attention", label, function, [qkv.to(device, dtype)], options=(0.0, heads))
 
 
 def _loss_cases(device: str) -> Iterator[Case]:
@@ -154,8 +173,9 @@ def _loss_cases(device: str) -> Iterator[Case]:
         pairs = zip(hidden.split(1), labels.split(1), strict=True)
         return torch.stack([ops.masked_lm_loss(row, weight, bias, label)[0] for row, label in pairs])
 
-    for name in ("float32", "bfloat16"):
-        dtype, parameter = _DTYPES[name]
+    for name, (dtype, parameter) in _dtypes(device).items():
+        if torch.float64 in (dtype, parameter) or dtype != parameter:
+            continue
         inputs = [hidden.to(device, dtype), weight.to(device, parameter), bias.to(device, parameter)]
         yield Case("masked_lm_loss", f"{rows}x{width}x{vocab} {name}", losses, inputs)
 

@@ -20,7 +20,6 @@ FFN = 3072
 TOKENS = ((1, 128), (8, 128), (8, 512))
 COLD_FROM_TOKENS = 1024
 ITEMSIZE = {"fp32": 4, "bf16": 2}
-FLOOR = "floor"
 STREAM, GEMM = "stream", "gemm"
 
 Shape = tuple[int, int]
@@ -35,6 +34,7 @@ class Setting:
     seq: int
     step: str
     dtype: str
+    device: str = "cpu"
 
     @property
     def tokens(self) -> int:

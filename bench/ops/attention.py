@@ -11,7 +11,7 @@ from bench.ops.problem import Draw, Layout, Problem
 from hbert_kernels import attention
 
 _FILL = 0.4  # mean sequence length of the varlen case over the longest
-_PRODUCTS = {"fwd": 2, "bwd": 5}  # of n x n x d for each head: S, O; S again, dP, dV, dQ, dK
+PRODUCTS = {"fwd": 2, "bwd": 5}  # of n x n x d for each head: S, O; S again, dP, dV, dQ, dK
 
 
 def lengths(setting: Setting) -> list[int]:
@@ -28,7 +28,7 @@ def _cost(setting: Setting) -> Cost:
     """The floor is a packed product with the rows of the projection and as many operations as the attention has."""
     sizes = lengths(setting)
     tokens, squares = sum(sizes), sum(n * n for n in sizes)
-    columns = round(_PRODUCTS[setting.step] * squares / tokens)
+    columns = round(PRODUCTS[setting.step] * squares / tokens)
     reads, writes = {"fwd": (3, 1), "bwd": (5, 3)}[setting.step]
     row = tokens * HIDDEN * setting.itemsize
     return Cost(reads * row, writes * row, Gemm(tokens, HIDDEN, columns))
@@ -41,9 +41,9 @@ def _sdpa(qkv: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _problem(setting: Setting) -> Problem:
-    sizes, draw = torch.tensor(lengths(setting)), Draw(setting)
-    cu_seqlens = torch.cat([torch.zeros(1), sizes.cumsum(0)]).int()
-    valid = torch.arange(setting.seq) < sizes[:, None]
+    sizes, draw = torch.tensor(lengths(setting), device=setting.device), Draw(setting)
+    cu_seqlens = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).int()
+    valid = torch.arange(setting.seq, device=setting.device) < sizes[:, None]
     mask = None if valid.all() else valid[:, None, None]
 
     def ours(qkv: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def _cost(setting: Setting) -> Cost:
 def _problem(setting: Setting) -> Problem:
     """bf16 is what autocast makes of training: bf16 rows, fp32 decoder, which torch casts at each step."""
     draw, rows = Draw(setting), _rows(setting)
-    labels = torch.randint(_VOCAB, (rows,), generator=torch.Generator().manual_seed(rows))
+    labels = torch.randint(_VOCAB, (rows,), generator=torch.Generator().manual_seed(rows)).to(setting.device)
 
     def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return masked_lm_loss(hidden, weight, bias, labels)[0]

@@ -49,7 +49,7 @@ class Draw:
 
     def normal(self, *shape: int, scale: float = 1.0, offset: float = 0.0, dtype: str = "") -> Tensor:
         drawn = torch.randn(*shape, generator=self._generator) * scale + offset
-        return drawn.to(DTYPES[dtype or self._setting.dtype])
+        return drawn.to(self._setting.device, DTYPES[dtype or self._setting.dtype])
 
     def rows(self, width: int = HIDDEN) -> Tensor:
         """An activation [tokens, width]."""
@@ -62,4 +62,4 @@ class Draw:
 
 def uniform_cu_seqlens(setting: Setting) -> Tensor:
     """int32 [B+1] of a batch without padding."""
-    return torch.arange(0, setting.tokens + 1, setting.seq, dtype=torch.int32)
+    return torch.arange(0, setting.tokens + 1, setting.seq, dtype=torch.int32, device=setting.device)

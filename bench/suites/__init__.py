@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from bench.corpus import masked_batches
 from bench.suites.kernel_suite import KernelSuite
-from bench.suites.suite import Metric, Suite
+from bench.suites.suite import Metric, Shapes, Suite
+from bench.suites.training_suite import TrainingSuite
 
 HBERTS = ("hbert-v1", "hbert-v2", "hbert-v1c", "hbert-v2c", "hbert-additive", "hbert-additive-c", "hbert-vanilla")
-PEERS = ("hf", "hf-compile")
+PEERS = ("hf", "hf-compile", "hf-fp32")
+SIZES = ("base", "4x256", "tiny")
 DTYPES = ("fp32", "bf16")
+DEVICES = ("cpu", "cuda")
 
 _KERNELS = ("hbert", "hbert-direct", "hbert-key-free")
 _PLAIN = ("eager", "compile", "sdpa")
@@ -22,17 +25,21 @@ SUITES = {
             metric=Metric("latency", "ms", scale=1e3),
             candidates=HBERTS, baselines=PEERS,
             default_candidates=("hbert-v1", "hbert-v2"), default_baselines=("hf",),
-            default_shapes=((1, 128), (8, 128), (1, 512)), quick_shapes=((1, 128),),
             default_dtypes=DTYPES,
+            shapes=dict.fromkeys(SIZES, Shapes(((1, 128), (8, 128), (1, 512)), quick=((1, 128),))),
         ),
-        Suite(
+        TrainingSuite(
             name="throughput",
             module="bench.suites.throughput",
             metric=Metric("throughput", "tokens/s", per_second=True),
             candidates=HBERTS, baselines=PEERS,
             default_candidates=("hbert-v1", "hbert-v2"), default_baselines=("hf",),
-            default_shapes=((8, 128),), quick_shapes=((2, 128),),
             default_dtypes=("bf16",),
+            shapes={
+                "base": Shapes(((8, 128),), quick=((2, 128),)),
+                "4x256": Shapes(((32, 128),), quick=((8, 128),)),
+                "tiny": Shapes(((8, 128),), quick=((2, 128),)),
+            },
             inputs=masked_batches,
         ),
         KernelSuite(
@@ -41,7 +48,6 @@ SUITES = {
             metric=Metric("time", "ms", scale=1e3),
             candidates=_KERNELS, baselines=_PLAIN,
             default_candidates=_KERNELS, default_baselines=_PLAIN,
-            default_shapes=(), quick_shapes=(),
             default_dtypes=DTYPES,
         ),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from bench.harness import MEMORY, TIME, Case, Effort
-from bench.ops import FLOOR, NAMES, STREAM, Op, Setting, load
+from bench.harness import FLOOR, MEMORY, TIME, Case, Effort, is_floor
+from bench.ops import NAMES, STREAM, Op, Setting, load
 from bench.suites.suite import BANDWIDTH, FLOP_RATE, Metric, Suite, Wanted
 
 
@@ -43,8 +43,12 @@ class KernelSuite(Suite):
             self.name, f"{title}/{setting.batch}x{setting.seq}/{setting.step}/{where}", setting.dtype,
             setting.batch, setting.seq, op.cost(setting).work,
             params={"op": op.name, "variant": setting.variant, "step": setting.step},
-            peers=(*op.baselines, *op.candidates(setting.variant), *floor), measures=measures,
+            peers=(*op.baselines, *op.candidates(setting.variant), *floor), measures=(measures,),
         )
+
+    def floor_of(self, peer: str) -> str:
+        """One for all: the least time of the op."""
+        return "" if is_floor(peer) else FLOOR
 
     def rate(self, case: Case) -> Metric:
         """Bytes a second where the floor is a stream, operations a second where it is a product."""

@@ -10,17 +10,20 @@ import torch
 import torch._functorch.config
 from torch import Tensor
 
-from bench import machine, memory
+from bench import machine
+from bench.device import Device
 from bench.floor import Product, Stream
 from bench.gate import Gate, in_packed
-from bench.harness import MEMORY, Case
-from bench.ops import FLOOR, Setting, load
+from bench.harness import FLOOR, MEMORY, Case
+from bench.ops import Setting, load
 from bench.ops.problem import Function, Problem
 from bench.runtime import DTYPES, chosen_backend, hbert_traits, torch_traits
+from bench.task import Task
 from hbert_kernels import BackendError, explain, use_backend
 
 _BEYOND_CACHE = 2  # buffers that take turns add up to this many times the last-level cache
 _WARM_UP_TOKENS = 64
+_BACKENDS = ("cpp", "cuda", "triton")
 
 Call = Callable[[], object]
 
@@ -29,15 +32,21 @@ torch._functorch.config.donated_buffer = False
 
 
 class Subject:
-    """What the peers of one case share: the op, its setting, its tensors and its gate."""
+    """What the peers of one case share: the op, its setting, its tensors and its gate.
 
-    def __init__(self, case: Case) -> None:
-        self.op = load(case.params["op"])
-        self.setting = Setting(case.params["variant"], case.batch, case.seq, case.params["step"], case.dtype)
+    A cold case has sets of buffers that take turns; or the device empties its cache before each call.
+    """
+
+    def __init__(self, case: Case, device: Device) -> None:
+        self.op, self.device = load(case.params["op"]), device
+        variant, step = case.params["variant"], case.params["step"]
+        self.setting = Setting(variant, case.batch, case.seq, step, case.dtype, str(device.place))
         self.cost = self.op.cost(self.setting)
         self.problem = self.op.problem(self.setting)
         self.gate = Gate(self.problem, backward=self.setting.step != "fwd")
-        self.turns = _turns(self.cost.reads + self.cost.writes) if self.op.cold(self.setting) else 1
+        cold = self.op.cold(self.setting)
+        self.flushed = cold and device.flushes
+        self.turns = _turns(self.cost.reads + self.cost.writes) if cold and not device.flushes else 1
 
 
 def _turns(call_bytes: int) -> int:
@@ -45,10 +54,13 @@ def _turns(call_bytes: int) -> int:
     return max(1, -(-_BEYOND_CACHE * machine.last_level_cache() // call_bytes))
 
 
-class _Turns:
+class _Turns(Task):
     """Calls on several sets of buffers, one after the other. The last results are kept: the next ones lie elsewhere."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    capturable = True
+
+    def __init__(self, subject: Subject, calls: Sequence[Call]) -> None:
+        self._subject, self.flushed = subject, subject.flushed
         self._calls = calls
         self._results: list[object] = [None] * len(calls)
         self._turn = 0
@@ -65,7 +77,7 @@ class Kernel(_Turns):
         self._subject, self._peer = subject, peer
         self._layout = subject.problem.layouts.get(peer)
         self._function = _function(subject.problem, peer)
-        super().__init__([self._call() for _ in range(subject.turns)])
+        super().__init__(subject, [self._call() for _ in range(subject.turns)])
 
     def _inputs(self) -> list[Tensor]:
         """Activations of its own, in the peer's layout; the parameters are shared, as a model's are."""
@@ -93,16 +105,20 @@ class Kernel(_Turns):
         return self._peer in self._subject.problem.candidates
 
     def traits(self) -> dict[str, str]:
-        return hbert_traits(self._backend()) if self._is_candidate else torch_traits()
+        device = self._subject.device
+        return hbert_traits(device, self._backend()) if self._is_candidate else torch_traits(device)
 
     def _backend(self) -> str:
-        """cpp if every op inside runs on it, otherwise what the op as such runs on."""
-        try:
-            with use_backend("cpp"):
-                _forward(self._function, self._inputs())
-        except BackendError:
-            return chosen_backend(explain(self._subject.op.name))
-        return "cpp"
+        """The backend that every op inside runs on, otherwise what the op as such runs on."""
+        inputs = self._inputs()
+        for backend in _BACKENDS:
+            try:
+                with use_backend(backend):
+                    _forward(self._function, inputs)
+            except BackendError:
+                continue
+            return backend
+        return chosen_backend(explain(self._subject.op.name, inputs[0]))
 
 
 class PeakMemory:
@@ -119,28 +135,28 @@ class PeakMemory:
         subject = self._subject
         few = subject.op.problem(dataclasses.replace(subject.setting, batch=1, seq=_WARM_UP_TOKENS))
         _run_once(few, self._peer)
-        return memory.peak_extra(partial(_run_once, subject.problem, self._peer))
+        return subject.device.peak_extra(partial(_run_once, subject.problem, self._peer))
 
 
 class Floor(_Turns):
     """What the machine can do: a stream of the same bytes, as cold, or a packed product of the same size."""
 
     def __init__(self, subject: Subject) -> None:
-        cost = subject.cost
+        cost, device = subject.cost, subject.device
         calls: list[Stream] | list[Product]
         if cost.gemm is None:
-            calls = [Stream(cost.reads, cost.writes) for _ in range(subject.turns)]
+            calls = [Stream(cost.reads, cost.writes, device) for _ in range(subject.turns)]
         else:
-            calls = [Product(cost.gemm, DTYPES[subject.setting.dtype])]
+            calls = [Product(cost.gemm, DTYPES[subject.setting.dtype], device)]
         self._name = calls[0].name
-        super().__init__(calls)
+        super().__init__(subject, calls)
 
     def check(self) -> tuple[float, float]:
         """Nothing to compare."""
         return 0.0, 0.0
 
     def traits(self) -> dict[str, str]:
-        return {**torch_traits(), "backend": self._name}
+        return {**torch_traits(self._subject.device), "backend": self._name}
 
 
 def _function(problem: Problem, peer: str) -> Function:
@@ -179,13 +195,13 @@ def _run_once(problem: Problem, peer: str) -> tuple[Tensor, ...]:
     return _forward_backward(_function(problem, peer), _leaves(problem.inputs))
 
 
-def builder(case: Case) -> Callable[[str], Kernel | PeakMemory | Floor]:
+def builder(case: Case, device: Device) -> Callable[[str], Kernel | PeakMemory | Floor]:
     """What builds each peer's task of `case`."""
     torch.compiler.reset()  # the limit of recompilations counts all shapes of the same code
-    subject = Subject(case)
+    subject = Subject(case, device)
 
     def build(peer: str) -> Kernel | PeakMemory | Floor:
         if peer == FLOOR:
             return Floor(subject)
-        return (PeakMemory if case.measures == MEMORY else Kernel)(subject, peer)
+        return (PeakMemory if MEMORY in case.measures else Kernel)(subject, peer)
     return build

@@ -8,19 +8,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bench.device import Device
 from bench.harness import Case
-from bench.peers import build, compiled, dense_copy, ids_and_mask, plain_torch, traits
-from bench.runtime import DTYPES, WIDER
+from bench.peers import build, compiled, dense_copy, dtype_of, ids_and_mask, plain_torch, traits
+from bench.runtime import WIDER
+from bench.task import Task
 
 
-class Forward:
+class Forward(Task):
     """`step` is one forward in `dtype` (weights and activations) of `batch` sequences without padding."""
 
-    def __init__(self, peer: str, case: Case) -> None:
-        self._peer, self._dtype = peer, DTYPES[case.dtype]
-        self._model = build(peer, "encoder", case.params["size"]).to(self._dtype).eval()
+    capturable = True
+
+    def __init__(self, peer: str, case: Case, device: Device) -> None:
+        self._peer, self._dtype, self._device = peer, dtype_of(peer, case.dtype), device
+        self._model = build(peer, "encoder", case.params["size"]).to(device.place, self._dtype).eval()
         self._call = compiled(peer, self._model)
-        self._inputs = ids_and_mask(case.batch, case.seq)
+        self._inputs = ids_and_mask(case.batch, case.seq, device)
 
     def _forward(self, model: torch.nn.Module) -> Tensor:
         with torch.inference_mode():
@@ -38,13 +42,13 @@ class Forward:
         return _largest_error(self.step(), reference), 2 * _largest_error(plain, reference) + slack
 
     def traits(self) -> dict[str, str]:
-        return traits(self._peer, self._dtype)
+        return traits(self._peer, self._dtype, self._device)
 
 
 def _largest_error(output: Tensor, reference: Tensor) -> float:
     return (output.to(reference.dtype) - reference).abs().max().item()
 
 
-def builder(case: Case) -> Callable[[str], Forward]:
+def builder(case: Case, device: Device) -> Callable[[str], Forward]:
     """What builds each peer's task of `case`."""
-    return partial(Forward, case=case)
+    return partial(Forward, case=case, device=device)

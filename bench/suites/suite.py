@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.harness import FEWEST, Case, Effort
+from bench.harness import FEWEST, TIME, Case, Effort
 
 Shape = tuple[int, int]
 
@@ -39,7 +39,15 @@ class Wanted:
     dtypes: tuple[str, ...] | None = None
     ops: tuple[str, ...] | None = None
     quick: bool = False
-    size: str = "base"
+    sizes: tuple[str, ...] = ("base",)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The batch x tokens of a suite for one size of model: its own, and the fewer of --quick."""
+
+    full: tuple[Shape, ...]
+    quick: tuple[Shape, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Suite:
 
     `candidates` are ours, `baselines` are what they are held against; both list everything that can be asked for.
     With `one_process` all peers work in one process, else each in its own. `effort` is the default of --min-time.
+    `shapes` are those of each size of model.
     """
 
     name: str
@@ -57,9 +66,8 @@ class Suite:
     baselines: tuple[str, ...]
     default_candidates: tuple[str, ...]
     default_baselines: tuple[str, ...]
-    default_shapes: tuple[Shape, ...]
-    quick_shapes: tuple[Shape, ...]
     default_dtypes: tuple[str, ...]
+    shapes: Mapping[str, Shapes] = field(default_factory=dict)
     inputs: Callable[[Case, Path], dict[str, Any]] | None = None
 
     one_process: ClassVar[bool] = False
@@ -69,13 +77,28 @@ class Suite:
     quick_effort: ClassVar[Effort] = Effort(min_time=0.5, min_rounds=FEWEST)
 
     def cases(self, wanted: Wanted) -> list[Case]:
-        """One case for each dtype and shape, with the models in the wanted size."""
-        shapes = wanted.shapes or (self.quick_shapes if wanted.quick else self.default_shapes)
+        """One case for each size of model, dtype and shape."""
         return [
-            Case(self.name, f"{batch}x{seq}", dtype, batch, seq, work=batch * seq, params={"size": wanted.size})
-            for dtype in wanted.dtypes or self.default_dtypes for batch, seq in shapes
+            Case(
+                self.name, f"{size}/{batch}x{seq}", dtype, batch, seq, work=batch * seq, params={"size": size},
+                measures=self.measures(),
+            )
+            for size in wanted.sizes for dtype in wanted.dtypes or self.default_dtypes
+            for batch, seq in wanted.shapes or self._shapes_of(size, wanted.quick)
         ]
 
-    def rate(self, case: Case) -> Metric:
-        """What `case.work` per second is, for a suite whose cases have a floor."""
-        raise NotImplementedError(f"the suite {self.name} has no floor")
+    def _shapes_of(self, size: str, quick: bool) -> tuple[Shape, ...]:
+        shapes = self.shapes[size]
+        return shapes.quick if quick else shapes.full
+
+    def measures(self) -> tuple[str, ...]:
+        """What is measured of each case."""
+        return (TIME,)
+
+    def floor_of(self, peer: str) -> str:
+        """The peer that is the least time that `peer` could take; "" where none is known."""
+        return ""
+
+    def rate(self, case: Case) -> Metric | None:
+        """What `case.work` a second is, where that is not the suite's metric already."""
+        return None

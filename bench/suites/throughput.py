@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import cycle
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.harness import Case
-from bench.peers import build, compiled, dense_copy, plain_torch, traits
+from bench.device import Device
+from bench.floor import StepFloor
+from bench.harness import Case, is_floor
+from bench.peers import build, compiled, dense_copy, dtype_of, plain_torch, traits
 from bench.runtime import DTYPES, WIDER
+from bench.suites.training_suite import model_of
+from bench.task import Task
+from bench.training_products import products
 
 LEARNING_RATE = 1e-5
 
 
-class TrainingStep:
+class TrainingStep(Task):
     """`step` trains on the next batch; bf16 is autocast over fp32 weights, fp32 is fp32 throughout."""
 
-    def __init__(self, peer: str, case: Case) -> None:
-        self._peer, self._dtype = peer, DTYPES[case.dtype]
-        self._model = build(peer, "masked_lm", case.params["size"]).train()
+    def __init__(self, peer: str, case: Case, device: Device) -> None:
+        self._peer, self._dtype, self._device = peer, dtype_of(peer, case.dtype), device
+        self._model = build(peer, "masked_lm", case.params["size"]).to(device.place).train()
         self._call = compiled(peer, self._model)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, fused=True)
-        self._batches = _load(case.params["batches"])
+        self._batches = _load(case.params["batches"], device)
         self._upcoming = cycle(self._batches)
 
     def _backward(self, model: torch.nn.Module, batch: dict[str, Tensor], autocast: bool) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(self._device.name, torch.bfloat16, enabled=autocast):
             loss = model(**batch).loss
         loss.backward()
 
@@ -55,12 +59,20 @@ class TrainingStep:
         return error, allowed
 
     def traits(self) -> dict[str, str]:
-        return traits(self._peer, self._dtype)
+        return traits(self._peer, self._dtype, self._device)
+
+    def peak_memory(self) -> int:
+        """Bytes of a step beyond weights and optimizer state, in a process that has made steps before."""
+        def once() -> tuple[()]:
+            self.step()
+            return ()
+        return self._device.peak_extra(once)
 
 
-def _load(path: str) -> list[dict[str, Tensor]]:
+def _load(path: str, device: Device) -> list[dict[str, Tensor]]:
     with np.load(path) as stored:
         ids, labels = (torch.from_numpy(stored[name].astype(np.int64)) for name in ("input_ids", "labels"))
+    ids, labels = ids.to(device.place), labels.to(device.place)
     return [
         {"input_ids": i, "attention_mask": torch.ones_like(i), "labels": target}
         for i, target in zip(ids, labels, strict=True)
@@ -79,6 +91,16 @@ def _gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> float
     return (wrong / total) ** 0.5
 
 
-def builder(case: Case) -> Callable[[str], TrainingStep]:
+def _floor(peer: str, case: Case, device: Device) -> StepFloor:
+    with torch.device("meta"):
+        model = build(model_of(peer), "masked_lm", case.params["size"])
+    with np.load(case.params["batches"]) as stored:
+        masked = round((stored["labels"] >= 0).sum() / len(stored["labels"]))
+    return StepFloor(products(model, case.batch, case.seq, masked), DTYPES[case.dtype], device)
+
+
+def builder(case: Case, device: Device) -> Callable[[str], Task]:
     """What builds each peer's task of `case`."""
-    return partial(TrainingStep, case=case)
+    def made(peer: str) -> Task:
+        return (_floor if is_floor(peer) else TrainingStep)(peer, case, device)
+    return made

@@ -9,14 +9,16 @@ import textwrap
 import pytest
 
 from bench import machine, session
-from bench.client import WorkerError, WorkerProcess
+from bench.client import Setup, WorkerError, WorkerProcess
 from bench.harness import Case, Effort
 from bench.report import Report
 from bench.session import SuitePlan
 from bench.suites import SUITES
 from bench.suites.suite import Wanted
 
-GREETING = {"versions": {"torch": "0"}, "pinning": "p", "heap": "h", "queue_wait": False}
+GREETING = {
+    "versions": {"torch": "0"}, "device": {"device": "cpu"}, "pinning": "p", "heap_refused": False, "queue_wait": False,
+}
 LATENCY = SUITES["latency"]
 
 
@@ -85,7 +87,7 @@ def test_a_worker_that_says_nothing_is_ended(worker_of):
 
 WELL = """
 answers = dict(prepare=dict(traits=dict(isa='i', backend='b')), check=dict(error=0, allowed=1),
-               estimate=dict(seconds=0.5), run=dict(seconds=[0.5], wait=None))
+               estimate=dict(seconds=0.5, traits={}), run=dict(seconds=[0.5], wait=None))
 def answer(request):
     return answers[request['do']]
 """
@@ -102,13 +104,13 @@ def test_a_dead_worker_is_started_anew_for_the_next_case(monkeypatch, tmp_path):
     dying = DIES_ONCE.replace("FLAG", repr(str(tmp_path / "flag")))
     refuses = script("answer = None", {"failed": "RuntimeError: threads are not pinned"})
     sources = iter([script(dying), script(WELL), refuses, script(dying)])
-    monkeypatch.setattr(session, "start_worker", lambda suite, cpus: start(next(sources)))
+    monkeypatch.setattr(session, "start_worker", lambda suite, setup, keep: start(next(sources)))
     cases = tuple(Case("latency", name, "fp32", 1, 7, 7) for name in ("first", "second"))
     plan = SuitePlan(LATENCY, ("hbert-v1", "hbert-v2"), ("hf",), cases, Effort(0.1, 3))
-    about = dict.fromkeys(("threads", "torch", "cpu", "git", "date"), "x")
+    about = dict.fromkeys(("threads", "heap_kept", "torch", "cpu", "git", "date"), "x")
     report = Report(about)
     saved = []
-    session.run([plan], [0], report, lambda: saved.append(len(report.rows)))
+    session.run([plan], Setup([0]), report, lambda: saved.append(len(report.rows)))
     assert [(f.peer, f.case) for f in report.failures] == [("hbert-v2", ""), ("hf", "first")]
     assert "not pinned" in report.failures[0].reason and "out of luck" in report.failures[1].reason
     assert [(row["case"], row["candidate"], row["baseline"]) for row in report.rows] == [
@@ -121,12 +123,50 @@ def test_missing_inputs_fail_their_suite_alone(monkeypatch, tmp_path):
     def no_network(case, folder):
         raise OSError("offline")
     suite = dataclasses.replace(SUITES["throughput"], inputs=no_network)
-    cases = tuple(suite.cases(Wanted(((1, 7),), ("bf16",), size="tiny")))
+    cases = tuple(suite.cases(Wanted(((1, 7),), ("bf16",), sizes=("tiny",))))
     plan = SuitePlan(suite, ("hbert-v1",), ("hf",), cases, Effort())
     report = Report({})
-    session.run([plan], [0], report, lambda: None)
+    session.run([plan], Setup([0]), report, lambda: None)
     assert [(f.suite, f.peer, f.reason) for f in report.failures] == [
         ("throughput", "all peers", "no inputs: OSError: offline")]
+
+
+@pytest.mark.parametrize("heap, keeping", [
+    ("all", {"hf", "hbert-v1", "floor-hbert-v1"}), ("ours", {"hbert-v1", "floor-hbert-v1"}),
+    ("none", {"floor-hbert-v1"}),
+])
+def test_the_heap_is_kept_by_those_who_are_told_to(heap, keeping, monkeypatch):
+    asked = {}
+
+    class Silent:
+        alive = True
+
+        def reply(self):
+            return GREETING
+
+        def close(self):
+            pass
+
+    def begin(suite, setup, keep_heap):
+        asked[plan.teams[len(asked)]] = keep_heap
+        return Silent()
+    monkeypatch.setattr(session, "start_worker", begin)
+    plan = SuitePlan(SUITES["throughput"], ("hbert-v1",), ("hf",), (), Effort())
+    with session.Crew(plan, Setup([0], heap=heap), Report({})) as crew:
+        assert set(crew.ready()) == {"hf", "hbert-v1", "floor-hbert-v1"}
+    assert {team for (team,), kept in asked.items() if kept} == keeping
+
+
+@pytest.mark.parametrize("heap, told", [("all", "all"), ("ours", "ours")])
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_header_tells_of_a_heap_that_cannot_be_kept(heap, told, refused, monkeypatch):
+    greeting = {**GREETING, "heap_refused": refused}
+    monkeypatch.setattr(session, "start_worker", lambda *_: start(script("", greeting)))
+    report = Report({"heap_kept": heap})
+    plan = SuitePlan(LATENCY, ("hbert-v1",), ("hf",), (), Effort())
+    with session.Crew(plan, Setup([0], heap=heap), report) as crew:
+        crew.ready()
+    assert report.about["heap_kept"] == ("none" if refused else told)
 
 
 PINNING = """

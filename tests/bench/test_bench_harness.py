@@ -1,5 +1,6 @@
 """The protocol, on workers that only write down what they are asked."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -7,7 +8,19 @@ import pytest
 
 from bench import harness
 from bench.client import WorkerError
-from bench.harness import ALL_PEERS, DISTURBED, FEWEST, TRIES, Case, Effort, measure, plan_rounds, rotated
+from bench.harness import (
+    ALL_PEERS,
+    DISTURBED,
+    FEWEST,
+    MEMORY,
+    TIME,
+    TRIES,
+    Case,
+    Effort,
+    measure,
+    plan_rounds,
+    rotated,
+)
 
 CASE = Case("latency", "1x7", "fp32", 1, 7, work=7)
 TRAITS = {"isa": "none", "backend": "reference"}
@@ -16,9 +29,9 @@ TRAITS = {"isa": "none", "backend": "reference"}
 class FakeWorker:
     """Answers at once: right by `error`, `seconds` a call, waiting for its core as `waits` says (then never)."""
 
-    def __init__(self, name, log, *, error=0.0, seconds=0.25, waits=(), fails_at=None):
+    def __init__(self, name, log, *, error=0.0, seconds=0.25, waits=(), fails_at=None, peak=None):
         self.name, self.log, self.error, self.seconds = name, log, error, seconds
-        self.waits, self.fails_at, self.runs = list(waits), fails_at, 0
+        self.waits, self.fails_at, self.peak, self.runs = list(waits), fails_at, peak, 0
 
     def ask(self, do, **arguments):
         self.log.append((self.name, do))
@@ -27,17 +40,21 @@ class FakeWorker:
         if do == "check":
             return {"error": self.error, "allowed": 0.1}
         if do == "estimate":
-            return {"seconds": self.seconds}
+            return {"seconds": self.seconds, "traits": {"backend": "as timed"}}
+        if do == "peak_memory":
+            if self.peak is None:
+                raise WorkerError("not counted here")
+            return {"bytes": self.peak}
         self.runs += 1
         if self.runs == self.fails_at:
             raise WorkerError("out of memory")
         return {"seconds": [self.seconds] * arguments["calls"], "wait": self.waits.pop(0) if self.waits else 0.0}
 
 
-def run(effort=Effort(min_time=1.0, min_rounds=4), **workers):  # noqa: B008 (frozen)
+def run(effort=Effort(min_time=1.0, min_rounds=4), case=CASE, **workers):  # noqa: B008 (frozen)
     log = []
     made = {name: FakeWorker(name, log, **settings) for name, settings in workers.items()}
-    return measure(CASE, made, effort, notify=lambda text: None), log, made
+    return measure(case, made, effort, notify=lambda text: None), log, made
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -107,6 +124,26 @@ def test_a_peer_that_fails_leaves_the_others_their_rounds():
     assert [(failure.peer, failure.reason) for failure in result.failures] == [("b", "out of memory")]
     assert list(result.gates) == ["a", "c"] and len(result.rounds) == 4
     assert all({"a", "c"} <= set(done) for done in result.rounds) and workers["b"].runs == 2
+
+
+def test_memory_is_asked_for_behind_the_rounds_and_not_of_floors():
+    case = dataclasses.replace(CASE, measures=(TIME, MEMORY))
+    workers = {"a": {"peak": 5}, "b": {}, "floor-a": {"peak": 7}}
+    result, log, _ = run(case=case, **workers)
+    assert [name for name, do in log if do == "peak_memory"] == ["a", "b"]
+    assert log[-3][1] == "run" and result.peak == {"a": 5}
+    assert [(failure.peer, failure.reason) for failure in result.failures] == [("b", "memory: not counted here")]
+    assert list(result.gates) == list(workers) and len(result.rounds) == 4
+
+
+def test_memory_is_not_asked_for_unless_the_case_wants_it():
+    result, log, _ = run(a={"peak": 5})
+    assert not result.peak and "peak_memory" not in {do for _, do in log}
+
+
+def test_traits_are_those_of_what_is_timed():
+    result, _, _ = run(a={})
+    assert result.traits["a"] == {**TRAITS, "backend": "as timed"}
 
 
 def test_slow_peers_get_the_least_rounds_and_fast_ones_share_the_time():

@@ -8,11 +8,14 @@ from collections import Counter
 import pytest
 
 from bench import harness, machine, run, worker
-from bench.harness import FEWEST
-from bench.ops import FLOOR, NAMES
+from bench.device import Cpu
+from bench.harness import FEWEST, FLOOR
+from bench.ops import NAMES
 from bench.rows import COLUMNS
 from bench.suites.kernels import Floor, Kernel, Subject, builder
+from bench.task import Task
 
+CPU = Cpu()
 OPS = ["--suite", "kernels", "--ops"]
 
 
@@ -34,7 +37,8 @@ def test_the_cases_are_those_of_the_table():
     } <= names
 
 
-def test_flags_choose_among_the_cases():
+def test_flags_choose_among_the_cases(monkeypatch):
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: True)
     chosen = cases("--ops", "conv_layer_norm", "--dtype", "bf16", "--shapes", "3x5")
     assert [case.name for case in chosen] == ["conv_layer_norm/3x5/fwd/cache", "conv_layer_norm/3x5/bwd/cache"]
     quick = cases("--quick")
@@ -56,7 +60,7 @@ def small_cache(monkeypatch):
 def test_cold_buffers_take_turns_beyond_the_cache(step, small_cache):
     (case,) = [c for c in cases("--ops", "layer_norm", "--dtype", "bf16", "--shapes", "1x1024")
                if c.params["step"] == step and c.params["variant"] == "plain"]
-    subject = Subject(case)
+    subject = Subject(case, CPU)
     assert subject.turns * case.work >= 2 << 20 > (subject.turns - 1) * case.work
     kernel = Kernel(subject, "eager")
     for _ in range(subject.turns):
@@ -68,14 +72,14 @@ def test_cold_buffers_take_turns_beyond_the_cache(step, small_cache):
 
 def test_warm_buffers_are_the_same_ones():
     case = cases("--ops", "layer_norm", "--dtype", "fp32", "--shapes", "1x8")[0]
-    assert Subject(case).turns == 1
+    assert Subject(case, CPU).turns == 1
 
 
 @pytest.mark.parametrize("step", ["fwd", "bwd"])
 def test_a_wrong_kernel_is_refused(step, monkeypatch):
     (case,) = [c for c in cases("--ops", "conv_layer_norm", "--dtype", "bf16", "--shapes", "2x9")
                if c.params["step"] == step]
-    right, eager = map(builder(case), ("hbert", "eager"))
+    right, eager = map(builder(case, CPU), ("hbert", "eager"))
     error, allowed = right.check()
     assert error <= allowed
     monkeypatch.setattr(right, "_function", lambda *inputs: eager._function(*inputs) * 1.05)
@@ -84,13 +88,21 @@ def test_a_wrong_kernel_is_refused(step, monkeypatch):
 
 
 def test_a_slice_of_many_short_calls_is_timed_in_groups(monkeypatch):
-    server = worker.Server("kernels")
+    server = worker.Server("kernels", "cpu")
     steps = Counter()
 
-    class Task:
+    class Counted(Task):
         def step(self):
             steps["made"] += 1
-    server._tasks["hbert"] = Task()
+
+        def check(self):
+            return 0.0, 1.0
+
+        def traits(self):
+            return {}
+    server._tasks["hbert"] = Counted()
+    server.estimate("hbert")
+    steps.clear()
     assert len(server.run("hbert", calls=1050)["seconds"]) <= worker.SAMPLES and steps["made"] >= 1050 + 1
     steps.clear()
     assert len(server.run("hbert", calls=3)["seconds"]) == 3 and steps["made"] == 3 + 1
@@ -98,12 +110,16 @@ def test_a_slice_of_many_short_calls_is_timed_in_groups(monkeypatch):
 
 def test_a_new_case_takes_the_place_of_all_tasks(monkeypatch):
     built = []
-    monkeypatch.setattr("bench.suites.kernels.builder", lambda case: built.append(case.name) or (lambda peer: Task()))
 
-    class Task:
+    class Built:
         def traits(self):
             return {}
-    server = worker.Server("kernels")
+
+    def builder(case, device):
+        built.append(case.name)
+        return lambda peer: Built()
+    monkeypatch.setattr("bench.suites.kernels.builder", builder)
+    server = worker.Server("kernels", "cpu")
     for name, peer in [("one", "a"), ("one", "b"), ("two", "a")]:
         server.prepare(peer, {"suite": "kernels", "name": name, "dtype": "fp32", "batch": 1, "seq": 1, "work": 1.0})
     assert built == ["one", "two"] and list(server._tasks) == ["a"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import hbert_kernels
+from bench.device import Cpu
 from bench.floor import Stream, stream
 from bench.gate import Gate, in_packed
 from bench.ops import GEMM, HIDDEN, NAMES, STREAM, Setting, load
@@ -87,7 +88,7 @@ def test_a_stream_moves_the_bytes(reads, writes):
     ratios = {"add": (2, 1), "copy": (1, 1), "dot": (1, 0), "fill": (0, 1)}
     for kernel, read, written in parts:
         assert read * ratios[kernel][1] == written * ratios[kernel][0]
-    Stream(reads, writes)()
+    Stream(reads, writes, Cpu())()
 
 
 def gate_of(name, backward, variant="", dtype="bf16"):

@@ -14,7 +14,10 @@ from bench.report import Report, check_writable, save
 from bench.rows import COLUMNS, Memory
 from bench.tables import show
 
-ABOUT = {"threads": 2, "torch": "2.13.0", "cpu": "a processor", "git": "abc-dirty", "date": "2026-01-02T03:04:05"}
+ABOUT = {
+    "device": "cpu", "threads": 2, "heap_kept": "ours", "torch": "2.13.0", "cpu": "a processor", "git": "abc-dirty",
+    "date": "2026-01-02T03:04:05",
+}
 
 
 def report(*results, baselines=("hf", "hf-compile")):
@@ -34,11 +37,11 @@ def test_the_columns_are_fixed(tmp_path):
     lines = csv_path.read_text().splitlines()
     assert lines[0] == (
         "suite,case,candidate,baseline,dtype,batch,seq,metric,unit,median,p10,p90,p99,ratio,ratio_lo,ratio_hi,max_err,"
-        "rounds,dropped,threads,isa,backend,torch,cpu,git,date"
+        "rounds,dropped,device,threads,heap_kept,isa,backend,torch,cpu,git,date"
     )
     assert lines[1] == (
-        "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,1,1,1,0,3,4,2,avx2,backend of hf,2.13.0,a processor,"
-        "abc-dirty,2026-01-02T03:04:05"
+        "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,1,1,1,0,3,4,cpu,2,ours,avx2,backend of hf,2.13.0,"
+        "a processor,abc-dirty,2026-01-02T03:04:05"
     )
     assert len(lines) == 1 + 4  # two baselines, and one candidate against each
     stored = json.loads(json_path.read_text())
@@ -134,6 +137,42 @@ def test_rates_and_floor_ratios_of_a_kernel_by_hand():
         ("eager", "floor", "floor_ratio"): (4.0, "x floor", 0.25),
         ("hbert", "floor", "floor_ratio"): (2.0, "x floor", 0.5),
     }
+
+
+def training_result():
+    """bert 4 s and 96 MiB, hbert-v1 2 s and 24 MiB, of which 1 s is products; 1024 tokens a step."""
+    case = Case("throughput", "base/8x128", "bf16", 8, 128, work=1024)
+    seconds = {"hf": 4.0, "hbert-v1": 2.0, "floor-hbert-v1": 1.0}
+    return Result(
+        case, gates={peer: Gate(0.001, 1.0) for peer in seconds},
+        traits={peer: {"isa": "avx2", "backend": "b"} for peer in seconds},
+        rounds=[{peer: Slice((value,), 0.0) for peer, value in seconds.items()}] * 3,
+        peak={"hf": 96 << 20, "hbert-v1": 24 << 20},
+    )
+
+
+def test_floor_and_memory_of_a_training_step_by_hand():
+    made = Report(dict(ABOUT))
+    made.add(training_result(), ("hbert-v1",), ("hf",))
+    found = {(r["case"], r["candidate"], r["baseline"], r["metric"]): (r["median"], r["ratio"]) for r in made.rows}
+    step, peak = "base/8x128", "base/8x128/peak"
+    assert found == {
+        (step, "hf", "hf", "throughput"): (256.0, 1.0), (step, "hbert-v1", "hf", "throughput"): (512.0, 2.0),
+        (step, "floor-hbert-v1", "", "throughput"): (1024.0, None),
+        (step, "hbert-v1", "floor-hbert-v1", "floor_ratio"): (2.0, 0.5),
+        (peak, "hf", "hf", "peak_memory"): (96.0, 1.0), (peak, "hbert-v1", "hf", "peak_memory"): (24.0, 4.0),
+    }
+
+
+def test_a_table_without_rates_keeps_the_spread_beside_the_floor():
+    made = Report(dict(ABOUT))
+    made.add(training_result(), ("hbert-v1",), ("hf",))
+    console = Console(file=io.StringIO(), width=180)
+    show(made, console)
+    line, peak = [line for line in console.file.getvalue().splitlines() if " hbert-v1 " in line]
+    assert line.split() == ["hbert-v1", "512", "512-512", "2.00", "[2.00,", "2.00]", "v", "hf", "2.00", "1.0e-03", "3",
+                            "(0)", "b"]
+    assert peak.split()[:2] == ["hbert-v1", "24"]
 
 
 def test_memory_is_compared_like_time():

@@ -11,12 +11,16 @@ import hbert.data
 import hbert_kernels
 from bench import harness, machine, run
 from bench.corpus import BATCHES, masked_batches
+from bench.device import Cpu
 from bench.harness import FEWEST, Case
-from bench.peers import VOCAB_SIZE, build, ids_and_mask, traits
+from bench.peers import SIZES as BUILT_SIZES
+from bench.peers import VOCAB_SIZE, build, dtype_of, ids_and_mask, traits
 from bench.runtime import DTYPES
-from bench.suites import HBERTS, PEERS, SUITES
+from bench.suites import HBERTS, PEERS, SIZES, SUITES
 from bench.suites.latency import Forward
 from bench.suites.throughput import TrainingStep
+
+CPU = Cpu()
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def test_batches_are_full_masked_and_reproducible(local_corpus, tmp_path):
 @pytest.mark.parametrize("peer", ["hf", "hbert-v2c"])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype):
-    task = Forward(peer, latency_case(dtype))
+    task = Forward(peer, latency_case(dtype), CPU)
     error, allowed = task.check()
     assert 0 < error <= allowed
     right = task.step
@@ -71,7 +75,7 @@ def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype):
 
 @pytest.mark.parametrize("peer", ["hf", "hbert-v1"])
 def test_gate_of_a_training_step_sees_wrong_gradients(peer, local_corpus, tmp_path):
-    task = TrainingStep(peer, training_case(tmp_path))
+    task = TrainingStep(peer, training_case(tmp_path), CPU)
     error, allowed = task.check()
     assert 0 < error <= allowed < 0.05
     right = task._call
@@ -86,7 +90,7 @@ def test_gate_of_a_training_step_sees_wrong_gradients(peer, local_corpus, tmp_pa
 
 
 def test_a_training_step_trains(local_corpus, tmp_path):
-    task = TrainingStep("hbert-v1", training_case(tmp_path, "fp32"))
+    task = TrainingStep("hbert-v1", training_case(tmp_path, "fp32"), CPU)
     before = {name: value.clone() for name, value in task._model.named_parameters()}
     task.step()
     changed = [name for name, value in task._model.named_parameters() if not torch.equal(value, before[name])]
@@ -97,16 +101,29 @@ def test_a_training_step_trains(local_corpus, tmp_path):
 @pytest.mark.parametrize("peer", HBERTS + PEERS[:1])
 def test_every_named_peer_is_built_with_the_same_weights_each_time(peer):
     with torch.inference_mode():
-        first, second = (build(peer, "encoder", "tiny").eval()(**ids_and_mask(1, 7)) for _ in range(2))
+        first, second = (build(peer, "encoder", "tiny").eval()(**ids_and_mask(1, 7, CPU)) for _ in range(2))
     assert torch.equal(first.last_hidden_state, second.last_hidden_state)
     assert first.last_hidden_state.shape == (1, 7, 128)
 
 
+def test_sizes_and_shapes_are_known_to_both_sides():
+    assert set(SIZES) == set(BUILT_SIZES) == set(SUITES["latency"].shapes) == set(SUITES["throughput"].shapes)
+    assert BUILT_SIZES["4x256"]["num_hidden_layers"] == 4 and BUILT_SIZES["4x256"]["hidden_size"] == 256
+
+
+def test_the_fp32_peer_is_fp32_in_every_case(local_corpus, tmp_path):
+    assert dtype_of("hf-fp32", "bf16") == torch.float32 and dtype_of("hf", "bf16") == torch.bfloat16
+    case = training_case(tmp_path)
+    errors = {peer: TrainingStep(peer, case, CPU).check() for peer in ("hf-fp32", "hf")}
+    assert all(0 < error <= allowed for error, allowed in errors.values())
+    assert errors["hf-fp32"][1] < 1e-4 < errors["hf"][0]
+
+
 def test_traits_name_backends_that_exist():
-    assert set(traits("hbert-v1", torch.bfloat16)["backend"].split("+")) <= set(hbert_kernels.BACKENDS)
+    assert set(traits("hbert-v1", torch.bfloat16, CPU)["backend"].split("+")) <= set(hbert_kernels.BACKENDS)
     with hbert_kernels.use_backend("reference"):
-        assert traits("hbert-v1", torch.float32)["backend"] == "reference"
-    assert traits("hf", torch.float32)["backend"] == "torch"
+        assert traits("hbert-v1", torch.float32, CPU)["backend"] == "reference"
+    assert traits("hf", torch.float32, CPU)["backend"] == "torch"
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +133,9 @@ def whole_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         local_corpus.__wrapped__(folder, patch)
         patch.setattr(harness, "DISTURBED", float("inf"))  # the machine of a test run is not quiet
-        arguments = ["--shapes", "2x37", "--models", "hbert-v1", "--dtype", "bf16", "--min-time", "0.05"]
-        code = run.main([*arguments, "--threads", "1", "--out", str(folder / "results")], size="tiny")
+        models = ["--size", "tiny", "--models", "hbert-v1", "--shapes", "2x37", "--dtype", "bf16", "--heap", "ours"]
+        effort = ["--min-time", "0.05", "--threads", "1", "--out", str(folder / "results")]
+        code = run.main([*models, *effort])
     (table,), (stored,) = (folder / "results").glob("*.csv"), (folder / "results").glob("*.json")
     return code, list(csv.DictReader(table.open())), json.loads(stored.read_text())
 
@@ -125,17 +143,28 @@ def whole_run(tmp_path_factory):
 def test_a_whole_run_has_a_row_for_each_peer_and_case(whole_run):
     code, rows, stored = whole_run
     assert code == 0 and stored["failures"] == []
-    assert [(row["suite"], row["dtype"], row["candidate"], row["baseline"]) for row in rows] == [
-        ("latency", "bf16", "hf", "hf"), ("latency", "bf16", "hbert-v1", "hf"),
-        ("throughput", "bf16", "hf", "hf"), ("throughput", "bf16", "hbert-v1", "hf"),
+    assert [(row["metric"], row["candidate"], row["baseline"]) for row in rows if row["metric"] != "peak_memory"] == [
+        ("latency", "hf", "hf"), ("latency", "hbert-v1", "hf"),
+        ("throughput", "hf", "hf"), ("throughput", "hbert-v1", "hf"), ("throughput", "floor-hbert-v1", ""),
+        ("floor_ratio", "hbert-v1", "floor-hbert-v1"),
     ]
-    for row in rows:
+    for row in [row for row in rows if row["metric"] == SUITES[row["suite"]].metric.name and row["baseline"]]:
         assert float(row["median"]) > 0 and float(row["max_err"]) > 0 and int(row["rounds"]) >= FEWEST
         assert float(row["ratio_lo"]) <= float(row["ratio"]) <= float(row["ratio_hi"])
         assert row["unit"] == SUITES[row["suite"]].metric.unit
+        assert (row["dtype"], row["device"], row["heap_kept"]) == ("bf16", "cpu", "ours")
+
+
+def test_a_whole_run_measures_the_memory_of_training(whole_run):
+    found = {row["candidate"]: float(row["median"]) for row in whole_run[1] if row["metric"] == "peak_memory"}
+    # Both take at least the gradients of a decoder; BERT's logits of all tokens come on top.
+    assert set(found) == ({"hf", "hbert-v1"} if machine.counts_peak_memory() else set())
+    assert all(mebibytes > VOCAB_SIZE * 128 * 4 / 2**20 for mebibytes in found.values())
+    assert not found or found["hf"] > found["hbert-v1"]
 
 
 def test_the_header_of_a_whole_run_tells_how_it_was_measured(whole_run):
     about = whole_run[2]["about"]
-    assert about["pinning"] in (machine.PINNED, machine.UNCHECKED) and about["heap"] and about["transformers"]
+    assert about["pinning"] in (machine.PINNED, machine.UNCHECKED) and about["transformers"]
+    assert about["device"] == "cpu" and about["heap_kept"] in ("ours", "none")
     assert about["torch"] == torch.__version__ and about["threads"] == 1

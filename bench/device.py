@@ -1,0 +1,207 @@
+"""Where a worker's tensors live, how calls are timed there, and what the header says of that device."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bench import memory
+
+Step = Callable[[], object]
+
+_WARM_UP = 3  # calls on a GPU before a slice: other processes have had it, and its clocks have dropped
+_FLUSHED = 2  # a flush writes this many times the last-level cache
+_UNKNOWN_CACHE = 128 << 20
+_REASON = 80  # characters of an error that go into a row
+_CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit", "driver_version")
+
+
+class Device(Protocol):
+    """What workers need of a device.
+
+    `flushes`: calls on a cold cache are had by emptying the cache; otherwise the tasks' buffers take turns.
+    `has_graphs`: a call can be captured, and its replay is without the host's work.
+    """
+
+    name: str
+    place: torch.device
+    flushes: bool
+    has_graphs: bool
+
+    @property
+    def isa(self) -> str | None:
+        """The architecture of a GPU; None on a CPU, where it depends on whose kernels run."""
+
+    def describe(self) -> dict[str, str]:
+        """Lines of the header."""
+
+    def warm_up(self, step: Step, calls: int) -> None:
+        """What comes before a slice of `calls` timed ones."""
+
+    def time(self, step: Step, group: int, samples: int, flush: bool = False) -> list[float]:
+        """Seconds a call of `step`, of `samples` groups of `group` calls; with `flush` each starts uncached."""
+
+    def captured(self, step: Step) -> tuple[Step, str]:
+        """The replay of a captured `step`, or `step` itself; and a note on which."""
+
+    def peak_extra(self, call: Callable[[], Iterable[Tensor]]) -> int:
+        """Bytes that `call` takes at its peak, without those of the tensors that it returns."""
+
+
+class Cpu:
+    """The processor: wall clock, and memory as the kernel counts it."""
+
+    name = "cpu"
+    place = torch.device("cpu")
+    flushes = has_graphs = False
+    isa = None
+
+    def describe(self) -> dict[str, str]:
+        return {"device": "cpu"}
+
+    def warm_up(self, step: Step, calls: int) -> None:
+        """One call, where there are several: the other peers have just used the caches, and the threads sleep."""
+        if calls > 1:
+            step()
+
+    def time(self, step: Step, group: int, samples: int, flush: bool = False) -> list[float]:
+        assert not flush, "on a CPU buffers take turns"
+        return [self._seconds(step, group) for _ in range(samples)]
+
+    @staticmethod
+    def _seconds(step: Step, group: int) -> float:
+        start = time.perf_counter()
+        for _ in range(group):
+            step()
+        return (time.perf_counter() - start) / group
+
+    def captured(self, step: Step) -> tuple[Step, str]:
+        raise NotImplementedError("a CPU has no graphs")
+
+    def peak_extra(self, call: Callable[[], Iterable[Tensor]]) -> int:
+        return memory.peak_extra(call)
+
+
+class Cuda:
+    """The first CUDA or HIP device: times between events of its stream, memory as torch's allocator counts it.
+
+    All work runs on a stream of its own: a graph cannot be captured on the default one, and autograd runs a backward
+    on the stream of its forward.
+    """
+
+    name = "cuda"
+    flushes = has_graphs = True
+
+    def __init__(self, api: Any = torch.cuda, place: str = "cuda") -> None:
+        self._api, self.place = api, torch.device(place)
+        self._stream = api.Stream()
+        api.set_stream(self._stream)
+        self._scratch: Tensor | None = None
+
+    @property
+    def isa(self) -> str:
+        properties = self._api.get_device_properties(0)
+        if torch.version.hip:
+            return properties.gcnArchName.partition(":")[0]
+        return f"sm_{properties.major}{properties.minor}"
+
+    def describe(self) -> dict[str, str]:
+        properties, cache = self._api.get_device_properties(0), self._cache_bytes() / 2**20
+        return {
+            "device": properties.name,
+            "gpu": f"{self.isa}, {properties.multi_processor_count} multiprocessors, "
+                   f"{properties.total_memory / 2**30:.0f} GiB, last-level cache {cache:.0f} MiB",
+            "clocks": _clocks(),
+            "cuda": str(torch.version.cuda or torch.version.hip),
+            "fp32_products": torch.get_float32_matmul_precision(),
+        }
+
+    def warm_up(self, step: Step, calls: int) -> None:
+        for _ in range(_WARM_UP):
+            step()
+        self._api.synchronize()
+
+    def time(self, step: Step, group: int, samples: int, flush: bool = False) -> list[float]:
+        events = [self._timed(step, group, flush) for _ in range(samples)]
+        self._api.synchronize()
+        return [start.elapsed_time(end) * 1e-3 / group for start, end in events]
+
+    def _timed(self, step: Step, group: int, flush: bool) -> tuple[Any, Any]:
+        start, end = (self._api.Event(enable_timing=True) for _ in range(2))
+        if flush:
+            self._empty_cache()
+        start.record()
+        for _ in range(group):
+            step()
+        end.record()
+        return start, end
+
+    def _empty_cache(self) -> None:
+        if self._scratch is None:
+            self._scratch = torch.empty(_FLUSHED * self._cache_bytes(), dtype=torch.uint8, device=self.place)
+        self._scratch.zero_()
+
+    def _cache_bytes(self) -> int:
+        return getattr(self._api.get_device_properties(0), "L2_cache_size", 0) or _UNKNOWN_CACHE
+
+    def captured(self, step: Step) -> tuple[Step, str]:
+        """The replay of a graph of `step`; `step` itself where it cannot be captured: it reads a result, say."""
+        graph = self._api.CUDAGraph()
+        self.warm_up(step, 1)
+        try:
+            with self._api.graph(graph, stream=self._stream):
+                step()
+            graph.replay()
+            self._api.synchronize()
+        except RuntimeError as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.warm_up(step, 1)
+            return step, f"no graph: {said[:_REASON]}"
+        return graph.replay, "graph"
+
+    def peak_extra(self, call: Callable[[], Iterable[Tensor]]) -> int:
+        self._api.synchronize()
+        self._api.reset_peak_memory_stats()
+        before = self._api.memory_allocated()
+        results = list(call())
+        self._api.synchronize()
+        return self._api.max_memory_allocated() - before - sum(result.nbytes for result in results)
+
+
+def _clocks() -> str:
+    """Clocks and power limit at this moment as nvidia-smi gives them, or why it does not."""
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown (nvidia-smi: {type(error).__name__})"
+    values = done.stdout.strip().splitlines()[0].split(", ")
+    return ", ".join(f"{name} {value}" for name, value in zip(_CLOCKS, values, strict=True))
+
+
+def missing(name: str) -> str | None:
+    """Why there is no device `name` ("cpu", "cuda") here; None where there is."""
+    if name == "cpu" or torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"no CUDA device: torch {torch.__version__} is built without CUDA"
+    return f"no CUDA device: torch {torch.__version__} sees none; does nvidia-smi (rocm-smi) list one?"
+
+
+@functools.cache
+def open_device(name: str) -> Device:
+    """The device `name` ("cpu", "cuda"), the same one at every call.
+
+    Raises:
+        RuntimeError: there is none here.
+    """
+    reason = missing(name)
+    if reason is not None:
+        raise RuntimeError(reason)
+    return Cpu() if name == "cpu" else Cuda()

@@ -1,0 +1,25 @@
+"""The throughput suite, as the coordinator sees it: each of our models beside the products of its own step."""
+
+from __future__ import annotations
+
+from bench import machine
+from bench.harness import FLOOR, MEMORY, TIME
+from bench.suites.suite import Suite
+
+_PREFIX = f"{FLOOR}-"
+
+
+class TrainingSuite(Suite):
+    """Steps of training, their peak memory, and as floor the products that a model's step cannot do without."""
+
+    def measures(self) -> tuple[str, ...]:
+        return (TIME, MEMORY) if machine.counts_peak_memory() else (TIME,)
+
+    def floor_of(self, peer: str) -> str:
+        """Of our own models only: a baseline's products are other ones."""
+        return _PREFIX + peer if peer in self.candidates else ""
+
+
+def model_of(floor: str) -> str:
+    """The model whose products a floor is made of."""
+    return floor.removeprefix(_PREFIX)
