@@ -14,6 +14,7 @@ from importlib import import_module
 COMMANDS = {
     "corpus": ("hbert.data.corpus_command", "list, fetch and measure text for pretraining"),
     "tokenizer": ("hbert.data.tokenizer_command", "train or take a WordPiece tokenizer"),
+    "convert": ("hbert.convert.command", "make an HBERT encoder of a BERT, RoBERTa or DistilBERT"),
     "pretrain": ("hbert.pretrain.command", "train a masked language model under a budget of time"),
     "eval": ("hbert.evaluate.eval_command", "held-out loss and accuracy of any masked-LM checkpoint"),
     "report": ("hbert.evaluate.report_command", "draw and tabulate training runs"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def model_config(
         ValueError: an unknown arch, size or field, or values that do not fit together.
     """
     config_class = BertConfig if arch == BERT else HBertConfig
-    _check_fields(config_class, fields)
+    check_fields(config_class, fields)
     shape = dimensions(size)
     merged = {
         "vocab_size": vocab_size,
@@ -72,14 +72,25 @@ def model_config(
     if arch == BERT:
         merged.setdefault("intermediate_size", 4 * merged["hidden_size"])
         return BertConfig(**merged)
+    return hbert_config(arch, merged, others=(BERT,))
+
+
+def hbert_config(arch: str, fields: Mapping[str, Any], others: Sequence[str] = ()) -> HBertConfig:
+    """Returns the configuration of a preset, or of letters for the layers, with these fields.
+
+    ``others``: further names to list where the arch is unknown.
+
+    Raises:
+        ValueError: an unknown arch, or values that do not fit together.
+    """
     if arch in PRESETS:
-        return PRESETS[arch]("base", **merged)
+        return PRESETS[arch]("base", **fields)
     if not arch or set(arch) - set(LETTERS):
         raise ValueError(
-            f"unknown arch {arch!r}; allowed: {', '.join(PRESETS)}, {BERT}, or a letter for each layer "
+            f"unknown arch {arch!r}; allowed: {', '.join([*PRESETS, *others])}, or a letter for each layer "
             "(A additive, S self-attention) as in AASAAS"
         )
-    return HBertConfig(layer_types=arch, **merged)
+    return HBertConfig(layer_types=arch, **fields)
 
 
 def model_fields(config: PreTrainedConfig) -> dict[str, Any]:
@@ -93,7 +104,12 @@ def _own_fields(config_class: type[PreTrainedConfig]) -> list[str]:
     return [n for n in inspect.signature(config_class.__init__).parameters if n not in inherited | {"kwargs"}]
 
 
-def _check_fields(config_class: type[PreTrainedConfig], fields: Mapping[str, Any]) -> None:
+def check_fields(config_class: type[PreTrainedConfig], fields: Mapping[str, Any]) -> None:
+    """Checks names of fields.
+
+    Raises:
+        ValueError: one that this configuration has not.
+    """
     allowed = _own_fields(config_class)
     if unknown := sorted(set(fields) - set(allowed)):
         raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hbert.convert.correspondence import PARTS
 from hbert.data.errors import HbertError
 from hbert.data.sources import RECIPES as TEXT_RECIPES
 
@@ -68,6 +69,12 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="fields of the model's configuration"
     )
+    group.add_argument(
+        "--init-from", metavar="DIR", help="first weights and tokenizer of a checkpoint of the same width"
+    )
+    group.add_argument(
+        "--init-parts", choices=PARTS, help="of these: the token embedding, or all that correspond (default)"
+    )
 
 
 def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
@@ -76,7 +83,9 @@ def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--data", nargs="+", metavar="PATH", help="your own text, as in hbert corpus --text")
     group.add_argument(
-        "--tokenizer", metavar="PATH", help="folder, tokenizer.json or vocab.txt (default: trained)"
+        "--tokenizer",
+        metavar="PATH",
+        help="folder, tokenizer.json or vocab.txt (default: that of --init-from, else trained)",
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hbert.convert.correspondence import ALL, PARTS
 from hbert.data.errors import HbertError
 
 from .budget import parse_duration
-from .models import dimensions, model_config
+from .models import BERT, dimensions, model_config
 from .recipes import DEFAULT_ARCH, Recipe, hyperparameters, recipe
 
 DTYPES = ("auto", "bf16", "fp32")
@@ -35,6 +36,8 @@ class Settings:
     arch: str
     size: str
     fields: dict[str, Any]
+    init_from: str | None
+    init_parts: str | None
     recipe_name: str
     recipe: Recipe
     recipe_corpus: str | None
@@ -74,17 +77,19 @@ def resolve(options: Options) -> Settings:
     name, size = given.get("recipe", "budget"), given.get("size", "mini")
     hyper = _recipe(name, given, dimensions(size)["hidden_size"])
     arch = given.get("arch", DEFAULT_ARCH[name])
-    fields = _model_fields(given.get("set", ()))
+    fields = field_values(given.get("set", ()))
     seed = _at_least("seed", given.get("seed", 0), 0)
     settings = Settings(
         arch=arch,
         size=size,
         fields=fields,
+        init_from=given.get("init_from"),
+        init_parts=given.get("init_parts", ALL if given.get("init_from") else None),
         recipe_name=name,
         recipe=hyper,
         recipe_corpus=given.get("recipe_corpus", None if given.get("data") else DEFAULT_RECIPE_CORPUS),
         data=tuple(given.get("data", ())),
-        tokenizer=given.get("tokenizer"),
+        tokenizer=given.get("tokenizer", given.get("init_from")),
         budget=_duration(given, "budget"),
         max_steps=_count(given, "max_steps"),
         dtype=given.get("dtype", "auto"),
@@ -116,7 +121,8 @@ def _check(settings: Settings) -> None:
         raise HbertError("choose one text: --recipe-corpus or --data")
     if settings.dtype not in DTYPES:
         raise ValueError(f"dtype is {settings.dtype!r}; allowed: {', '.join(DTYPES)}")
-    if settings.recipe.document_borders and settings.arch == "bert":
+    _check_initial_weights(settings)
+    if settings.recipe.document_borders and settings.arch == BERT:
         raise ValueError("document_borders needs packed sequences, which arch bert has not")
     vocab = settings.recipe.vocab_size
     config = model_config(settings.arch, settings.size, settings.fields, settings.recipe, vocab)
@@ -127,12 +133,26 @@ def _check(settings: Settings) -> None:
         )
 
 
+def _check_initial_weights(settings: Settings) -> None:
+    if settings.init_from is None and settings.init_parts is not None:
+        raise HbertError("--init-parts goes with --init-from")
+    if settings.init_parts not in (None, *PARTS):
+        raise ValueError(f"init_parts is {settings.init_parts!r}; allowed: {', '.join(PARTS)}")
+    if settings.init_from is not None and settings.arch == BERT:
+        raise ValueError(f"--init-from needs a model of ours, which arch {BERT} is not")
+
+
 def _recipe(name: str, given: Options, hidden_size: int) -> Recipe:
     base = recipe(name, hidden_size)
     return replace(base, **{name: given[name] for name in hyperparameters() if name in given})
 
 
-def _model_fields(assignments: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def field_values(assignments: Iterable[str]) -> dict[str, Any]:
+    """Returns the fields of words like ``norm_style=post_ln``; values are JSON, or text where they are not.
+
+    Raises:
+        ValueError: a word without a name or without ``=``.
+    """
     fields: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")

@@ -14,8 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from hbert.convert.initial import InitialWeights
 from hbert.data.errors import HbertError
 from hbert.data.token_cache import TokenCache
+from hbert.data.tokenizer import load_tokenizer
+from hbert.modeling import HBertForMaskedLM
 
 from . import folder, machine
 from .batches import StepBatches
@@ -121,12 +124,17 @@ class _Run:
         self.recipe = settings.recipe
         self.state = State()
         self.dtype = self._dtype() if record is None else record["dtype"]
+        self.init: dict[str, Any] | None = None
 
     def run(self) -> Outcome:
         settings, main = self.settings, self.accelerator.is_main_process
+        initial = self._initial_weights()
         with self.state.timed("data"), self.accelerator.main_process_first():
             text = prepare_text(settings, self.display.say if main else _silent)
         engine = build_engine(settings, text.cache, self.accelerator, self.dtype)
+        if initial is not None:
+            self._initialize(engine, initial)
+        del initial  # as large as the model, and the run is long
         batches = build_batches(settings, text.cache, self.accelerator)
         if settings.compile:
             with self.state.timed("compile"), engine.rehearsal():
@@ -148,6 +156,24 @@ class _Run:
         if self.settings.dtype != "auto":
             return self.settings.dtype
         return "bf16" if machine.native_bf16(self.accelerator.device) else "fp32"
+
+    def _initial_weights(self) -> InitialWeights | None:
+        """The weights of --init-from for a new run, read before any work and checked against its model."""
+        settings = self.settings
+        if self.record is not None or settings.init_from is None or settings.init_parts is None:
+            return None
+        initial = InitialWeights.read(settings.init_from, settings.init_parts)
+        assert settings.tokenizer is not None
+        vocab_size = load_tokenizer(settings.tokenizer).get_vocab_size()
+        config = model_config(settings.arch, settings.size, settings.fields, self.recipe, vocab_size)
+        initial.check(config, settings.tokenizer)
+        return initial
+
+    def _initialize(self, engine: Engine, initial: InitialWeights) -> None:
+        assert isinstance(engine.model, HBertForMaskedLM)
+        self.init = initial.apply(engine.model)
+        moved = self.init["parameters"]
+        self.display.say(f"first weights from {initial.folder} ({initial.parts}): {moved:,} parameters")
 
     def _begin(self, text: Text, engine: Engine, batches: StepBatches) -> dict[str, Any]:
         plan = self._plan(engine, batches)
@@ -218,6 +244,7 @@ class _Run:
             "recipe": {"name": self.settings.recipe_name, **asdict(self.recipe)},
             "model": model_fields(engine.model.config),
             "parameters": parameter_counts(engine.model),
+            "init": self.init,
             **text.record(),
             "plan": asdict(plan),
             "max_steps": plan.max_steps,
