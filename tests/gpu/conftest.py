@@ -1,13 +1,35 @@
-"""Triton kernels run in the interpreter on CPU tensors, every launch checked (triton_interpreter.py)."""
+"""Triton kernels run in the interpreter on CPU tensors, every launch checked (triton_interpreter.py).
+
+What a machine lacks, a toolkit or Triton, is not tested there, and the header of the test run says so.
+"""
+
+import importlib.util
 
 import pytest
 import torch
-from triton_interpreter import checked  # before every module with @triton.jit
+from cuda_shim_build import find_cuda_home
+
+MISSING = {}
+if importlib.util.find_spec("triton") is None:
+    MISSING["test_triton_*.py"] = "Triton"
+if find_cuda_home() is None:
+    MISSING["test_cuda_*.py"] = "a CUDA toolkit"
+collect_ignore_glob = list(MISSING)
+
+if "test_triton_*.py" not in MISSING:
+    from triton_interpreter import checked  # before every module with @triton.jit
+
+
+def pytest_report_header():
+    return [f"tests/gpu: {pattern} left out, {what} is not installed" for pattern, what in MISSING.items()]
 
 
 @pytest.fixture(autouse=True)
-def launches():
-    """The checked launches of the test; one thread, since the interpreter runs on one."""
+def launches(request):
+    """The checked launches of a Triton test; one thread, since the interpreter runs on one."""
+    if not request.path.name.startswith("test_triton_"):
+        yield None
+        return
     torch.set_num_threads(1)
     with checked() as record:
         yield record

@@ -33,15 +33,18 @@ TORCH_TARGET_VERSION = "0x020a000000000000"
 WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 
 
-def cuda_home() -> Path:
-    """The folder of the CUDA toolkit, whose headers the kernels include."""
+def find_cuda_home() -> Path | None:
+    """The folder of the CUDA toolkit, whose headers the kernels include; None without one."""
     nvcc = shutil.which("nvcc")
     candidates = [Path(os.environ[k]) for k in ("CUDA_HOME", "CUDA_PATH") if k in os.environ]
     candidates += [Path("/usr/local/cuda"), *([Path(nvcc).resolve().parents[1]] if nvcc else [])]
-    found = next((c for c in candidates if (c / "include/cuda_bf16.h").exists()), None)
-    assert found is not None, (
-        f"no CUDA toolkit in {', '.join(map(str, candidates))}: install one, or set CUDA_HOME"
-    )
+    return next((c for c in candidates if (c / "include/cuda_bf16.h").exists()), None)
+
+
+def cuda_home() -> Path:
+    """The same, where there must be one."""
+    found = find_cuda_home()
+    assert found is not None, "no CUDA toolkit: install one, or set CUDA_HOME"
     return found
 
 

@@ -8,8 +8,8 @@ from hbert_kernels import _accuracy
 def assert_accurate(op, formula, inputs, summed_rows=1):
     """Outputs and gradients of ``op`` obey the policy; those of all inputs but the first are sums over rows.
 
-    What plain torch loses is the error of the formula at the dtypes of the inputs, the largest on these and on inputs
-    that differ by an ulp: a single one is a matter of luck.
+    What plain torch loses is the error of the formula at the dtypes of the inputs, the largest on these and on
+    inputs that differ by an ulp: a single one is a matter of luck.
     """
     exact = checks.evaluate(formula, [t.double() for t in inputs])
     plain = _accuracy._plain_bounds(formula, inputs, exact)
