@@ -4,7 +4,8 @@ Activations are packed tokens [T, H] with ``cu_seqlens`` [B+1]: no kernel sees a
 ``python -m hbert_kernels.info`` for what runs on this machine.
 """
 
-from . import _gpu, nn
+from . import _gpu as _gpu  # registers what runs on GPUs
+from . import nn
 from ._dispatch import BACKENDS, OPS, BackendError, explain, use_backend
 from ._library import cpu_capability
 from ._version import __version__

@@ -91,7 +91,7 @@ def architecture_refusal(device: int) -> str | None:
     if serves or capability > max(built):
         return None
     names = ", ".join(f"{major}.{minor}" for major, minor in built)
-    return f"is compiled for compute capabilities {names} and newer, this device has {'%d.%d' % capability}"
+    return f"is compiled for compute capabilities {names} and newer, this device has {capability[0]}.{capability[1]}"
 
 
 def cuda_refusal(*tensors: Any) -> str | None:
@@ -189,7 +189,8 @@ def _register() -> None:
     for backend, ops in _IMPLEMENTATIONS.items():
         for op in ops:
             _dispatch.register(op, backend, _REFUSALS.get((backend, op), by_default[backend]))
-    for name, op in {name: op for op in _dispatch.OPS for name in operators(op)}.items():
+    by_operator = {name: op for op in _dispatch.OPS for name in operators(op)}
+    for name, op in by_operator.items():
         _library.implement(name, router(op, name), "CUDA")
 
 

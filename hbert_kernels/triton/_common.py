@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .limits import MAX_WIDTH
-
 # Parts of a parameter's gradient, and rows of a part: few parts cost little traffic, many fill a GPU.
 MAX_PARTS = 512
 MIN_ROWS = 8
