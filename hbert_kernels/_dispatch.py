@@ -92,6 +92,8 @@ def refusal(op: str, backend: str, *tensors: Any) -> str | None:
 
 
 def _tell_fallback(op: str, reasons: list[str]) -> None:
+    # What is for another kind of device was never meant to run.
+    reasons = [reason for reason in reasons if ": runs on " not in reason] or reasons
     if torch.compiler.is_compiling() or not reasons or reasons[0] in _fallbacks_told:
         return
     _fallbacks_told.add(reasons[0])

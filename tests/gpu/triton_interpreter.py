@@ -240,8 +240,9 @@ class _Memory:
             raise KernelFault(self._outside(kind, int(addresses[unknown][0]), size))
 
     def _outside(self, kind: str, address: int, size: int) -> str:
-        distance, name, extent = min((abs(address - r.begin), r.name, r.end - r.begin) for r in self.ranges)
-        where = f"{distance} bytes from the start of {name}, which has {extent}"
+        nearest = min(self.ranges, key=lambda r: max(r.begin - address, address + size - r.end))
+        extent = nearest.end - nearest.begin
+        where = f"{address - nearest.begin} bytes from the start of {nearest.name}, which has {extent}"
         return f"{kind} of {size} bytes outside all tensors by program {_builder.grid_idx}: {where}"
 
     def _touch(self, kind: str, r: _Range, offsets: np.ndarray, size: int) -> None:
