@@ -12,7 +12,6 @@ from bench.pretraining.plan import ARMS, Run, sweep
 
 RESULTS = ROOT / "docs" / "results" / "pretraining"
 CALIBRATION = RESULTS / "calibration.json"
-_KEPT = ("run.json", "metrics.jsonl")
 
 
 def folder(run: Run) -> Path:
@@ -32,8 +31,11 @@ def keep(run: Run, out: Path) -> None:
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name in _KEPT:
-        shutil.copyfile(out / name, temporary / name)
+    record = json.loads((out / "run.json").read_text())
+    # Where the cache was means nothing elsewhere; its name is the digest of text and tokenizer.
+    record["token_cache"] = Path(record["token_cache"]).name
+    (temporary / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.copyfile(out / "metrics.jsonl", temporary / "metrics.jsonl")
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hbert.data.errors import HbertError
 from hbert.data.ngram import NgramMarks, ngram_marks
-from hbert.data.storage import content_key, read_json, write_json
+from hbert.data.storage import cache_dir, content_key, read_json, write_json
 from hbert.data.token_cache import TokenCache
 from hbert.data.tokenizer import load_tokenizer, tokenizer_digest
 
@@ -42,10 +42,12 @@ def marks_of(runs: Sequence[Run], folder: Path) -> dict[tuple[str, str], NgramMa
 
 def _tokens(run: Run) -> TokenCache:
     info = run.info
-    if (Path(info.token_cache) / "meta.json").is_file():
-        cache = TokenCache(info.token_cache)
-        if (cache.meta["corpus"], cache.meta["tokenizer_sha256"]) == run.text_key:
-            return cache
+    # A record that was moved to another machine: its tokens may be in the cache there.
+    for folder in (Path(info.token_cache), cache_dir() / "tokens" / Path(info.token_cache).name):
+        if (folder / "meta.json").is_file():
+            cache = TokenCache(folder)
+            if (cache.meta["corpus"], cache.meta["tokenizer_sha256"]) == run.text_key:
+                return cache
     corpus, tokenizer = info.load_corpus(), load_tokenizer(run.path)
     if (corpus.fingerprint, tokenizer_digest(tokenizer)) != run.text_key:
         raise HbertError(f"the text or the tokenizer of {run.label} is no longer the one it was trained with")

@@ -181,10 +181,11 @@ def test_a_report_without_the_text_says_so(capsys, tmp_path, make_run, text_file
     assert "No n-gram marks" in Page((out / "index.html").read_text()).text
 
 
-def test_a_run_without_a_tokenizer_file_yet_has_its_token_cache(
-    capsys, tmp_path, make_run, corpus, tokenizer, cache
+@pytest.mark.parametrize("kept", ["path", "name"])
+def test_a_run_without_a_tokenizer_file_has_its_token_cache(
+    capsys, tmp_path, make_run, corpus, tokenizer, cache, kept
 ):
-    info = run_info(corpus, tokenizer, 30, token_cache=str(cache.path))
+    info = run_info(corpus, tokenizer, 30, token_cache=str(cache.path if kept == "path" else cache.path.name))
     folder, out = make_run("one", [0.1], info), tmp_path / "report"
     (folder / "tokenizer.json").unlink()
     assert run(capsys, "report", folder, "--out", out, "--x", "steps")[0] == 0
