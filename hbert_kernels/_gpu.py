@@ -75,11 +75,27 @@ def _triton_conv(
     return limits.ring_refusal(x.shape[-1], conv_weight.shape[0])
 
 
+@functools.cache
+def pool_memory_refusal(device: int) -> str | None:
+    """Why a device's shared memory is too small for the Triton pool; what it needs on AMD is less, and fits."""
+    have = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    if torch.version.hip is not None or have >= limits.POOL_SHARED_BYTES:
+        return None
+    return f"needs {limits.POOL_SHARED_BYTES >> 10} KiB of shared memory, this device has {have >> 10}"
+
+
 def _triton_pool(x: Tensor | None = None, *others: Tensor | None) -> str | None:
     reason = triton_refusal(x, *others)
     if reason or x is None or not others or others[-1] is None:
         return reason
-    return limits.pool_refusal(x.shape[-1], others[-1].shape[-2])
+    if reason := limits.pool_refusal(x.shape[-1], others[-1].shape[-2]):
+        return reason
+    return pool_memory_refusal(x.device.index) if _may_ask_device() else None
+
+
+def _may_ask_device() -> bool:
+    """Fake tensors have no device to ask, and a traced graph asks again when it runs: the router below."""
+    return torch.cuda.is_available() and not torch.compiler.is_compiling()
 
 
 @functools.cache
@@ -98,8 +114,7 @@ def cuda_refusal(*tensors: Any) -> str | None:
     """The refusal that all kernels of the CUDA library share."""
     if reason := _library.cuda_load_failure() or _device_refusal(tensors):
         return reason
-    # A traced graph asks again when it runs: the router below.
-    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+    if not _may_ask_device():
         return None
     device = next((t.device.index for t in tensors if isinstance(t, Tensor)), torch.cuda.current_device())
     return architecture_refusal(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 MAX_WIDTH = 8192  # a row is one block of registers
 MAX_RING = 5 * 4096  # values of the rows that the convolution keeps in registers
 MAX_POOL_WIDTH, MAX_POOL_HEADS = 1024, 64
+POOL_SHARED_BYTES = 132 << 10  # of a block, on NVIDIA: rows and scorers (tests/gpu/triton_budget.json)
 
 
 def width_refusal(width: int) -> str | None:

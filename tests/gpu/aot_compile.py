@@ -146,7 +146,7 @@ def conv_norm(s: Shape, taps: int = 3) -> None:
 
 
 def pool(s: Shape, scorer: str = "shared", full: bool = False) -> None:
-    """``scorer``: one for all sequences ("shared") or for each ("own"), or of each head's slice alone ("slice")."""
+    """``scorer``: of all sequences ("shared"), of each ("own"), or of all and the slice of each head ("slice")."""
     whole = s.heads, s.width
     tables = {"shared": whole, "own": (s.sequences, *whole), "slice": (s.heads, s.width // s.heads)}
     x, table, options = s.rows, empty(*tables[scorer]), (s.heads, full, 0.125)
@@ -287,14 +287,23 @@ def activation_loads(assembly: str, backend: str) -> dict[str, int]:
     paths = [Path(folder or "", name) for folder, name in _FILE.findall(assembly)]
     files = {path.name: str(path) for path in paths}
     found: dict[str, int] = {}
-    line = ""
-    for text in assembly.splitlines():
-        if location := _LOCATION.search(text):
-            file, number = location.groups()
-            line = linecache.getline(files[Path(file).name], int(number)).strip()
-        elif (load := _LOADS[backend].search(text)) and _ACTIVATION_LOAD.search(line):
-            found[line] = min(_bytes(load), found.get(line, 1 << 10))
+    for location, text in _located(assembly):
+        if (load := _LOADS[backend].search(text)) and location:
+            line = linecache.getline(files[Path(location[1]).name], int(location[2])).strip()
+            if _ACTIVATION_LOAD.search(line):
+                found[line] = min(_bytes(load), found.get(line, 1 << 10))
     return found
+
+
+def _located(assembly: str) -> Iterator[tuple[re.Match[str] | None, str]]:
+    """Lines, with their location: in inline assembly that of its first line, from which PTX counts on."""
+    location, inline, known = None, False, False
+    for text in assembly.splitlines():
+        if "inline asm" in text:
+            inline, known = "begin" in text, False
+        elif (match := _LOCATION.search(text)) and not (inline and known):
+            location, known = match, True
+        yield location, text
 
 
 def _bytes(load: re.Match[str]) -> int:

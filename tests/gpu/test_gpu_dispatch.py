@@ -144,6 +144,14 @@ def test_compiled_kernels_run_on_their_own_architectures_and_newer_ones(monkeypa
         assert "compute capabilities 8.0, 9.0, 10.0 and newer, this device has 7.5" in reason
 
 
+@pytest.mark.parametrize("kib, refused", [(163, False), (99, True)])
+def test_the_triton_pool_needs_shared_memory(monkeypatch, kib, refused):
+    properties = type("Properties", (), {"shared_memory_per_block_optin": kib << 10})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    reason = _gpu.pool_memory_refusal.__wrapped__(0)
+    assert reason == ("needs 132 KiB of shared memory, this device has 99" if refused else None)
+
+
 @pytest.mark.parametrize(
     "refusal, shapes, reason",
     [

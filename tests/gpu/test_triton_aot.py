@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from hbert_kernels.triton.limits import POOL_SHARED_BYTES
+
 HERE = Path(__file__).parent
 BUDGET = json.loads((HERE / "triton_budget.json").read_text())
 SLACK = 1.2  # registers move with every version of the compiler
@@ -85,7 +87,8 @@ def test_nothing_spills(compiled, run):
 def test_shared_memory_suffices(compiled, run):
     architecture = run.split()[0]
     for title, used in compiled(run).items():
-        assert used["shared"] <= SHARED_LIMIT[architecture], title
+        limit = POOL_SHARED_BYTES if architecture != "gfx942" and "pool_chunk" in title else SHARED_LIMIT[architecture]
+        assert used["shared"] <= limit, title
 
 
 @each_run
