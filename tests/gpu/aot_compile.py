@@ -180,26 +180,27 @@ def base() -> list[Problem]:
 
 
 def common() -> list[Problem]:
-    """The base model in every dtype and form of its pooling, and the widest rows."""
+    """The base model in bfloat16 and float32, both ways of its pooling, and wide rows."""
     s, double = Shape(768), Shape(768, F32)
-    forms = [lambda: pool(s), lambda: pool(s, "slice"), lambda: pool(double, "own", full=True)]
+    forms = [lambda: pool(s), lambda: pool(double, "own", full=True)]
     losses = [lambda: loss(double), lambda: loss(s, gradient=False), lambda: loss(s, smoothing=0.1)]
-    others = [p for shape in (double, Shape(768, F16), Shape(4096)) for p in _rows(shape)]
+    others = [p for shape in (double, Shape(4096)) for p in _rows(shape)]
     return [*base(), *others, *forms, *losses]
 
 
 def full() -> list[Problem]:
-    """Other widths too, both other activations, longer convolutions, a residual stream in float32."""
-    s, widest = Shape(768), Shape(8192)
-    inner = Shape(3072)
+    """Other widths, activations, taps and scorers too, float16, and a residual stream in float32."""
+    s, inner, widest = Shape(768), Shape(3072), Shape(8192)
+    shapes = Shape(768, F16), *(Shape(width) for width in (64, 256, 1024))
     rest = [
         lambda: activation_layer_norm(inner, 1), lambda: activation_layer_norm(inner, 2),
         lambda: add_layer_norm(s, F32), lambda: conv_norm(s, taps=5), lambda: conv_norm(s, taps=7),
         lambda: activation_layer_norm(widest), lambda: gated_layer_norm(widest), lambda: add_layer_norm(widest),
         lambda: pool(Shape(64, heads=4), "own", full=True), lambda: pool(Shape(1024, heads=16), "own", full=True),
         lambda: pool(Shape(1024, F32, heads=64), "own", full=True), lambda: pool(Shape(768, F16)),
+        lambda: pool(s, "slice"),
     ]  # fmt: skip
-    return [*common(), *[p for width in (64, 256, 1024) for p in _rows(Shape(width))], *rest]
+    return [*common(), *[p for shape in shapes for p in _rows(shape)], *rest]
 
 
 PROBLEMS = {"base": base, "common": common, "full": full}
@@ -283,15 +284,15 @@ def _hip_usage(text: str) -> dict[str, int]:
 
 
 def activation_loads(assembly: str, backend: str) -> dict[str, int]:
-    """Bytes of the narrowest load instruction of each source line that loads activations."""
+    """Bytes of the narrowest load instruction of each array of activations, by its name in the source."""
     paths = [Path(folder or "", name) for folder, name in _FILE.findall(assembly)]
     files = {path.name: str(path) for path in paths}
     found: dict[str, int] = {}
     for location, text in _located(assembly):
         if (load := _LOADS[backend].search(text)) and location:
-            line = linecache.getline(files[Path(location[1]).name], int(location[2])).strip()
-            if _ACTIVATION_LOAD.search(line):
-                found[line] = min(_bytes(load), found.get(line, 1 << 10))
+            line = linecache.getline(files[Path(location[1]).name], int(location[2]))
+            if array := _ACTIVATION_LOAD.search(line):
+                found[array[1]] = min(_bytes(load), found.get(array[1], 1 << 10))
     return found
 
 
