@@ -58,7 +58,7 @@ $(VENV)/torch:
 	@touch $@
 
 $(VENV)/installed-%: $(VENV)/torch $(BUILD_INPUTS)
-	@echo "== compiling the kernels and installing hbert[$*]: about a minute"
+	@echo "== compiling the kernels and installing hbert[$*]: a few minutes"
 	$(BIN)/python -m pip install --editable '.[$*]'
 	@touch $@
 

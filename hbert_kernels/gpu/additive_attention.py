@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops._common import cast, rows_of_sequences
+from ..ops._common import alive_rows, cast, rows_of_sequences
 
 
 class _KeyWeight:
@@ -58,10 +58,6 @@ def _beside(global_query: Tensor, key_att: Tensor) -> Tensor:
     return global_query.unflatten(1, key_att.shape)
 
 
-def _alive(rows: Tensor, cu_seqlens: Tensor) -> Tensor:
-    return (torch.arange(rows.shape[0], device=rows.device) < cu_seqlens[-1])[:, None]
-
-
 def _project(x: Tensor, key_weight: Tensor | None, key_bias: Tensor | None) -> Tensor:
     if key_weight is None:
         return x
@@ -71,7 +67,7 @@ def _project(x: Tensor, key_weight: Tensor | None, key_bias: Tensor | None) -> T
 def _gate_rows(rows: Tensor, gate: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Each row times the gate of its sequence; zeros for dead rows."""
     gated = rows.to(gate.dtype) * rows_of_sequences(gate, cu_seqlens, rows.shape[0])
-    return torch.where(_alive(rows, cu_seqlens), gated, 0).to(rows.dtype)
+    return torch.where(alive_rows(rows, cu_seqlens), gated, 0).to(rows.dtype)
 
 
 def _gate_gradient(dout: Tensor, rows: Tensor, cu_seqlens: Tensor, dtype: torch.dtype) -> Tensor:
@@ -157,7 +153,7 @@ def _direct_backward(
     if key_weight is None:
         return _KeyGradients(dkeys, dscorers, nothing, nothing)
     # Dead rows of dkeys are zero, but those of x may hold NaN.
-    dweight = dkeys.t() @ torch.where(_alive(x, cu_seqlens), x, 0)
+    dweight = dkeys.t() @ torch.where(alive_rows(x, cu_seqlens), x, 0)
     return _KeyGradients(dkeys @ key_weight.to(x.dtype), dscorers, dweight, dkeys.sum(0, dtype=dkey.dtype))
 
 

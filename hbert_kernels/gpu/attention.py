@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def _alive(rows: Tensor, cu_seqlens: Tensor) -> Tensor:
-    return (torch.arange(rows.shape[0], device=rows.device) < cu_seqlens[-1])[:, None]
+from ..ops._common import alive_rows
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -17,7 +15,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int) 
         query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, False, False
     )
     # Rows of no sequence are never written.
-    return torch.where(_alive(qkv, cu_seqlens), out.flatten(1), 0), log_sum_exp
+    return torch.where(alive_rows(qkv, cu_seqlens), out.flatten(1), 0), log_sum_exp
 
 
 def attention_backward(
@@ -37,4 +35,4 @@ def attention_backward(
         dout.unflatten(1, (num_heads, -1)), query, key, value, out.unflatten(1, (num_heads, -1)), log_sum_exp,
         cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, False, no_state, torch.empty_like(no_state),
     )  # fmt: skip
-    return torch.where(_alive(qkv, cu_seqlens), torch.stack(gradients, 1).flatten(1), 0)
+    return torch.where(alive_rows(qkv, cu_seqlens), torch.stack(gradients, 1).flatten(1), 0)

@@ -96,6 +96,11 @@ def segment_ids(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
     return torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
 
 
+def alive_rows(rows: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Which of the packed rows belong to a sequence: bool [T, 1]."""
+    return (torch.arange(rows.shape[0], device=rows.device) < cu_seqlens[-1])[:, None]
+
+
 def rows_of_sequences(per_sequence: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
     """Row ``per_sequence[b]`` for every token of sequence b, zeros for dead rows: [B, ...] -> [T, ...]."""
     dead = per_sequence.new_zeros(1, *per_sequence.shape[1:])

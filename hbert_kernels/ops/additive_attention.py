@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
 from ._common import (
+    alive_rows,
     cast,
     compute_dtype,
     gradient_like,
@@ -155,7 +156,7 @@ def additive_attention_reference(
     varlen = (cu_seqlens, max_seqlen, num_heads)
     global_query = additive_pool(query, query_att, *varlen)
     # Dead rows get no gradient, but 0 * NaN would still reach that of the weight.
-    alive = (torch.arange(x.shape[0], device=x.device) < cu_seqlens[-1])[:, None]
+    alive = alive_rows(x, cu_seqlens)
     if key_free and key_weight is not None:
         gate = _key_free_global_key(global_query, x, key_weight, key_bias, key_att, varlen)
     else:
