@@ -16,33 +16,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .collate import PackedCollator, PackedMaskedLMCollator
     from .config import HBertConfig
+    from .heads import (
+        HBertForQuestionAnswering,
+        HBertForSequenceClassification,
+        HBertForTokenClassification,
+    )
     from .layout import DenseLayout, Layout, PackedLayout
     from .modeling import HBertForMaskedLM, HBertMaskedLMOutput, HBertModel, HBertPreTrainedModel
 
-# Everything of the model layer is loaded by its last module, which is the one that registers the Auto
-# classes.
-_MODEL_LAYER = "hbert.modeling"
+# The last module of the model layer: it loads the others, and all of them register with the Auto classes.
+_MODEL_LAYER = "hbert.heads"
+_MODELS = "hbert.modeling"
 _EXPORTS = {
     "HBertConfig": "hbert.config",
     "DenseLayout": "hbert.layout",
     "Layout": "hbert.layout",
     "PackedLayout": "hbert.layout",
-    "HBertForMaskedLM": _MODEL_LAYER,
-    "HBertMaskedLMOutput": _MODEL_LAYER,
-    "HBertModel": _MODEL_LAYER,
-    "HBertPreTrainedModel": _MODEL_LAYER,
+    "PackedCollator": "hbert.collate",
+    "PackedMaskedLMCollator": "hbert.collate",
+    "HBertForMaskedLM": _MODELS,
+    "HBertMaskedLMOutput": _MODELS,
+    "HBertModel": _MODELS,
+    "HBertPreTrainedModel": _MODELS,
+    "HBertForQuestionAnswering": _MODEL_LAYER,
+    "HBertForSequenceClassification": _MODEL_LAYER,
+    "HBertForTokenClassification": _MODEL_LAYER,
 }
 
 __all__ = [
     "DenseLayout",
     "HBertConfig",
     "HBertForMaskedLM",
+    "HBertForQuestionAnswering",
+    "HBertForSequenceClassification",
+    "HBertForTokenClassification",
     "HBertMaskedLMOutput",
     "HBertModel",
     "HBertPreTrainedModel",
     "Layout",
+    "PackedCollator",
     "PackedLayout",
+    "PackedMaskedLMCollator",
 ]
 
 

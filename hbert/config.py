@@ -31,6 +31,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 POSITIONS = ("sinusoidal", "learned")
 INITS = ("normal", "magneto")
 SCORERS = ("dense", "per_head")
+POOLINGS = ("mean", "cls")
 CONV_KERNEL_SIZES = (0, 3, 5)
 CONV_PLACEMENTS = ("input", "branch")
 SIZES = {
@@ -61,6 +62,9 @@ class HBertConfig(PreTrainedConfig):
             stream.
         attention_probs_dropout_prob: dropout on the attention probabilities of S layers (A layers have none).
         classifier_dropout: dropout of classification heads; None: ``hidden_dropout_prob``.
+        classifier_pooling: what sequence classification reads: ``"mean"`` of the final hidden states of all
+            tokens, or that of the first one, ``"cls"``. Masked-LM pretraining trains no token to stand for
+            its sequence, so the mean is the default.
         positions: ``"sinusoidal"`` (a fixed table) or ``"learned"``.
         max_position_embeddings: length of the position table, the longest sequence that is accepted.
         type_vocab_size: number of token types; 0: no table, ``token_type_ids`` are ignored.
@@ -85,7 +89,7 @@ class HBertConfig(PreTrainedConfig):
     """
 
     model_type = "hbert"
-    keys_to_ignore_at_inference = ["hidden_states", "num_masked", "num_correct"]
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "num_masked", "num_correct"]
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class HBertConfig(PreTrainedConfig):
         hidden_dropout_prob: float = 0.0,
         attention_probs_dropout_prob: float = 0.0,
         classifier_dropout: float | None = None,
+        classifier_pooling: str = "mean",
         positions: str = "sinusoidal",
         max_position_embeddings: int = 512,
         type_vocab_size: int = 0,
@@ -125,6 +130,7 @@ class HBertConfig(PreTrainedConfig):
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.classifier_dropout = classifier_dropout
+        self.classifier_pooling = classifier_pooling
         self.positions = positions
         self.max_position_embeddings = max_position_embeddings
         self.type_vocab_size = type_vocab_size
@@ -179,9 +185,7 @@ class HBertConfig(PreTrainedConfig):
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}")
         if "layer_types" in fields:
-            raise ValueError(
-                "a preset decides layer_types; for another pattern call HBertConfig(layer_types=...)"
-            )
+            raise ValueError("a preset decides layer_types; for another pattern call HBertConfig(layer_types=...)")
         known = inspect.signature(cls.__init__).parameters.keys() | {"attn_implementation"}
         unknown = [name for name in fields if name not in known and not hasattr(PreTrainedConfig(), name)]
         if unknown:
@@ -219,6 +223,7 @@ def _check_values(config: HBertConfig) -> None:
         "positions": POSITIONS,
         "init": INITS,
         "scorer": SCORERS,
+        "classifier_pooling": POOLINGS,
         "conv_kernel_size": CONV_KERNEL_SIZES,
         "conv_placement": CONV_PLACEMENTS,
     }

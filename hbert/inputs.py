@@ -20,6 +20,7 @@ def build_layout(
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
     dense: bool,
+    keep_attentions: bool = False,
 ) -> Layout:
     """The layout of a batch.
 
@@ -28,26 +29,31 @@ def build_layout(
         attention_mask: bool or integer [B, N], nonzero = valid token; None: all are valid.
         cu_seqlens, max_seqlen: for data that is already packed.
         dense: build a :class:`DenseLayout`.
+        keep_attentions: the same, and it keeps what the layers attend to.
 
     Raises:
         TypeError: dtype of the mask or of cu_seqlens.
         ValueError: shapes or devices do not fit, or the arguments contradict each other.
     """
     if cu_seqlens is not None:
-        if attention_mask is not None or dense:
-            other = "attention_mask" if attention_mask is not None else 'attn_implementation="eager"'
-            raise ValueError(f"cu_seqlens cannot be combined with {other}: packed data has no padding")
+        others = {
+            "attention_mask": attention_mask is not None,
+            "output_attentions=True": keep_attentions,
+            'attn_implementation="eager"': dense,
+        }
+        if clash := [name for name, given in others.items() if given]:
+            raise ValueError(f"cu_seqlens cannot be combined with {clash[0]}: packed data has no padding")
         return _packed_layout(tokens, cu_seqlens, max_seqlen)
     if max_seqlen is not None:
         raise ValueError("max_seqlen needs cu_seqlens: it describes data that is already packed")
     if tokens.dim() < 2:
         raise ValueError(f"inputs must be [B, N], or packed [T] with cu_seqlens; got {tuple(tokens.shape)}")
     mask = None if attention_mask is None else _bool_mask(attention_mask, tokens)
-    if not dense:
+    if not dense and not keep_attentions:
         return PackedLayout.from_mask(mask, tokens.shape[:2], tokens.device)
-    return DenseLayout(
-        torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
-    )
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return DenseLayout(mask, keep_attentions)
 
 
 def _packed_layout(tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> PackedLayout:
@@ -119,6 +125,22 @@ def check_labels(labels: Tensor, like: Tensor | None) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}")
     check_shape("labels", labels, like)
+
+
+def check_masked_positions(positions: Tensor | None, labels: Tensor, attention_mask: Tensor | None) -> None:
+    """``positions`` are None, or int64 [M] and point into the flattened ``labels``.
+
+    Raises:
+        TypeError: not an int64 vector. ValueError: one is out of range (CPU, eager), or there is an
+        attention_mask: the labels that it hides do not count.
+    """
+    if positions is None:
+        return
+    if positions.dtype != torch.int64 or positions.dim() != 1:
+        raise TypeError(f"masked_positions must be int64 [M], got {positions.dtype} {tuple(positions.shape)}")
+    if attention_mask is not None:
+        raise ValueError("masked_positions cannot be combined with attention_mask: use packed inputs")
+    check_range("masked_positions", positions, labels.numel())
 
 
 def check_range(name: str, ids: Tensor, size: int, ignore_index: int | None = None) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hbert_kernels import attention
+from hbert_kernels import additive_pool, attention
 from hbert_kernels.nn import AdditiveAttention, ConvLayerNorm, HeadScorer
 from hbert_kernels.packing import Packing
 
@@ -29,10 +29,12 @@ class Layout(ABC):
     Attributes:
         positions: int64, the rank of each token among the valid tokens of its sequence.
         max_seqlen: upper bound of the sequence lengths.
+        attentions: what each layer attended to, if the layout keeps it; see :class:`DenseLayout`.
     """
 
     positions: Tensor
     max_seqlen: int
+    attentions: list[Tensor] | None = None
 
     @abstractmethod
     def pack(self, x: Tensor, fill: float = 0) -> Tensor:
@@ -53,6 +55,14 @@ class Layout(ABC):
     @abstractmethod
     def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
         """LayerNorm, then the short convolution within each sequence: [..., H] -> [..., H]."""
+
+    @abstractmethod
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of each sequence's tokens: [..., H] -> [B, H], zeros for an empty sequence."""
+
+    @abstractmethod
+    def first(self, x: Tensor) -> Tensor:
+        """Each sequence's first token: [..., H] -> [B, H], zeros for an empty sequence."""
 
 
 class PackedLayout(Layout):
@@ -104,6 +114,18 @@ class PackedLayout(Layout):
     def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
         return module(x, self._packing.cu_seqlens)
 
+    def mean(self, x: Tensor) -> Tensor:
+        # The softmax over equal scores is the mean.
+        equal = x.new_zeros(1, x.shape[1])
+        return additive_pool(x, equal, self._packing.cu_seqlens, self.max_seqlen, num_heads=1).to(x.dtype)
+
+    def first(self, x: Tensor) -> Tensor:
+        start, end = self._packing.cu_seqlens[:-1], self._packing.cu_seqlens[1:]
+        if x.shape[0] == 0:
+            return x.new_zeros(start.shape[0], x.shape[1])
+        rows = x[start.clamp(max=x.shape[0] - 1).long()]
+        return torch.where((start < end)[:, None], rows, rows.new_zeros(()))
+
 
 class DenseLayout(Layout):
     """Padded tokens [B, N, ...] and a mask, in plain torch.
@@ -113,10 +135,15 @@ class DenseLayout(Layout):
 
     Args:
         mask: bool [B, N], True = valid token; any pattern.
+        keep_attentions: append to ``attentions``, for each layer in turn, weights [B, h, R, N] over the tokens
+            of the sequence, zeros for tokens that are not valid. Self-attention: R = N, one row for each
+            token. Additive attention: R = 2, the pooling of the global query (alpha) and of the global
+            key (beta).
     """
 
-    def __init__(self, mask: Tensor):
+    def __init__(self, mask: Tensor, keep_attentions: bool = False):
         self.mask = mask
+        self.attentions = [] if keep_attentions else None
         self.max_seqlen = mask.shape[1]
         self.positions = (mask.cumsum(1) - 1).clamp(min=0)
 
@@ -138,22 +165,27 @@ class DenseLayout(Layout):
     def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
         q, k, v = (_split_heads(part, num_heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        weights = F.dropout(self._softmax(scores, -1, self.mask[:, None, None, :]), dropout_p)
-        return (weights @ v).transpose(1, 2).flatten(-2)
+        weights = self._softmax(scores, -1, self.mask[:, None, None, :])
+        if self.attentions is not None:
+            self.attentions.append(weights.masked_fill(~self.mask[:, None, :, None], 0))
+        return (F.dropout(weights, dropout_p) @ v).transpose(1, 2).flatten(-2)
 
     def additive(self, module: AdditiveAttention, x: Tensor) -> Tensor:
         query = module.query(x)
-        global_query = self._pool(query, _scores(module.query_att, query, module.num_heads))
-        product = module.key(x) * global_query
-        global_key = self._pool(product, _scores(module.key_att, product, module.num_heads))
+        alpha = self._pooling_weights(module.query_att, query, module.num_heads)
+        product = module.key(x) * _pool(query, alpha)
+        beta = self._pooling_weights(module.key_att, product, module.num_heads)
+        global_key = _pool(product, beta)
+        if self.attentions is not None:
+            self.attentions.append(torch.stack([alpha, beta], 1).permute(0, 3, 1, 2))
         gated = query * global_key
         return module.transform(gated if module.norm is None else _plain_norm(module.norm, gated)) + query
 
-    def _pool(self, x: Tensor, scores: Tensor) -> Tensor:
-        """Each head's weighted sum of its own slice: x [B, N, H], scores [B, N, h] -> [B, 1, H]."""
-        weights = self._softmax(scores, 1, self._mask_for(scores))
-        slices = _split_heads(x, scores.shape[-1])
-        return torch.einsum("bnh,bnhd->bhd", weights, slices).flatten(1).unsqueeze(1)
+    def _pooling_weights(self, scorer: nn.Module, x: Tensor, num_heads: int) -> Tensor:
+        """Weights [B, N, h] over the tokens of a sequence; all zeros for an empty one."""
+        scores = _scores(scorer, x, num_heads)
+        valid = self._mask_for(scores)
+        return self._softmax(scores, 1, valid).masked_fill(~valid, 0)
 
     def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
         y, taps = _plain_norm(module, x), module.conv_weight
@@ -167,9 +199,24 @@ class DenseLayout(Layout):
         mixed = torch.stack([tap * rows[:, j : j + length] for j, tap in enumerate(taps)]).sum(0)
         return y + torch.gather(mixed, 1, _as_index(self.positions, y))
 
+    def mean(self, x: Tensor) -> Tensor:
+        count = self.mask.sum(1, keepdim=True).clamp(min=1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (self.pack(x).sum(1, dtype=wide) / count).to(x.dtype)
+
+    def first(self, x: Tensor) -> Tensor:
+        start = self.mask.long().argmax(1)
+        return self.pack(x)[torch.arange(x.shape[0], device=x.device), start]
+
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1))
+
+
+def _pool(x: Tensor, weights: Tensor) -> Tensor:
+    """Each head's weighted sum of its own slice: x [B, N, H], weights [B, N, h] -> [B, 1, H]."""
+    slices = _split_heads(x, weights.shape[-1])
+    return torch.einsum("bnh,bnhd->bhd", weights, slices).flatten(1).unsqueeze(1)
 
 
 def _as_index(index: Tensor, like: Tensor) -> Tensor:

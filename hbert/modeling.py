@@ -17,7 +17,7 @@ from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, H
 
 from .config import PRE_NORM_STYLES, HBertConfig
 from .embeddings import HBertEmbeddings, sinusoidal_table
-from .inputs import build_layout, check_labels, check_range, check_shape, check_token_inputs
+from .inputs import build_layout, check_labels, check_masked_positions, check_range, check_shape, check_token_inputs
 from .layers import Carry, build_layer, norm_of_stream, stream_of
 from .layout import Layout
 
@@ -32,7 +32,7 @@ class HBertMaskedLMOutput(ModelOutput):
         loss: mean cross-entropy over the masked tokens, a scalar; if labels were given.
         logits: [B, N, V] ([T, V] for packed inputs), zeros where a token is not valid; None in training with
             labels.
-        hidden_states: as in :class:`HBertModel`, if asked for.
+        hidden_states, attentions: as in :class:`HBertModel`, if asked for.
         num_masked: int64 scalar, the number of labels that count; if labels were given.
         num_correct: int64 scalar, how many of these the largest logit hits; if labels were given.
     """
@@ -40,6 +40,7 @@ class HBertMaskedLMOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
     num_masked: Tensor | None = None
     num_correct: Tensor | None = None
 
@@ -107,6 +108,7 @@ class HBertModel(HBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        output_attentions: bool | None = None,
     ) -> tuple[Layout, dict[str, Tensor | None]]:
         """The layout of a batch, and its inputs in the token order of that layout.
 
@@ -118,7 +120,8 @@ class HBertModel(HBertPreTrainedModel):
             raise TypeError("float16 models run on GPUs only; on a CPU use bfloat16 or float32")
         main = check_token_inputs(input_ids, inputs_embeds, cu_seqlens is not None, self.config.hidden_size)
         dense = self.config._attn_implementation == "eager"
-        layout = build_layout(main, attention_mask, cu_seqlens, max_seqlen, dense)
+        keep = self.config.output_attentions if output_attentions is None else output_attentions
+        layout = build_layout(main, attention_mask, cu_seqlens, max_seqlen, dense, bool(keep))
         check_shape("token_type_ids", token_type_ids, main)
         check_shape("position_ids", position_ids, main)
         inputs = {
@@ -138,6 +141,7 @@ class HBertModel(HBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         layout: Layout | None = None,
@@ -153,6 +157,9 @@ class HBertModel(HBertPreTrainedModel):
                 its sequence.
             inputs_embeds: floating [B, N, H] or [T, H], instead of input_ids.
             output_hidden_states: return the residual stream before each layer, and the final output.
+            output_attentions: return what each layer attended to: [B, h, N, N] in a self-attention layer,
+                [B, h, 2, N] in an additive one, the pooling of its global query and of its global key.
+                Such a call runs plain torch, as with ``attn_implementation="eager"``; not for packed inputs.
             cu_seqlens: int32 [B+1], starts of the sequences in packed inputs; tokens behind the last one are
                 dead.
             max_seqlen: length of the longest sequence; only with cu_seqlens.
@@ -161,7 +168,7 @@ class HBertModel(HBertPreTrainedModel):
 
         Returns:
             last_hidden_state [B, N, H] ([T, H] for packed inputs) with zeros where a token is not valid, and
-            hidden_states, ``num_hidden_layers + 1`` such tensors, if asked for.
+            if asked for hidden_states, ``num_hidden_layers + 1`` such tensors, and attentions, one a layer.
 
         Raises:
             TypeError: a wrong dtype; a float16 model on a CPU.
@@ -176,11 +183,22 @@ class HBertModel(HBertPreTrainedModel):
             outputs = self._encode(x, layout, keep_states)
         else:
             layout, tokens = self.pack_inputs(
-                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                inputs_embeds,
+                cu_seqlens,
+                max_seqlen,
+                output_attentions,
             )
             x = self.embeddings(**tokens, layout=layout)
             outputs = tuple(layout.unpack(state) for state in self._encode(x, layout, keep_states))
-        return BaseModelOutput(last_hidden_state=outputs[-1], hidden_states=outputs if keep_states else None)
+        return BaseModelOutput(
+            last_hidden_state=outputs[-1],
+            hidden_states=outputs if keep_states else None,
+            attentions=None if layout.attentions is None else tuple(layout.attentions),
+        )
 
     def _encode(self, x: Tensor, layout: Layout, keep_states: bool | None) -> tuple[Tensor, ...]:
         """The final output; with ``keep_states``, before it the residual stream in front of each layer."""
@@ -191,6 +209,32 @@ class HBertModel(HBertPreTrainedModel):
                 states.append(stream_of(carry))
             carry = layer(*carry, layout)
         return *states, carry[0] if self.norm is None else norm_of_stream(self.norm, carry)[0]
+
+
+class HBertHeadModel(HBertPreTrainedModel):
+    """An encoder, ``hbert``, under a head that works on its tokens."""
+
+    def __init__(self, config: HBertConfig):
+        super().__init__(config)
+        self.hbert = HBertModel(config)
+
+    def encode(
+        self, inputs: dict[str, Any], output_hidden_states: bool | None, output_attentions: bool | None
+    ) -> tuple[Layout, Tensor, BaseModelOutput]:
+        """What the encoder makes of a batch.
+
+        Args:
+            inputs: the arguments of :meth:`HBertModel.pack_inputs`.
+
+        Returns:
+            The layout; the final hidden states in its token order; and hidden_states and attentions, in the
+            shapes that :meth:`HBertModel.forward` gives.
+        """
+        layout, tokens = self.hbert.pack_inputs(**inputs, output_attentions=output_attentions)
+        encoded = self.hbert(**tokens, output_hidden_states=output_hidden_states, layout=layout, return_dict=True)
+        if encoded.hidden_states is not None:
+            encoded.hidden_states = tuple(layout.unpack(state) for state in encoded.hidden_states)
+        return layout, encoded.last_hidden_state, encoded
 
 
 class HBertMaskedLMHead(nn.Module):
@@ -211,7 +255,7 @@ class HBertMaskedLMHead(nn.Module):
         return self.decoder(self.transform(x))
 
 
-class HBertForMaskedLM(HBertPreTrainedModel):
+class HBertForMaskedLM(HBertHeadModel):
     """HBERT with a masked-language-model head."""
 
     _tied_weights_keys = {"head.decoder.weight": "hbert.embeddings.word_embeddings.weight"}
@@ -220,7 +264,6 @@ class HBertForMaskedLM(HBertPreTrainedModel):
 
     def __init__(self, config: HBertConfig):
         super().__init__(config)
-        self.hbert = HBertModel(config)
         self.head = HBertMaskedLMHead(config)
         self.post_init()
 
@@ -242,9 +285,11 @@ class HBertForMaskedLM(HBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         num_masked: Tensor | int | None = None,
+        masked_positions: Tensor | None = None,
     ) -> HBertMaskedLMOutput:
         """Predict masked tokens; arguments as in :meth:`HBertModel.forward`, and:
 
@@ -253,42 +298,52 @@ class HBertForMaskedLM(HBertPreTrainedModel):
                 tokens that are not valid do not count. In eager mode the head runs on the masked tokens only.
             num_masked: what the summed loss is divided by: the number of masked tokens of the *global* batch,
                 when gradients are accumulated or summed over processes. Default: the number in this call.
+            masked_positions: int64 [M], where in the flattened labels those that count stand. Given, they are
+                not read from the labels, which would wait for a GPU. Not together with attention_mask.
 
         Raises:
             TypeError, ValueError: as in :meth:`HBertModel.forward`; labels of a wrong dtype or shape, or not
-            in [0, V).
+            in [0, V); masked_positions that do not fit.
         """
-        layout, tokens = self.hbert.pack_inputs(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cu_seqlens, max_seqlen
-        )
-        if labels is not None:
-            check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds)
-            labels = layout.pack(labels, IGNORE_INDEX)
-            check_range("labels", labels, self.config.vocab_size, IGNORE_INDEX)
-        encoded = self.hbert(
-            **tokens, output_hidden_states=output_hidden_states, layout=layout, return_dict=True
+        layout, hidden, encoded = self.encode(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+                "cu_seqlens": cu_seqlens,
+                "max_seqlen": max_seqlen,
+            },
+            output_hidden_states,
+            output_attentions,
         )
         loss = num_correct = counted = logits = None
         if labels is not None:
-            loss, counted, num_correct = self._loss(encoded.last_hidden_state, labels, num_masked)
+            check_labels(labels, input_ids if inputs_embeds is None else inputs_embeds)
+            check_masked_positions(masked_positions, labels, attention_mask)
+            labels = layout.pack(labels, IGNORE_INDEX)
+            check_range("labels", labels, self.config.vocab_size, IGNORE_INDEX)
+            loss, counted, num_correct = self._loss(hidden, labels, masked_positions, num_masked)
         if labels is None or not self.training:
-            logits = layout.unpack(self.head(encoded.last_hidden_state))
-        states = encoded.hidden_states
+            logits = layout.unpack(self.head(hidden))
         return HBertMaskedLMOutput(
             loss=loss,
             logits=logits,
-            hidden_states=None if states is None else tuple(layout.unpack(state) for state in states),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
             num_masked=counted,
             num_correct=num_correct,
         )
 
     def _loss(
-        self, hidden: Tensor, labels: Tensor, divisor: Tensor | int | None
+        self, hidden: Tensor, labels: Tensor, masked: Tensor | None, divisor: Tensor | int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, number of labels that count, and number of hits, of tokens [..., H] and labels [...]."""
         hidden, labels = hidden.flatten(0, -2), labels.flatten()
-        if not torch.compiler.is_compiling():
+        if masked is None and not torch.compiler.is_compiling():
             masked = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+        if masked is not None:
             hidden, labels = hidden.index_select(0, masked), labels[masked]
         loss, num_correct = masked_lm_loss(
             self.head.transform(hidden),

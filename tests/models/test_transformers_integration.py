@@ -152,5 +152,5 @@ def test_exported_names():
 
 
 def test_unknown_arguments_are_refused():
-    with pytest.raises(TypeError, match="output_attentions"):
-        small_model()(torch.ones(1, 3, dtype=torch.int64), output_attentions=True)
+    with pytest.raises(TypeError, match="head_mask"):
+        small_model()(torch.ones(1, 3, dtype=torch.int64), head_mask=torch.ones(2, 3))
