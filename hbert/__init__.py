@@ -1,8 +1,8 @@
 """HybridBERT encoders: self-attention and additive-attention layers with sub-layer normalization.
 
 The names below are loaded on first use, so that ``import hbert``, ``import hbert.data`` and the command line
-stay quick and need neither torch nor transformers. Loading any of them also registers the model with the Auto
-classes of transformers::
+stay quick and need neither torch nor transformers. Loading any of them also registers the models with the Auto
+classes of transformers, and so does ``import hbert`` where transformers is loaded already::
 
     from hbert import HBertModel
     from transformers import AutoModel
@@ -12,6 +12,7 @@ classes of transformers::
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -74,3 +75,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "transformers" in sys.modules:
+    import_module(_MODEL_LAYER)
