@@ -14,7 +14,7 @@ TORCH_NEWER ?= torch
 
 .PHONY: test bench lint check-gpu check-levels check-sanitizers check-torch clean
 
-test: $(VENV)/installed-train,bench,dev
+test: $(VENV)/installed-all
 	@echo "== tests"
 	$(BIN)/pytest
 
@@ -22,20 +22,20 @@ bench: $(VENV)/installed-bench
 	@echo "== benchmark: a few minutes, progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
-lint: $(VENV)/installed-train,bench,dev
+lint: $(VENV)/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 # Every check of the GPU kernels that needs no GPU, in full; `make test` runs a form of each. Under half an hour.
-check-gpu: $(VENV)/installed-train,bench,dev
+check-gpu: $(VENV)/installed-all
 	$(BIN)/pytest tests/gpu -m "gpu_full or not gpu_full"
 
 # All kernel tests at every instruction set level; `make test` runs a selection of them.
-check-levels: $(VENV)/installed-train,bench,dev
+check-levels: $(VENV)/installed-all
 	for level in scalar avx2 avx512 avx512_bf16; do HBERT_CPU_CAPABILITY=$$level $(BIN)/pytest tests/ops || exit 1; done
 
 # All kernel tests at every level against a build with sanitizers: a quarter of an hour; .ci/run runs a selection.
-check-sanitizers: $(VENV)/installed-train,bench,dev
+check-sanitizers: $(VENV)/installed-all
 	.ci/sanitizers $(BIN)/python --full
 
 # One wheel, compiled once beside $(TORCH), passes its selftest there and in $(TORCH_NEWER).

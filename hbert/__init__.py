@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .collate import PackedCollator, PackedMaskedLMCollator
     from .config import HBertConfig
+    from .export import export_onnx
     from .heads import (
         HBertForQuestionAnswering,
         HBertForSequenceClassification,
@@ -35,6 +36,7 @@ _EXPORTS = {
     "DenseLayout": "hbert.layout",
     "Layout": "hbert.layout",
     "PackedLayout": "hbert.layout",
+    "export_onnx": "hbert.export",
     "PackedCollator": "hbert.collate",
     "PackedMaskedLMCollator": "hbert.collate",
     "HBertForMaskedLM": _MODELS,
@@ -60,6 +62,7 @@ __all__ = [
     "PackedCollator",
     "PackedLayout",
     "PackedMaskedLMCollator",
+    "export_onnx",
 ]
 
 

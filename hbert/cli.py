@@ -16,6 +16,7 @@ COMMANDS = {
     "tokenizer": ("hbert.data.tokenizer_command", "train or take a WordPiece tokenizer"),
     "convert": ("hbert.convert.command", "make an HBERT encoder of a BERT, RoBERTa or DistilBERT"),
     "pretrain": ("hbert.pretrain.command", "train a masked language model under a budget of time"),
+    "export": ("hbert.export_command", "write an HBERT checkpoint as an ONNX file"),
     "eval": ("hbert.evaluate.eval_command", "held-out loss and accuracy of any masked-LM checkpoint"),
     "report": ("hbert.evaluate.report_command", "draw and tabulate training runs"),
 }

@@ -1,0 +1,127 @@
+"""Export: ONNX files in ONNX Runtime, and torch.export of the packed form."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from model_helpers import VOCAB, batch, small_masked_lm, small_model
+from torch import nn
+
+import hbert.export
+from hbert import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification, HBertModel
+from hbert.cli import main
+from hbert.data.errors import HbertError
+from hbert.export import export_onnx
+
+HYBRID = {"layer_types": "AS", "conv_kernel_size": 3}
+MERGE = {"norm_style": "merge", "scorer": "per_head", "positions": "learned", "type_vocab_size": 2}
+
+
+def inputs(rows: int, length: int, types: bool) -> dict[str, torch.Tensor]:
+    ids, mask = batch(rows, length, seed=length)
+    mask[:, 0] = True
+    found = {"input_ids": ids, "attention_mask": mask.long()}
+    return {**found, "token_type_ids": torch.arange(length).expand(rows, -1) % 2} if types else found
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "outputs"),
+    [
+        (HBertModel, MERGE, ["last_hidden_state"]),
+        (HBertForSequenceClassification, HYBRID, ["logits"]),
+        (HBertForQuestionAnswering, {"layer_types": "A", "norm_style": "post_ln"}, ["start_logits", "end_logits"]),
+    ],
+    ids=["encoder-merge", "sequences-hybrid", "answers-post_ln"],
+)
+def test_onnx_runtime_gives_our_numbers_at_every_size(tmp_path, kind, fields, outputs):
+    model = small_model(kind, dtype=torch.float32, **fields)
+    path = export_onnx(model, tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert model.config._attn_implementation != "eager"
+    session = onnxruntime.InferenceSession(str(path))
+    assert [output.name for output in session.get_outputs()] == outputs
+    for rows, length in ((1, 1), (2, 7), (5, 48)):
+        arguments = inputs(rows, length, "type_vocab_size" in fields)
+        found = session.run(None, {name: t.numpy() for name, t in arguments.items()})
+        for name, array in zip(outputs, found, strict=True):
+            expected = model(**arguments)[name].detach()
+            torch.testing.assert_close(torch.from_numpy(array), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrong_result_writes_nothing(tmp_path, monkeypatch):
+    class Broken:
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, _, feeds):
+            return [np.full((*feeds["input_ids"].shape, VOCAB), np.nan, dtype=np.float32)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Broken)
+    with pytest.raises(HbertError, match="ONNX Runtime's logits is off by nan"):
+        export_onnx(small_masked_lm(dtype=torch.float32, layer_types="S"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        hbert.export, "find_spec", lambda name: None if name == "onnxscript" else importlib.util.find_spec(name)
+    )
+    with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'hbert\[export\]'"):
+        export_onnx(small_model(), tmp_path / "model.onnx")
+
+
+def test_the_command_line(tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    small_model(dtype=torch.float32, layer_types="A").save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(out)]) == 0
+    assert "HBertModel, checked in ONNX Runtime" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(out))
+    assert [given.name for given in session.get_inputs()] == ["input_ids", "attention_mask"]
+    written = out.read_bytes()
+    assert main(["export", str(tmp_path / "model"), str(out)]) == 2
+    assert "exists; choose another name or pass --overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "is not the folder of a model: it has no config.json"),
+        ({"model_type": "bert"}, "is a bert model; hbert convert makes an HBERT of it"),
+        ({"model_type": "hbert", "architectures": ["HBertForDreams"]}, "cannot be read: .*HBertForDreams"),
+        ({"model_type": "hbert", "architectures": ["HBertModel"]}, "cannot be read: "),
+    ],
+)
+def test_folders_that_cannot_be_exported(tmp_path, capsys, config, message):
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["export", str(tmp_path), str(tmp_path / "model.onnx")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+class Logits(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids, attention_mask).logits
+
+
+@pytest.mark.parametrize("kind", [HBertForSequenceClassification, HBertForTokenClassification])
+def test_the_packed_form_exports_for_any_mask_and_needs_no_op_of_ours(kind):
+    model = small_model(kind, layer_types="AS", conv_kernel_size=3, num_labels=3)
+    ids, mask = batch()
+    program = torch.export.export(Logits(model), (ids, mask))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.argsort.stable" in names and not [name for name in names if "hbert" in name]
+    for seed in range(3):
+        ids, mask = batch(seed=seed)
+        torch.testing.assert_close(program.module()(ids, mask), model(ids, mask).logits, rtol=1e-11, atol=1e-12)
