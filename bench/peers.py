@@ -14,9 +14,11 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 import hbert_kernels
 from bench.device import Device
+from bench.lengths import spread_lengths
 from bench.runtime import DTYPES, SEED, chosen_backend, hbert_traits, torch_traits
-from bench.suites import PEERS
+from bench.suites import PATCHED, PEERS
 from hbert import HBertConfig, HBertForMaskedLM, HBertModel
+from hbert.patching import is_patched, patch, unpatch
 
 VOCAB_SIZE = 30522
 
@@ -43,8 +45,15 @@ def _bert(head: str, size: Dimensions) -> nn.Module:
     return BertModel(config, add_pooling_layer=False) if head == "encoder" else BertForMaskedLM(config)
 
 
+def _patched(head: str, size: Dimensions) -> nn.Module:
+    model = _bert(head, size)
+    patch(model)
+    return model
+
+
 _BUILDERS: dict[str, Callable[[str, Dimensions], nn.Module]] = {
     **dict.fromkeys(PEERS, _bert),
+    PATCHED: _patched,
     **{
         f"hbert-{preset.replace('_', '-')}": partial(_hbert, preset)
         for preset in ("v1", "v2", "v1c", "v2c", "additive", "additive_c", "vanilla")
@@ -71,24 +80,31 @@ def compiled(peer: str, model: nn.Module) -> Any:
 def dense_copy(model: Any, dtype: torch.dtype) -> Any:
     """A copy with the same weights in `dtype` that computes attention in plain torch: the oracle of the gate."""
     double = copy.deepcopy(model).to(dtype)
+    if is_patched(double):
+        unpatch(double)
     double.set_attn_implementation("eager")
     return double
 
 
-def ids_and_mask(batch: int, seq: int, device: Device) -> dict[str, torch.Tensor]:
+def ids_and_mask(batch: int, seq: int, device: Device, padded: bool = False) -> dict[str, torch.Tensor]:
     """Random token ids int64 [batch, seq] and a mask of ones: nothing is padding, and the model is not told so.
 
     No mask on a GPU: the models read its values on the host, and then their forward cannot be captured in a graph.
+    `padded`: sequences of the lengths of `spread_lengths`, with padding on the right and a mask on any device.
     """
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(5, VOCAB_SIZE, (batch, seq), generator=generator).to(device.place)
-    mask = {"attention_mask": torch.ones_like(ids)}
-    return {"input_ids": ids, **(mask if device.place.type == "cpu" else {})}
+    mask = torch.ones_like(ids)
+    if padded:
+        mask = (torch.arange(seq) < torch.tensor(spread_lengths(batch, seq))[:, None]).long().to(device.place)
+    elif device.place.type != "cpu":
+        return {"input_ids": ids}
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def traits(peer: str, dtype: torch.dtype, device: Device) -> dict[str, str]:
     """`isa` and `backend` of a peer's kernels: torch's own, or those that hbert_kernels chooses for this dtype."""
-    if not peer.startswith("hbert"):
+    if peer in PEERS:
         return torch_traits(device)
     probe = torch.empty(1, SIZES["base"]["hidden_size"], dtype=dtype, device=device.place)
     used = {chosen_backend(hbert_kernels.explain(op, probe)) for op in hbert_kernels.OPS}

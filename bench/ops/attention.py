@@ -6,22 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.lengths import spread_lengths
 from bench.ops import HEADS, HIDDEN, Cost, Gemm, Op, Setting
 from bench.ops.problem import Draw, Layout, Problem
 from hbert_kernels import attention
 
-_FILL = 0.4  # mean sequence length of the varlen case over the longest
 PRODUCTS = {"fwd": 2, "bwd": 5}  # of n x n x d for each head: S, O; S again, dP, dV, dQ, dK
 
 
 def lengths(setting: Setting) -> list[int]:
-    """Of each sequence: all full, or ("varlen") evenly spread around the mean fill, with one of full length."""
+    """Of each sequence: all full, or ("varlen") spread."""
     if setting.variant != "varlen":
         return [setting.seq] * setting.batch
-    others = max(1, setting.batch - 1)
-    mean = (_FILL * setting.batch - 1) / others
-    spread = [2 * mean * (i + 0.5) / others for i in range(others)]
-    return [setting.seq, *(max(1, round(share * setting.seq)) for share in spread)][: setting.batch]
+    return spread_lengths(setting.batch, setting.seq)
 
 
 def _cost(setting: Setting) -> Cost:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.pretraining import calibrate, plan, store
+from bench.pretraining import calibrate, minilm, plan, store
 
 
 def command(run: plan.Run, out: Path) -> list[str]:
     """The `hbert pretrain` command of a run whose calibration and learning rate are known."""
     lr, steps = store.learning_rate(run), store.steps(run)
-    flags = [*run.arm.flags, *plan.COMMON, *plan.BLOCKS[run.blocks], "--lr", f"{lr:g}", "--seed", str(run.seed)]
+    flags = [*run.arm.flags, *run.arm.common, *plan.BLOCKS[run.blocks], "--lr", f"{lr:g}", "--seed", str(run.seed)]
     flags += ["--max-steps", str(steps), "--out", str(out)]
     resume = ["--resume"] if (out / "run.json").is_file() else []
     return [sys.executable, "-m", "hbert", "pretrain", *flags, *resume]
@@ -28,6 +28,8 @@ def execute(run: plan.Run, work: Path, console: Console) -> bool:
     if missing := [what for what, value in needed.items() if value is None]:
         console.print(f"{run.name}: waits for its {' and '.join(missing)}")
         return False
+    if plan.MINILM in run.arm.flags:
+        minilm.unpack(Path(plan.MINILM))
     out = work / run.name
     console.print(f"{run.name}: {' '.join(command(run, out)[2:])}")
     if subprocess.run(command(run, out), check=False).returncode != 0:
@@ -48,7 +50,11 @@ def main() -> int:
     options = parser.parse_args()
     console = Console(soft_wrap=True)
     if options.action == "calibrate":
-        calibrate.calibrate(console)
+        for group in sorted({arm.group for arm in plan.ARMS.values()}):
+            if store.calibration(group).is_file():
+                console.print(f"{group}: calibrated already; to do it again, remove {store.calibration(group)}")
+            else:
+                calibrate.calibrate(group, console)
         return 0
     wanted = [run for run in plan.runs() if fnmatch.fnmatch(run.name, options.only)]
     if options.action == "status":

@@ -1,16 +1,17 @@
-"""Step times of all arms from one interleaved calibration: what turns a budget of time into steps."""
+"""Step times of a group of arms from one interleaved calibration: what turns a budget of time into steps."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 from accelerate import Accelerator
 from rich.console import Console
 
-from bench.pretraining import plan, store
+from bench.pretraining import minilm, plan, store
 from hbert.data.storage import write_json
 from hbert.pretrain import machine
 from hbert.pretrain.budget import CLEAN_STEPS, timed_step
@@ -24,12 +25,13 @@ _WARM_UP = 3
 _MOST_ROUNDS = 60
 
 
-def calibrate(console: Console) -> None:
+def calibrate(group: str, console: Console) -> None:
     """Times one step of every arm in turn until each has enough undisturbed ones, and keeps the medians."""
     keep_heap()
     accelerator = Accelerator(cpu=True)
-    cases = {f"{arm.name}-512": _stepper(arm, "512", accelerator) for arm in plan.ARMS.values() if arm.timed_as is None}
-    cases |= {f"{name}-128": _stepper(plan.ARMS[name], "128", accelerator) for name in plan.PAIRED}
+    arms = [arm for arm in plan.ARMS.values() if arm.group == group]
+    cases = {f"{arm.name}-512": _stepper(arm, "512", accelerator) for arm in arms if arm.timed_as is None}
+    cases |= {f"{arm.name}-128": _stepper(arm, "128", accelerator) for arm in arms if arm.name in plan.PAIRED}
     samples: dict[str, list[tuple[float, bool]]] = {name: [] for name in cases}
     for name, step in cases.items():
         console.print(f"warming up {name}")
@@ -46,17 +48,19 @@ def calibrate(console: Console) -> None:
         console.print(f"{name:8} {result['median'] * 1e3:7.1f} ms, {clean}")
     store.RESULTS.mkdir(parents=True, exist_ok=True)
     record = {"date": datetime.date.today().isoformat(), "machine": machine.describe(accelerator.device)}
-    write_json(store.CALIBRATION, {**record, "software": machine.software(), "step_seconds": results})
+    write_json(store.calibration(group), {**record, "software": machine.software(), "step_seconds": results})
 
 
 def _settings(arm: plan.Arm, blocks: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    words = [*arm.flags, *plan.COMMON, *plan.BLOCKS[blocks], "--max-steps", "1"]
+    words = [*arm.flags, *arm.common, *plan.BLOCKS[blocks], "--max-steps", "1"]
     return resolve(given_options(parser.parse_args(words)))
 
 
 def _stepper(arm: plan.Arm, blocks: str, accelerator: Accelerator) -> Callable[[], None]:
+    if plan.MINILM in arm.flags:
+        minilm.unpack(Path(plan.MINILM))
     settings = _settings(arm, blocks)
     cache = prepare_text(settings, lambda line: None).cache
     engine = build_engine(settings, cache, accelerator, settings.dtype)
@@ -66,6 +70,7 @@ def _stepper(arm: plan.Arm, blocks: str, accelerator: Accelerator) -> Callable[[
     def step() -> None:
         # A small rate: many steps on one batch must not run away.
         engine.step(0, batches.at(0, 0, size), 1e-3)
+
     return step
 
 

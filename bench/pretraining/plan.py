@@ -12,18 +12,32 @@ SWEEP_SHARE = 0.1
 LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 # The same tokens in every step: blocks of 512 as in the paper, of 128 as a second row.
 BLOCKS = {"512": ("--block-size", "512", "--batch-size", "4"), "128": ("--block-size", "128", "--batch-size", "16")}
-COMMON = ("--size", SIZE, "--vocab-size", "8192", "--dtype", "fp32", "--eval-blocks", "256")
+_ALWAYS = ("--dtype", "fp32", "--eval-blocks", "256")
+COMMON = ("--size", SIZE, "--vocab-size", "8192", *_ALWAYS)
+# The second group: one model, the size of a checkpoint whose weights and vocabulary it may take.
+MINILM = "runs/minilm"
+_COMMON_OF_INIT = ("--arch", "v1c", "--size", "6x384x12", *_ALWAYS, "--set", "initializer_range=0.02")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model and how it is trained; `lr`: no sweep, this one; `timed_as`: the arm whose steps cost the same."""
+    """One model and how it is trained; `lr`: no sweep, this one; `timed_as`: the arm whose steps cost the same.
+
+    Arms of one group are compared with each other, and timed together.
+    """
 
     name: str
     what: str
     flags: tuple[str, ...]
     lr: float | None = None
     timed_as: str | None = None
+    common: tuple[str, ...] = COMMON
+    group: str = "arms"
+
+
+def _start(name: str, what: str, *flags: str) -> Arm:
+    timed_as = None if name == "normal" else "normal"
+    return Arm(name, what, flags, 1e-3, timed_as, _COMMON_OF_INIT, "start")
 
 
 # BERT's own layout in our kit: the recipe stays the one of all other arms.
@@ -47,6 +61,10 @@ ARMS = {
         Arm("j", "additive only, with the short convolution", ("--arch", "additive-c")),
         Arm("b02", "b from BERT's own N(0, .02)", ("--arch", "vanilla", *_POST_NORM, *_BERTS_INIT), timed_as="b"),
         Arm("g02", "g from the same", ("--arch", "v1c", *_BERTS_INIT), timed_as="g"),
+        _start("normal", "from N(0, .02)", "--tokenizer", MINILM),
+        _start("magneto", "from Magneto's gains", "--tokenizer", MINILM, "--set", "init=magneto"),
+        _start("embeddings", "from MiniLM's token embeddings", "--init-from", MINILM, "--init-parts", "embeddings"),
+        _start("all", "from all of MiniLM that corresponds", "--init-from", MINILM, "--init-parts", "all"),
     )
 }  # fmt: skip
 PAIRED = ("b", "g", "i")  # three seeds each
@@ -77,9 +95,7 @@ def runs() -> list[Run]:
     main = {arm.name: Run(f"main-{arm.name}-0", arm, "512", BUDGET_SECONDS, lr=arm.lr) for arm in ARMS.values()}
     order = dict.fromkeys((*FIRST, *ARMS))
     arms = [run for name in order for run in (*sweep(ARMS[name]), main[name])]
-    seeds = [
-        Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed) for seed in (1, 2) for name in PAIRED
-    ]
+    seeds = [Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed) for seed in (1, 2) for name in PAIRED]
     short = [Run(f"block128-{name}-0", ARMS[name], "128", BUDGET_SECONDS) for name in PAIRED]
     hour = [Run(f"hour-{name}-0", ARMS[name], "512", HOUR_SECONDS) for name in LONG]
     return [*arms, *seeds, *short, *hour]

@@ -11,7 +11,11 @@ from bench.machine import ROOT
 from bench.pretraining.plan import ARMS, Run, sweep
 
 RESULTS = ROOT / "docs" / "results" / "pretraining"
-CALIBRATION = RESULTS / "calibration.json"
+
+
+def calibration(group: str) -> Path:
+    """Where the step times of a group of arms are kept."""
+    return RESULTS / f"calibration-{group}.json"
 
 
 def folder(run: Run) -> Path:
@@ -58,8 +62,9 @@ def learning_rate(run: Run) -> float | None:
 
 def steps(run: Run) -> int | None:
     """The steps that the run's budget buys at the calibrated step time; None without a calibration."""
-    if not CALIBRATION.is_file():
+    record = calibration(run.arm.group)
+    if not record.is_file():
         return None
     arm = run.arm.timed_as or run.arm.name
-    seconds = json.loads(CALIBRATION.read_text())["step_seconds"].get(f"{arm}-{run.blocks}")
+    seconds = json.loads(record.read_text())["step_seconds"].get(f"{arm}-{run.blocks}")
     return None if seconds is None else int(run.seconds / seconds["median"])

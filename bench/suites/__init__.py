@@ -6,8 +6,10 @@ from bench.corpus import masked_batches
 from bench.suites.kernel_suite import KernelSuite
 from bench.suites.suite import Metric, Shapes, Suite
 from bench.suites.training_suite import TrainingSuite
+from bench.suites.varlen_suite import VarlenSuite
 
 HBERTS = ("hbert-v1", "hbert-v2", "hbert-v1c", "hbert-v2c", "hbert-additive", "hbert-additive-c", "hbert-vanilla")
+PATCHED = "bert+patch"
 PEERS = ("hf", "hf-compile", "hf-fp32")
 SIZES = ("base", "4x256", "tiny")
 DTYPES = ("fp32", "bf16")
@@ -23,16 +25,25 @@ SUITES = {
             name="latency",
             module="bench.suites.latency",
             metric=Metric("latency", "ms", scale=1e3),
-            candidates=HBERTS, baselines=PEERS,
+            candidates=(*HBERTS, PATCHED), baselines=PEERS,
             default_candidates=("hbert-v1", "hbert-v2"), default_baselines=("hf",),
             default_dtypes=DTYPES,
             shapes=dict.fromkeys(SIZES, Shapes(((1, 128), (8, 128), (1, 512)), quick=((1, 128),))),
+        ),
+        VarlenSuite(
+            name="varlen",
+            module="bench.suites.latency",
+            metric=Metric("latency", "ms", scale=1e3),
+            candidates=(*HBERTS, PATCHED), baselines=PEERS,
+            default_candidates=("hbert-v1", PATCHED), default_baselines=("hf",),
+            default_dtypes=DTYPES,
+            shapes=dict.fromkeys(SIZES, Shapes(((8, 128), (8, 512)), quick=((8, 128),))),
         ),
         TrainingSuite(
             name="throughput",
             module="bench.suites.throughput",
             metric=Metric("throughput", "tokens/s", per_second=True),
-            candidates=HBERTS, baselines=PEERS,
+            candidates=(*HBERTS, PATCHED), baselines=PEERS,
             default_candidates=("hbert-v1", "hbert-v2"), default_baselines=("hf",),
             default_dtypes=("bf16",),
             shapes={

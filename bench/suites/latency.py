@@ -16,15 +16,15 @@ from bench.task import Task
 
 
 class Forward(Task):
-    """`step` is one forward in `dtype` (weights and activations) of `batch` sequences without padding."""
-
-    capturable = True
+    """`step` is one forward in `dtype` (weights and activations) of `batch` sequences, without padding or `padded`."""
 
     def __init__(self, peer: str, case: Case, device: Device) -> None:
         self._peer, self._dtype, self._device = peer, dtype_of(peer, case.dtype), device
         self._model = build(peer, "encoder", case.params["size"]).to(device.place, self._dtype).eval()
         self._call = compiled(peer, self._model)
-        self._inputs = ids_and_mask(case.batch, case.seq, device)
+        padded = case.params.get("padded", False)
+        self._inputs = ids_and_mask(case.batch, case.seq, device, padded)
+        self.capturable = not padded  # the models read the mask on the host
 
     def _forward(self, model: torch.nn.Module) -> Tensor:
         with torch.inference_mode():
@@ -34,12 +34,20 @@ class Forward(Task):
         return self._forward(self._call)
 
     def check(self) -> tuple[float, float]:
-        """Largest error of the last hidden state; allowed: twice plain torch's, and 2 ulp of the largest value."""
+        """Largest error of the last hidden state, padding left out.
+
+        Allowed: twice plain torch's, and 2 ulp of the largest value.
+        """
         with plain_torch():
-            reference = self._forward(dense_copy(self._model, WIDER[self._dtype]))
-            plain = self._forward(dense_copy(self._model, self._dtype))
+            reference = self._valid(self._forward(dense_copy(self._model, WIDER[self._dtype])))
+            plain = self._valid(self._forward(dense_copy(self._model, self._dtype)))
         slack = 2 * torch.finfo(self._dtype).eps * reference.abs().max().item()
-        return _largest_error(self.step(), reference), 2 * _largest_error(plain, reference) + slack
+        return _largest_error(self._valid(self.step()), reference), 2 * _largest_error(plain, reference) + slack
+
+    def _valid(self, output: Tensor) -> Tensor:
+        """The rows [tokens, H] that are no padding: what transformers has there differs from model to model."""
+        mask = self._inputs.get("attention_mask")
+        return output.flatten(0, 1) if mask is None else output[mask == 1]
 
     def traits(self) -> dict[str, str]:
         return traits(self._peer, self._dtype, self._device)

@@ -80,7 +80,7 @@ class Suite:
         """One case for each size of model, dtype and shape."""
         return [
             Case(
-                self.name, f"{size}/{batch}x{seq}", dtype, batch, seq, work=batch * seq, params={"size": size},
+                self.name, f"{size}/{batch}x{seq}", dtype, batch, seq, self.work(batch, seq), self.params(size),
                 measures=self.measures(),
             )
             for size in wanted.sizes for dtype in wanted.dtypes or self.default_dtypes
@@ -90,6 +90,14 @@ class Suite:
     def _shapes_of(self, size: str, quick: bool) -> tuple[Shape, ...]:
         shapes = self.shapes[size]
         return shapes.quick if quick else shapes.full
+
+    def work(self, batch: int, seq: int) -> float:
+        """The tokens of a batch."""
+        return batch * seq
+
+    def params(self, size: str) -> dict[str, Any]:
+        """What a case tells its workers."""
+        return {"size": size}
 
     def measures(self) -> tuple[str, ...]:
         """What is measured of each case."""

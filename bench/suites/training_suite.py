@@ -16,8 +16,8 @@ class TrainingSuite(Suite):
         return (TIME, MEMORY) if machine.counts_peak_memory() else (TIME,)
 
     def floor_of(self, peer: str) -> str:
-        """Of our own models only: a baseline's products are other ones."""
-        return _PREFIX + peer if peer in self.candidates else ""
+        """Of the HBERTs only: the products of a BERT are other ones."""
+        return _PREFIX + peer if peer.startswith("hbert-") else ""
 
 
 def model_of(floor: str) -> str:
