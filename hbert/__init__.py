@@ -1,10 +1,10 @@
 """HybridBERT encoders: self-attention and additive-attention layers with sub-layer normalization.
 
 The names below are loaded on first use, so that ``import hbert``, ``import hbert.data`` and the command line
-stay quick and need neither torch nor transformers. Loading any of them also registers the models with the Auto
-classes of transformers, and so does ``import hbert`` where transformers is loaded already::
+stay quick and need neither torch nor transformers. The Auto classes of transformers know HBERT as soon as both
+packages are imported, in any order::
 
-    from hbert import HBertModel
+    import hbert
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained("path/of/an/hbert/checkpoint")
@@ -12,9 +12,10 @@ classes of transformers, and so does ``import hbert`` where transformers is load
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ._registration import register_with_transformers
 
 if TYPE_CHECKING:
     from .collate import PackedCollator, PackedMaskedLMCollator
@@ -80,5 +81,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if "transformers" in sys.modules:
-    import_module(_MODEL_LAYER)
+register_with_transformers()

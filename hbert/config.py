@@ -20,7 +20,7 @@ def _require_transformers() -> None:
 _require_transformers()
 
 # Behind the check: older versions lack the name, and the message above says more.
-from transformers import PreTrainedConfig  # noqa: E402
+from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 
 ADDITIVE = "linear_attention"
 SELF = "full_attention"
@@ -263,3 +263,7 @@ def _check_sizes(config: HBertConfig) -> None:
     pad = config.pad_token_id
     if pad is not None and (not isinstance(pad, int) or not 0 <= pad < config.vocab_size):
         raise ValueError(f"pad_token_id must be None or in [0, {config.vocab_size}), got {pad!r}")
+
+
+# exist_ok: reloading the module (notebooks, tests) registers again.
+AutoConfig.register(HBertConfig.model_type, HBertConfig, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -357,6 +357,5 @@ class HBertForMaskedLM(HBertHeadModel):
 
 
 # exist_ok: reloading the module (notebooks, tests) registers again.
-AutoConfig.register(HBertConfig.model_type, HBertConfig, exist_ok=True)
 AutoModel.register(HBertConfig, HBertModel, exist_ok=True)
 AutoModelForMaskedLM.register(HBertConfig, HBertForMaskedLM, exist_ok=True)

@@ -22,13 +22,11 @@ def model_card(record: Mapping[str, Any]) -> str:
         "## Held-out text\n",
         _sources(record, result),
         "## Training\n",
-        _table({**record["recipe"], "dtype": record["dtype"], "seed": settings["seed"]}),
+        _table({**record["recipe"], "dtype": record["dtype"], "seed": settings["seed"], **_first_weights(record)}),
         "## Model\n",
         _table({"parameters": f"{record['parameters']['total']:,}", **record["model"]}),
         "## Made with\n",
-        _table(
-            {**record["machine"], "processes": record["processes"], **record["software"], **_seconds(record)}
-        ),
+        _table({**record["machine"], "processes": record["processes"], **record["software"], **_seconds(record)}),
         "The licences of the text apply: `hbert corpus --list` names those of its sources.\n",
     ]
     return "\n".join(parts)
@@ -65,13 +63,18 @@ def _sources(record: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return "\n".join([*rows, "", f"{note}{rate:.0%} masked, at most {blocks:,} blocks of {length} tokens.\n"])
 
 
+def _first_weights(record: Mapping[str, Any]) -> dict[str, str]:
+    taken = record["init"]
+    if taken is None:
+        return {}
+    files = ", ".join(f"{name} {digest[:16]}" for name, digest in taken["sha256"].items())
+    return {"first weights": f"{taken['parts']} ({taken['parameters']:,} parameters) of {taken['from']}, {files}"}
+
+
 def _seconds(record: Mapping[str, Any]) -> dict[str, str]:
     return {f"time: {name}": f"{value:.1f} s" for name, value in record["times"].items()}
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |"
-        for name, value in values.items()
-    ]
+    rows = [f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |" for name, value in values.items()]
     return "\n".join(["| | |", "|---|---|", *rows, ""])

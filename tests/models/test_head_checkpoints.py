@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from model_helpers import batch, small_masked_lm, small_model
+from model_helpers import VOCAB, batch, small_masked_lm, small_model
 from test_transformers_integration import run_python, small_tokenizer
 from transformers import (
     AutoModelForMaskedLM,
@@ -139,10 +139,27 @@ def test_sentence_transformers_wraps_the_encoder(tmp_path):
     torch.testing.assert_close(embeddings, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_importing_after_transformers_registers_at_once(tmp_path):
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import hbert; from transformers import AutoModelForSequenceClassification as Auto",
+        "import hbert; import transformers; Auto = transformers.AutoModelForSequenceClassification",
+        "import transformers; import hbert; Auto = transformers.AutoModelForSequenceClassification",
+        "from transformers import AutoModelForSequenceClassification as Auto; import hbert",
+        "import hbert.data; from transformers import AutoModelForSequenceClassification as Auto",
+    ],
+)
+def test_auto_classes_know_the_models_whatever_is_imported_first(tmp_path, imports):
+    saved(tmp_path, HBertForSequenceClassification)
+    code = f"{imports}; print(type(Auto.from_pretrained({str(tmp_path)!r})).__name__)"
+    assert run_python(code) == "HBertForSequenceClassification"
+
+
+def test_auto_config_and_auto_tokenizer_know_them_alone(tmp_path):
     saved(tmp_path, HBertForSequenceClassification)
     code = (
-        "from transformers import AutoModelForSequenceClassification as Auto; import hbert;"
-        f"print(type(Auto.from_pretrained({str(tmp_path)!r})).__name__)"
+        "import hbert, sys; from transformers import AutoConfig, AutoTokenizer;"
+        f"print(AutoConfig.from_pretrained({str(tmp_path)!r}).model_type,"
+        f"len(AutoTokenizer.from_pretrained({str(tmp_path)!r})))"
     )
-    assert run_python(code) == "HBertForSequenceClassification"
+    assert run_python(code) == f"hbert {VOCAB}"

@@ -80,6 +80,7 @@ def test_the_token_embedding_alone(pretrain, out, bert, tmp_path):
     init = record(out)["init"]
     assert init["parts"] == "embeddings" and list(init["moved"]) == [EMBEDDING]
     assert init["parameters"] == 150 * 32
+    assert f"| first weights | embeddings (4,800 parameters) of {bert}, model.safetensors " in (out / "README.md").read_text()
 
 
 def test_the_tokenizer_is_that_of_the_weights(pretrain, out, bert, tokenizer):
