@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from .layout import DenseLayout, Layout, PackedLayout
     from .modeling import HBertForMaskedLM, HBertMaskedLMOutput, HBertModel, HBertPreTrainedModel
 
-# The last module of the model layer: it loads the others, and all of them register with the Auto classes.
-_MODEL_LAYER = "hbert.heads"
-_MODELS = "hbert.modeling"
 _EXPORTS = {
     "HBertConfig": "hbert.config",
     "DenseLayout": "hbert.layout",
@@ -40,13 +37,13 @@ _EXPORTS = {
     "export_onnx": "hbert.export",
     "PackedCollator": "hbert.collate",
     "PackedMaskedLMCollator": "hbert.collate",
-    "HBertForMaskedLM": _MODELS,
-    "HBertMaskedLMOutput": _MODELS,
-    "HBertModel": _MODELS,
-    "HBertPreTrainedModel": _MODELS,
-    "HBertForQuestionAnswering": _MODEL_LAYER,
-    "HBertForSequenceClassification": _MODEL_LAYER,
-    "HBertForTokenClassification": _MODEL_LAYER,
+    "HBertForMaskedLM": "hbert.modeling",
+    "HBertMaskedLMOutput": "hbert.modeling",
+    "HBertModel": "hbert.modeling",
+    "HBertPreTrainedModel": "hbert.modeling",
+    "HBertForQuestionAnswering": "hbert.heads",
+    "HBertForSequenceClassification": "hbert.heads",
+    "HBertForTokenClassification": "hbert.heads",
 }
 
 __all__ = [
@@ -71,7 +68,6 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hbert' has no attribute {name!r}")
     import_module("hbert.config")  # first: it says which transformers is needed where that is missing
-    import_module(_MODEL_LAYER)
     value = getattr(import_module(_EXPORTS[name]), name)
     globals()[name] = value
     return value

@@ -14,10 +14,10 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-# Of ours, what registers with which of theirs.
+# Their module -> ours, which registers with it when it is loaded.
 _REGISTERED_BY = {
     "transformers.models.auto.configuration_auto": "hbert.config",
-    "transformers.models.auto.modeling_auto": "hbert.heads",
+    "transformers.models.auto.modeling_auto": "hbert.modeling",
 }
 
 

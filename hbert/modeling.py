@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -359,3 +360,5 @@ class HBertForMaskedLM(HBertHeadModel):
 # exist_ok: reloading the module (notebooks, tests) registers again.
 AutoModel.register(HBertConfig, HBertModel, exist_ok=True)
 AutoModelForMaskedLM.register(HBertConfig, HBertForMaskedLM, exist_ok=True)
+# They build on this module: whichever model is asked for, all are registered.
+import_module("hbert.heads")

@@ -23,10 +23,12 @@ def command(run: plan.Run, out: Path) -> list[str]:
 
 
 def execute(run: plan.Run, work: Path, console: Console) -> bool:
-    """Runs or goes on with one run; returns whether its record could be kept."""
-    needed = {"calibration": store.steps(run), "sweep": store.learning_rate(run)}
-    if missing := [what for what, value in needed.items() if value is None]:
-        console.print(f"{run.name}: waits for its {' and '.join(missing)}")
+    """Runs or goes on with one run, before it those of its sweep; returns whether its record could be kept."""
+    while waiting := [tried for tried in store.sweep(run.arm) if run.lr is None and not store.is_done(tried)]:
+        if not execute(waiting[0], work, console):
+            return False
+    if store.steps(run) is None:
+        console.print(f"{run.name}: {run.arm.group} are not calibrated")
         return False
     if plan.MINILM in run.arm.flags:
         minilm.unpack(Path(plan.MINILM))
@@ -45,7 +47,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.pretraining", description=__doc__)
     parser.add_argument("action", choices=("calibrate", "run", "status"))
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'sweep-*'")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'main-*'")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of the runs themselves")
     options = parser.parse_args()
     console = Console(soft_wrap=True)
@@ -58,7 +60,7 @@ def main() -> int:
         return 0
     wanted = [run for run in plan.runs() if fnmatch.fnmatch(run.name, options.only)]
     if options.action == "status":
-        for run in wanted:
+        for run in [*(tried for arm in plan.ARMS.values() for tried in store.sweep(arm)), *wanted]:
             state = "done" if store.is_done(run) else "to do"
             console.print(f"{run.name:24} {state:6} {store.steps(run) or '-'} steps")
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 SIZE = "6x256x4"
@@ -10,6 +9,8 @@ BUDGET_SECONDS = 20 * 60
 HOUR_SECONDS = 60 * 60
 SWEEP_SHARE = 0.1
 LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+# While the best rate of a sweep is its lowest or its highest, the next one is tried, up to so many in all.
+MOST_RATES = 5
 # The same tokens in every step: blocks of 512 as in the paper, of 128 as a second row.
 BLOCKS = {"512": ("--block-size", "512", "--batch-size", "4"), "128": ("--block-size", "128", "--batch-size", "16")}
 _ALWAYS = ("--dtype", "fp32", "--eval-blocks", "256")
@@ -74,7 +75,7 @@ FIRST = ("g", "b", "i", "f", "b02", "a")  # what the headline needs
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; its steps are `seconds` of the arm's calibrated step time. `lr` None: the best of the sweep."""
+    """One training run; its steps are `seconds` of the arm's calibrated step time. `lr` None: the best of a sweep."""
 
     name: str
     arm: Arm
@@ -84,17 +85,16 @@ class Run:
     lr: float | None = None
 
 
-def sweep(arm: Arm) -> Iterator[Run]:
-    """The runs that choose an arm's learning rate."""
-    for lr in LEARNING_RATES if arm.lr is None else ():
-        yield Run(f"sweep-{arm.name}-{lr:g}", arm, "512", SWEEP_SHARE * BUDGET_SECONDS, lr=lr)
+def sweep_run(arm: Arm, lr: float) -> Run:
+    """A run that tries a learning rate."""
+    return Run(f"sweep-{arm.name}-{lr:g}", arm, "512", SWEEP_SHARE * BUDGET_SECONDS, lr=lr)
 
 
 def runs() -> list[Run]:
-    """All runs in the order in which they are worth having."""
+    """All runs but those of the sweeps, in the order in which they are worth having."""
     main = {arm.name: Run(f"main-{arm.name}-0", arm, "512", BUDGET_SECONDS, lr=arm.lr) for arm in ARMS.values()}
     order = dict.fromkeys((*FIRST, *ARMS))
-    arms = [run for name in order for run in (*sweep(ARMS[name]), main[name])]
+    arms = [main[name] for name in order]
     seeds = [Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed) for seed in (1, 2) for name in PAIRED]
     short = [Run(f"block128-{name}-0", ARMS[name], "128", BUDGET_SECONDS) for name in PAIRED]
     hour = [Run(f"hour-{name}-0", ARMS[name], "512", HOUR_SECONDS) for name in LONG]

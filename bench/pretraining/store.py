@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT
-from bench.pretraining.plan import ARMS, Run, sweep
+from bench.pretraining.plan import LEARNING_RATES, MOST_RATES, Arm, Run, sweep_run
 
 RESULTS = ROOT / "docs" / "results" / "pretraining"
 
@@ -50,14 +50,30 @@ def last_evaluation(run: Run) -> dict[str, Any]:
     return [entry for entry in lines if entry["kind"] == "eval"][-1]
 
 
+def sweep(arm: Arm) -> list[Run]:
+    """The runs that choose an arm's learning rate, as far as they are known: those beyond an edge depend on others."""
+    runs = [sweep_run(arm, lr) for lr in LEARNING_RATES if arm.lr is None]
+    while runs and all(map(is_done, runs)) and len(runs) < MOST_RATES:
+        rates = sorted(run.lr for run in runs if run.lr is not None)
+        best = _best(runs)
+        if best not in (rates[0], rates[-1]):
+            break
+        runs.append(sweep_run(arm, best / 2 if best == rates[0] else best * 2))
+    return runs
+
+
+def _best(runs: list[Run]) -> float:
+    lr = min(runs, key=lambda one: last_evaluation(one)["loss"]).lr
+    assert lr is not None
+    return lr
+
+
 def learning_rate(run: Run) -> float | None:
     """The run's own, or the one with the lowest held-out loss in its arm's sweep; None before that is complete."""
     if run.lr is not None:
         return run.lr
-    tried = list(sweep(ARMS[run.arm.name]))
-    if not all(map(is_done, tried)):
-        return None
-    return min(tried, key=lambda one: last_evaluation(one)["loss"]).lr
+    tried = sweep(run.arm)
+    return _best(tried) if all(map(is_done, tried)) else None
 
 
 def steps(run: Run) -> int | None:

@@ -146,6 +146,9 @@ def test_sentence_transformers_wraps_the_encoder(tmp_path):
         "import hbert; import transformers; Auto = transformers.AutoModelForSequenceClassification",
         "import transformers; import hbert; Auto = transformers.AutoModelForSequenceClassification",
         "from transformers import AutoModelForSequenceClassification as Auto; import hbert",
+        "import hbert.modeling; from transformers import AutoModelForSequenceClassification as Auto",
+        "import hbert.heads; from transformers import AutoModelForSequenceClassification as Auto",
+        "import hbert.convert; from transformers import AutoModelForSequenceClassification as Auto",
         "import hbert.data; from transformers import AutoModelForSequenceClassification as Auto",
     ],
 )

@@ -63,9 +63,7 @@ def test_all_that_corresponds(pretrain, out, bert, tmp_path):
     scorer = "hbert.layers.0.attention.query_att.weight"
     assert scorer in init["fresh"] and near(ours[scorer], random[scorer])
     digest = hashlib.sha256((bert / "model.safetensors").read_bytes()).hexdigest()
-    assert (init["from"], init["parts"]) == (str(bert), "all") and init["sha256"] == {
-        "model.safetensors": digest
-    }
+    assert (init["from"], init["parts"]) == (str(bert), "all") and init["sha256"] == {"model.safetensors": digest}
     assert f"first weights from {bert} (all): {init['parameters']:,} parameters" in stderr
     assert record(tmp_path / "random")["init"] is None
 
@@ -80,15 +78,14 @@ def test_the_token_embedding_alone(pretrain, out, bert, tmp_path):
     init = record(out)["init"]
     assert init["parts"] == "embeddings" and list(init["moved"]) == [EMBEDDING]
     assert init["parameters"] == 150 * 32
-    assert f"| first weights | embeddings (4,800 parameters) of {bert}, model.safetensors " in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert f"| first weights | embeddings (4,800 parameters) of {bert}, model.safetensors " in card
 
 
 def test_the_tokenizer_is_that_of_the_weights(pretrain, out, bert, tokenizer):
     # Another order of the same pieces: what a tokenizer trained here would not have.
     path = bert / "tokenizer.json"
-    path.write_text(
-        path.read_text().replace('"quick"', '"@"').replace('"fox"', '"quick"').replace('"@"', '"fox"')
-    )
+    path.write_text(path.read_text().replace('"quick"', '"@"').replace('"fox"', '"quick"').replace('"@"', '"fox"'))
     assert load_tokenizer(bert).get_vocab() != tokenizer.get_vocab()
     assert pretrain(**STILL, init_from=str(bert))[0] == 0
     assert load_tokenizer(out).get_vocab() == load_tokenizer(bert).get_vocab()
