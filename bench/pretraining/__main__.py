@@ -1,4 +1,4 @@
-"""Calibrates all arms, runs what is not done yet, or says what is."""
+"""Calibrates all arms, runs what is not done yet, says what is, or draws and tabulates it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.pretraining import calibrate, minilm, plan, store
+from bench.pretraining import calibrate, minilm, plan, report, store
 
 
 def command(run: plan.Run, out: Path) -> list[str]:
@@ -46,7 +46,7 @@ def execute(run: plan.Run, work: Path, console: Console) -> bool:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.pretraining", description=__doc__)
-    parser.add_argument("action", choices=("calibrate", "run", "status"))
+    parser.add_argument("action", choices=("calibrate", "run", "status", "report"))
     parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'main-*'")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of the runs themselves")
     options = parser.parse_args()
@@ -57,6 +57,9 @@ def main() -> int:
                 console.print(f"{group}: calibrated already; to do it again, remove {store.calibration(group)}")
             else:
                 calibrate.calibrate(group, console)
+        return 0
+    if options.action == "report":
+        report.report(console)
         return 0
     wanted = [run for run in plan.runs() if fnmatch.fnmatch(run.name, options.only)]
     if options.action == "status":

@@ -76,11 +76,17 @@ def learning_rate(run: Run) -> float | None:
     return _best(tried) if all(map(is_done, tried)) else None
 
 
-def steps(run: Run) -> int | None:
-    """The steps that the run's budget buys at the calibrated step time; None without a calibration."""
+def step_seconds(run: Run) -> float | None:
+    """The calibrated time of one of the run's steps; None without a calibration."""
     record = calibration(run.arm.group)
     if not record.is_file():
         return None
-    arm = run.arm.timed_as or run.arm.name
-    seconds = json.loads(record.read_text())["step_seconds"].get(f"{arm}-{run.blocks}")
-    return None if seconds is None else int(run.seconds / seconds["median"])
+    name = f"{run.arm.timed_as or run.arm.name}-{run.blocks}"
+    measured = json.loads(record.read_text())["step_seconds"].get(name)
+    return None if measured is None else measured["median"]
+
+
+def steps(run: Run) -> int | None:
+    """The steps that the run's budget buys at the calibrated step time; None without a calibration."""
+    seconds = step_seconds(run)
+    return None if seconds is None else int(run.seconds / seconds)

@@ -1,0 +1,116 @@
+"""The queue of pretraining experiments: budgets, sweeps, commands, records."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.pretraining import __main__ as queue
+from bench.pretraining import plan, report, store
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RESULTS", tmp_path)
+    times = {"g-512": {"median": 0.5}, "normal-512": {"median": 2.0}}
+    for group in ("arms", "start"):
+        store.calibration(group).write_text(json.dumps({"step_seconds": times}))
+    return tmp_path
+
+
+def finish(run: plan.Run, loss: float) -> None:
+    folder = store.folder(run)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "finished"}))
+    found = {"loss": loss, "accuracy": 1 / loss}
+    lines = [{"kind": "eval", "loss": 9.0}, {"kind": "eval", **found}, {"kind": "train", "loss": 0.0}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def main_run(name: str) -> plan.Run:
+    return next(run for run in plan.runs() if run.name == f"main-{name}-0")
+
+
+def rates(arm: plan.Arm) -> list[float | None]:
+    return [run.lr for run in store.sweep(arm)]
+
+
+def test_the_plan():
+    names = [run.name for run in plan.runs()]
+    assert len(names) == len(set(names))
+    assert {f"main-{name}-0" for name in plan.ARMS} <= set(names)
+    assert {f"main-{name}-{seed}" for name in plan.PAIRED for seed in (0, 1, 2)} <= set(names)
+    assert all(arm.timed_as is None or plan.ARMS[arm.timed_as].group == arm.group for arm in plan.ARMS.values())
+
+
+def test_a_budget_buys_calibrated_steps(results):
+    assert store.steps(main_run("g")) == 2400
+    assert store.steps(main_run("g02")) == 2400
+    assert store.steps(main_run("magneto")) == 600
+    assert store.steps(main_run("b")) is None
+    store.calibration("arms").unlink()
+    assert store.steps(main_run("g")) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "more", "best"),
+    [
+        ({5e-4: 3.0, 1e-3: 2.0, 2e-3: 3.0}, {}, 1e-3),
+        ({5e-4: 2.0, 1e-3: 2.5, 2e-3: 3.0}, {2.5e-4: 2.2}, 5e-4),
+        ({5e-4: 2.0, 1e-3: 2.5, 2e-3: 3.0}, {2.5e-4: 1.9, 1.25e-4: 1.8}, 1.25e-4),
+        ({5e-4: 3.0, 1e-3: 2.5, 2e-3: 2.0}, {4e-3: 1.9, 8e-3: 2.1}, 4e-3),
+    ],
+)
+def test_a_sweep_goes_on_at_its_edges(results, losses, more, best):
+    arm, run = plan.ARMS["g"], main_run("g")
+    assert rates(arm) == list(losses)
+    for lr, loss in {**losses, **more}.items():
+        assert store.learning_rate(run) is None
+        finish(plan.sweep_run(arm, lr), loss)
+    assert rates(arm) == [*losses, *more]
+    assert store.learning_rate(run) == best
+
+
+def test_an_arm_with_a_rate_of_its_own_has_no_sweep(results):
+    assert store.sweep(plan.ARMS["a"]) == [] and store.learning_rate(main_run("a")) == 1e-4
+
+
+def test_commands_say_all_that_the_plan_says(results, tmp_path):
+    out = tmp_path / "out"
+    for run in (main_run("magneto"), plan.sweep_run(plan.ARMS["g"], 2e-3)):
+        words = queue.command(run, out)
+        assert words[1:4] == ["-m", "hbert", "pretrain"] and "--resume" not in words
+        assert set(run.arm.flags) | set(run.arm.common) | set(plan.BLOCKS["512"]) <= set(words)
+        assert words[words.index("--lr") + 1] == f"{run.lr:g}"
+        assert words[words.index("--max-steps") + 1] == str(store.steps(run))
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    assert queue.command(main_run("magneto"), out)[-1] == "--resume"
+
+
+def test_a_record_names_no_place_of_this_machine(results, tmp_path):
+    run, out = main_run("normal"), tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"status": "finished", "token_cache": "/home/me/.cache/tokens/abc"}))
+    (out / "metrics.jsonl").write_text("")
+    store.keep(run, out)
+    assert store.is_done(run)
+    assert json.loads((store.folder(run) / "run.json").read_text())["token_cache"] == "abc"
+    assert sorted(file.name for file in store.folder(run).iterdir()) == ["metrics.jsonl", "run.json"]
+
+
+def test_paired_differences(results):
+    losses = {"b": (10.0, 5.0, 4.0), "g": (4.0, 2.5, 2.0), "i": (5.0,)}
+    runs = [run for run in plan.runs() if run.name.startswith("main-") and run.seed < len(losses.get(run.arm.name, ()))]
+    for run in runs:
+        finish(run, losses[run.arm.name][run.seed])
+    rows = {line.split("|")[1].strip(): line for line in report.paired(runs).splitlines()[2:]}
+    # .25 - .1, .4 - .2 and .5 - .25: mean .2, standard deviation .05.
+    assert rows["g - b"].split("|")[2:-1] == [" 3 ", " +0.2000 ", " 0.0289 ", " 2.09 "]
+    assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " 1.25 "]
+
+
+def test_every_run_of_the_plan_is_in_a_chapter():
+    for run in plan.runs():
+        assert any(belongs(run) for belongs in report.CHAPTERS.values()), run.name
