@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .layout import DenseLayout, Layout, PackedLayout
     from .modeling import HBertForMaskedLM, HBertMaskedLMOutput, HBertModel, HBertPreTrainedModel
+    from .patching import PatchReport, patch, unpatch
 
 _EXPORTS = {
     "HBertConfig": "hbert.config",
@@ -44,6 +45,9 @@ _EXPORTS = {
     "HBertForQuestionAnswering": "hbert.heads",
     "HBertForSequenceClassification": "hbert.heads",
     "HBertForTokenClassification": "hbert.heads",
+    "PatchReport": "hbert.patching",
+    "patch": "hbert.patching",
+    "unpatch": "hbert.patching",
 }
 
 __all__ = [
@@ -60,7 +64,10 @@ __all__ = [
     "PackedCollator",
     "PackedLayout",
     "PackedMaskedLMCollator",
+    "PatchReport",
     "export_onnx",
+    "patch",
+    "unpatch",
 ]
 
 

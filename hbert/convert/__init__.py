@@ -17,6 +17,7 @@ from hbert.config import HBertConfig
 from hbert.modeling import HBertForMaskedLM, HBertModel
 
 from .correspondence import check_fits, transfer
+from .positions import check_extension, set_positions
 from .report import Move, Report
 from .source import Source, read_source, read_state_dict
 
@@ -33,7 +34,11 @@ __all__ = [
 
 
 def from_pretrained(
-    checkpoint: PreTrainedModel | str | Path, target: HBertConfig | None = None
+    checkpoint: PreTrainedModel | str | Path,
+    target: HBertConfig | None = None,
+    *,
+    max_positions: int | None = None,
+    extend_positions: str | None = None,
 ) -> tuple[HBertModel | HBertForMaskedLM, Report]:
     """Returns an HBERT encoder with the weights of ``checkpoint``, and what became of every tensor.
 
@@ -47,6 +52,11 @@ def from_pretrained(
         target: another encoder of the same width and vocabulary, such as a hybrid. A parameter that
             corresponds to nothing keeps its first value, drawn from torch's generator;
             :mod:`hbert.convert.correspondence` says what corresponds.
+        max_positions: the longest sequence that the encoder takes, instead of the target's. Beyond the
+            checkpoint's learned positions it needs ``extend_positions``.
+        extend_positions: ``"interpolate"`` stretches the learned positions over all of them,
+            ``"sinusoidal"`` puts sinusoids of the same size in their place; see
+            :mod:`hbert.convert.positions`. Either way the encoder does not compute the same any more.
 
     Returns:
         The model, HBertForMaskedLM if the checkpoint has a masked-LM head, else HBertModel: in float32, in
@@ -55,15 +65,26 @@ def from_pretrained(
     Raises:
         HbertError: the folder or one of its files is missing or cannot be read.
         ValueError: an architecture that HBERT cannot express; a tensor that is missing, unknown or of a
-            wrong shape; a target of another width or vocabulary.
+            wrong shape; a target of another width or vocabulary; more positions than the checkpoint has,
+            without a word about how; nothing to extend.
     """
-    return build(read_source(checkpoint), target)
+    source = read_source(checkpoint)
+    return build(source, target, max_positions=max_positions, extend_positions=extend_positions)
 
 
-def build(source: Source, target: HBertConfig | None = None) -> tuple[HBertModel | HBertForMaskedLM, Report]:
+def build(
+    source: Source,
+    target: HBertConfig | None = None,
+    *,
+    max_positions: int | None = None,
+    extend_positions: str | None = None,
+) -> tuple[HBertModel | HBertForMaskedLM, Report]:
     """Does the second half of :func:`from_pretrained`, for a checkpoint that has been read."""
     config = copy.deepcopy(source.config if target is None else target)
+    if max_positions is not None:
+        set_positions(config, max_positions, source.config, extend_positions)
     check_fits(source, config)
+    check_extension(extend_positions, source.config, config)
     model = HBertForMaskedLM(config) if source.has_head else HBertModel(config)
-    report = transfer(source, model)
+    report = transfer(source, model, extend_positions=extend_positions)
     return model.eval(), report

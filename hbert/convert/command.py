@@ -20,6 +20,7 @@ from hbert.pretrain.models import PRESETS, check_fields, hbert_config, model_fie
 from hbert.pretrain.settings import field_values
 
 from . import build, read_source
+from .positions import EXTENSIONS
 
 # What --arch decides; the other fields are the checkpoint's.
 _OF_ARCH = ("layer_types", "norm_style", "init", "scorer", "conv_kernel_size", "conv_placement")
@@ -44,6 +45,14 @@ def add_parser(subparsers: Any, summary: str) -> None:
         metavar="FIELD=VALUE",
         help="fields of its configuration",
     )
+    parser.add_argument(
+        "--max-positions", type=int, metavar="N", help="longest sequence (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--extend-positions",
+        choices=tuple(EXTENSIONS),
+        help="how learned positions become more: stretched, or sinusoids of the same size in their place",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,7 +64,11 @@ def run(args: argparse.Namespace) -> None:
     target = _target(source.config, args.arch, field_values(args.set))
     tokenizer = _tokenizer(folder)
     torch.manual_seed(0)
-    model, report = build(source, target)
+    model, report = build(
+        source, target, max_positions=args.max_positions, extend_positions=args.extend_positions
+    )
+    if tokenizer is not None and args.max_positions is not None:
+        tokenizer.model_max_length = args.max_positions
     _write(out, model, tokenizer)
     say = partial(output_console().print, markup=False, soft_wrap=True)
     say(str(report))

@@ -11,6 +11,7 @@ moves to where it does the same work:
   transform goes on reading what the output projection read. The scorers are fresh, and pool almost evenly at
   first.
 * Where there are no token types, the vector of type 0, which every token had, joins the learned positions.
+* Of learned positions the first rows move; where the model has more, none does, unless it is asked for how.
 * Layer i goes to layer i; layers beyond the other's depth stay fresh, or are left out.
 """
 
@@ -28,6 +29,7 @@ from hbert.config import ADDITIVE, PRE_NORM_STYLES, HBertConfig
 from hbert.modeling import HBertPreTrainedModel
 
 from .families import SELF_BLOCKS
+from .positions import EXTENSIONS, check_extension
 from .report import Move, Report
 from .source import DECODER, POSITIONS, WORDS, Source
 
@@ -51,20 +53,26 @@ def check_fits(source: Source, config: PreTrainedConfig) -> None:
             raise ValueError(f"the checkpoint does not fit: its {name} is {there}, the model's is {here}")
 
 
-def transfer(source: Source, model: HBertPreTrainedModel, parts: str = ALL) -> Report:
+def transfer(
+    source: Source, model: HBertPreTrainedModel, parts: str = ALL, extend_positions: str | None = None
+) -> Report:
     """Copies the tensors of ``source`` into the parameters of ``model`` that correspond to them.
 
     Args:
         parts: ``"all"``, or ``"embeddings"``: the token embedding alone, and with it a decoder that
             shares it.
+        extend_positions: what becomes of learned positions where the model has more of them:
+            ``"interpolate"`` or ``"sinusoidal"`` (:mod:`hbert.convert.positions`); None: they stay fresh.
 
     Raises:
-        ValueError: the model has another width or vocabulary; nothing was changed.
+        ValueError: the model has another width or vocabulary, or there is nothing to extend; nothing was
+            changed.
     """
     config = model.config
     assert isinstance(config, HBertConfig)
     check_fits(source, config)
-    correspondence = _Correspondence(source, config)
+    check_extension(extend_positions, source.config, config)
+    correspondence = _Correspondence(source, config, extend_positions)
     report, used = Report(left_out=dict(source.left_out)), set[str]()
     for name, parameter in model.named_parameters():
         short = name.removeprefix("hbert.")
@@ -101,7 +109,8 @@ class _Plan:
 class _Correspondence:
     """What a parameter of a model with configuration ``target`` is made of."""
 
-    def __init__(self, source: Source, target: HBertConfig) -> None:
+    def __init__(self, source: Source, target: HBertConfig, extend_positions: str | None = None) -> None:
+        self._extension = EXTENSIONS[extend_positions] if extend_positions else None
         self._source, self._there, self._here = source, source.config, target
         self._norms_there = {reader: norm for norm, reader in _norm_readers(source.config).items()}
         self._readers_here = _norm_readers(target)
@@ -142,11 +151,19 @@ class _Correspondence:
         return _Plan((name,))
 
     def _positions(self) -> _Plan:
-        rows = self._here.max_position_embeddings
+        notes, rows = list[str](), self._rows
+        if self._extension:
+            notes.append(self._extension[0].format(self._there.max_position_embeddings))
         if self._there.type_vocab_size and not self._here.type_vocab_size:
+            notes.append("with token type 0 in every row")
             both = POSITIONS, _TYPES
-            return _Plan(both, "with token type 0 in every row", lambda found: found[0][:rows] + found[1][0])
-        return _Plan((POSITIONS,), combine=lambda found: found[0][:rows])
+            return _Plan(both, ", ".join(notes), lambda found: rows(found[0]) + found[1][0])
+        return _Plan((POSITIONS,), ", ".join(notes), lambda found: rows(found[0]))
+
+    def _rows(self, table: Tensor) -> Tensor:
+        """The learned positions, cut or extended to the length of ours."""
+        length = self._here.max_position_embeddings
+        return self._extension[1](table, length) if self._extension else table[:length]
 
     def _head(self, name: str) -> _Plan:
         if not self._source.has_head:

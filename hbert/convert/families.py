@@ -18,7 +18,7 @@ from hbert.config import HBertConfig
 
 SELF_BLOCKS = ("self_query", "self_key", "self_value")
 _LAYER = re.compile(r"layers\.(\d+)\.")
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -55,6 +55,8 @@ class Family:
         fields: field of HBertConfig -> theirs, where the names differ.
         head_activation: the activation in that head; None: the one of the configuration.
         first_position: row of the table for the first token; None: ``pad_token_id + 1``.
+        functions: modules without tensors, as in ``modules``. HBERT has them as one for two, or as numbers;
+            they are what :mod:`hbert.patching` calls, and dropout probabilities are read from them.
     """
 
     prefix: str
@@ -66,6 +68,14 @@ class Family:
     fields: Mapping[str, str] = field(default_factory=dict)
     head_activation: str | None = None
     first_position: int | None = 0
+    functions: Mapping[str, str] = field(default_factory=dict)
+
+    def path(self, module: str) -> str | None:
+        """Returns their name, without ``prefix`` and with ``*`` for the layer, of a module of HBERT.
+
+        None: they have no such module.
+        """
+        return {**(self.modules or {}), **self.functions}.get(module)
 
     def name(self, tensor: str) -> str:
         """Returns their name, without ``prefix``, of a tensor of HBERT.
@@ -101,7 +111,7 @@ class Family:
         if isinstance(config, HBertConfig):
             return config
         activation = self._activation(config, with_head)
-        _check_encoder(config)
+        check_encoder(config)
         shared = {
             name: getattr(config, self.fields.get(name, name), absent) for name, absent in _FIELDS.items()
         }
@@ -117,17 +127,22 @@ class Family:
 
     def _activation(self, config: PreTrainedConfig, with_head: bool) -> str:
         name = getattr(config, self.fields.get("hidden_act", "hidden_act"))
-        if name not in _ACTIVATIONS:
-            raise ValueError(f"its activation is {name!r}; HBERT has {', '.join(_ACTIVATIONS)}")
+        if name not in ACTIVATIONS:
+            raise ValueError(f"its activation is {name!r}; HBERT has {', '.join(ACTIVATIONS)}")
         if with_head and self.head_activation not in (None, name):
             raise ValueError(
                 f"its activation is {name!r}, but {self.head_activation!r} in its masked-LM head; HBERT has "
                 "one for both: convert the encoder without that head"
             )
-        return _ACTIVATIONS[name]
+        return ACTIVATIONS[name]
 
 
-def _check_encoder(config: PreTrainedConfig) -> None:
+def check_encoder(config: PreTrainedConfig) -> None:
+    """Checks that an encoder attends in both directions, to its own tokens only, and has absolute positions.
+
+    Raises:
+        ValueError: it does not.
+    """
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ValueError("it is a decoder; HBERT attends in both directions and to its own tokens only")
     # No longer a field of these configurations, but in the files of old checkpoints.
@@ -150,6 +165,13 @@ _BERT_ENCODER = {
     "layers.*.ffn.fc2": "encoder.layer.*.output.dense",
     "layers.*.ffn_norm": "encoder.layer.*.output.LayerNorm",
 }
+_BERT_FUNCTIONS = {
+    "embeddings.dropout": "embeddings.dropout",
+    "layers.*.attention.dropout": "encoder.layer.*.attention.self.dropout",
+    "layers.*.attention_dropout": "encoder.layer.*.attention.output.dropout",
+    "layers.*.ffn.activation": "encoder.layer.*.intermediate.intermediate_act_fn",
+    "layers.*.ffn_dropout": "encoder.layer.*.output.dropout",
+}
 _BERT = Family(
     prefix="bert.",
     modules=_BERT_ENCODER
@@ -161,6 +183,7 @@ _BERT = Family(
     namespaces=("embeddings.", "encoder."),
     head="cls.predictions.",
     head_bias="cls.predictions.bias",
+    functions=_BERT_FUNCTIONS | {"head.activation": "cls.predictions.transform.transform_act_fn"},
 )
 _ROBERTA = Family(
     prefix="roberta.",
@@ -171,6 +194,7 @@ _ROBERTA = Family(
     head_bias="lm_head.bias",
     head_activation="gelu",
     first_position=None,
+    functions=_BERT_FUNCTIONS,
 )
 _DISTILBERT = Family(
     prefix="distilbert.",
@@ -199,6 +223,13 @@ _DISTILBERT = Family(
         "hidden_dropout_prob": "dropout",
         "attention_probs_dropout_prob": "attention_dropout",
         "classifier_dropout": "seq_classif_dropout",
+    },
+    functions={
+        "embeddings.dropout": "embeddings.dropout",
+        "layers.*.attention.dropout": "transformer.layer.*.attention.dropout",
+        "layers.*.ffn.activation": "transformer.layer.*.ffn.activation",
+        "layers.*.ffn_dropout": "transformer.layer.*.ffn.dropout",
+        "head.activation": "activation",
     },
 )
 _HBERT = Family(

@@ -17,7 +17,7 @@ RUN = Path(run.__file__)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--suite", "speed"], "unknown suite 'speed'; allowed: latency, throughput, kernels"),
+    (["--suite", "speed"], "unknown suite 'speed'; allowed: latency, varlen, throughput, kernels"),
     (["--models", "hbert-v1,hbert-v9"], "unknown model 'hbert-v9'; allowed: hbert-v1, hbert-v2, hbert-v1c"),
     (["--peers", "ort"], "unknown peer 'ort'; allowed: hf, hf-compile, hf-fp32"),
     (["--dtype", "fp16"], "unknown dtype 'fp16'; allowed: fp32, bf16"),

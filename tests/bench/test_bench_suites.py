@@ -13,12 +13,15 @@ from bench import harness, machine, run
 from bench.corpus import BATCHES, masked_batches
 from bench.device import Cpu
 from bench.harness import FEWEST, Case
+from bench.lengths import FILL
 from bench.peers import SIZES as BUILT_SIZES
-from bench.peers import VOCAB_SIZE, build, dtype_of, ids_and_mask, traits
+from bench.peers import VOCAB_SIZE, build, dense_copy, dtype_of, ids_and_mask, traits
 from bench.runtime import DTYPES
-from bench.suites import HBERTS, PEERS, SIZES, SUITES
+from bench.suites import HBERTS, PATCHED, PEERS, SIZES, SUITES
 from bench.suites.latency import Forward
+from bench.suites.suite import Wanted
 from bench.suites.throughput import TrainingStep
+from hbert.patching import is_patched
 
 CPU = Cpu()
 
@@ -35,8 +38,8 @@ def local_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(hbert.data, "load_corpus", lambda names: corpus)
 
 
-def latency_case(dtype):
-    return Case("latency", "2x37", dtype, 2, 37, 74, {"size": "tiny"})
+def latency_case(dtype, padded=False):
+    return Case("latency", "2x37", dtype, 2, 37, 74, {"size": "tiny", "padded": padded})
 
 
 def training_case(folder, dtype="bf16"):
@@ -56,24 +59,28 @@ def test_batches_are_full_masked_and_reproducible(local_corpus, tmp_path):
         assert np.array_equal(again["input_ids"], ids) and np.array_equal(again["labels"], labels)
 
 
-@pytest.mark.parametrize("peer", ["hf", "hbert-v2c"])
+@pytest.mark.parametrize("peer", ["hf", "hbert-v2c", PATCHED])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype):
-    task = Forward(peer, latency_case(dtype), CPU)
+@pytest.mark.parametrize("padded", [False, True])
+def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype, padded):
+    task = Forward(peer, latency_case(dtype, padded), CPU)
+    if padded:
+        assert task._inputs["attention_mask"].sum(1).tolist() == [37, 1]
+        task._inputs["attention_mask"] = task._inputs["attention_mask"].flip(0)
     error, allowed = task.check()
     assert 0 < error <= allowed
     right = task.step
 
     def off_in_one_place():
         output = right().clone()
-        output[1, 36, 5] += 4 * allowed
+        output[1, 36, 5] += 4 * allowed  # where padded, row 1 is the full one
         return output
     task.step = off_in_one_place
     error, allowed = task.check()
     assert error > allowed
 
 
-@pytest.mark.parametrize("peer", ["hf", "hbert-v1"])
+@pytest.mark.parametrize("peer", ["hf", "hbert-v1", PATCHED])
 def test_gate_of_a_training_step_sees_wrong_gradients(peer, local_corpus, tmp_path):
     task = TrainingStep(peer, training_case(tmp_path), CPU)
     error, allowed = task.check()
@@ -98,12 +105,28 @@ def test_a_training_step_trains(local_corpus, tmp_path):
     assert all(value.grad is None for value in task._model.parameters())
 
 
-@pytest.mark.parametrize("peer", HBERTS + PEERS[:1])
+@pytest.mark.parametrize("peer", (*HBERTS, PATCHED, PEERS[0]))
 def test_every_named_peer_is_built_with_the_same_weights_each_time(peer):
     with torch.inference_mode():
         first, second = (build(peer, "encoder", "tiny").eval()(**ids_and_mask(1, 7, CPU)) for _ in range(2))
     assert torch.equal(first.last_hidden_state, second.last_hidden_state)
     assert first.last_hidden_state.shape == (1, 7, 128)
+
+
+def test_the_patched_peer_is_bert_itself():
+    plain, patched = (build(peer, "masked_lm", "tiny").eval() for peer in ("hf", PATCHED))
+    assert is_patched(patched) and not is_patched(dense_copy(patched, torch.float64))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), patched.parameters(), strict=True))
+    assert traits(PATCHED, torch.float32, CPU)["backend"] == traits("hbert-v1", torch.float32, CPU)["backend"]
+
+
+def test_padded_batches_have_one_full_sequence_and_the_mean_fill():
+    for batch, seq in ((8, 128), (8, 512)):
+        (case,) = SUITES["varlen"].cases(Wanted(shapes=((batch, seq),), dtypes=("fp32",)))
+        mask = ids_and_mask(batch, seq, CPU, case.params["padded"])["attention_mask"]
+        assert case.work == mask.sum() == pytest.approx(FILL * batch * seq, rel=0.01)
+        assert mask.sum(1).max() == seq and mask.sum(1).min() > 0
+        assert (mask.sort(1, descending=True).values == mask).all()
 
 
 def test_sizes_and_shapes_are_known_to_both_sides():
