@@ -25,10 +25,10 @@ def load_masked_lm(name: str, device: str = "cpu") -> PreTrainedModel:
     Raises:
         HbertError: no such folder or name, unreadable or incomplete weights, or no masked-LM head.
     """
-    config = _loaded(name, AutoConfig.from_pretrained)
+    config = from_checkpoint(name, AutoConfig.from_pretrained)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise HbertError(f"{name!r} is a {config.model_type} model: that has no masked-LM head")
-    model, info = _loaded(
+    model, info = from_checkpoint(
         name,
         AutoModelForMaskedLM.from_pretrained,
         config=config,
@@ -51,7 +51,7 @@ def checkpoint_tokenizer(name: str) -> Tokenizer:
     Raises:
         HbertError: there is none, it is not a fast tokenizer, or it has no token for one of the five roles.
     """
-    loaded = _loaded(name, AutoTokenizer.from_pretrained)
+    loaded = from_checkpoint(name, AutoTokenizer.from_pretrained)
     if not getattr(loaded, "is_fast", False):
         raise HbertError(f"{name!r} has no fast tokenizer (tokenizer.json); give one with --tokenizer")
     # The file itself where there is one: loading it may have changed its serialised form, which names the cache.
@@ -98,7 +98,12 @@ def _renamed_model(model: dict[str, Any], names: Mapping[str, str]) -> dict[str,
     return {**model, "vocab": renamed, **({"unk_token": names.get(unknown, unknown)} if unknown else {})}
 
 
-def _loaded(name: str, loader: Callable[..., Any], **options: Any) -> Any:
+def from_checkpoint(name: str, loader: Callable[..., Any], **options: Any) -> Any:
+    """Returns what a ``from_pretrained`` makes of a folder or a name on the hub; no code of it is run.
+
+    Raises:
+        HbertError: there is no such folder or name, or it cannot be loaded.
+    """
     folder = Path(name)
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise HbertError(f"no such folder: {name}")

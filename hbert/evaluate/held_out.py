@@ -107,7 +107,7 @@ def check_model(model: PreTrainedModel, vocab_size: int, length: int) -> None:
             f"the vocabulary does not match: the tokenizer has {vocab_size:,} pieces, but the model has {rows:,} "
             "token embeddings"
         )
-    positions = _max_positions(model)
+    positions = max_positions(model)
     if positions is not None and length > positions:
         raise HbertError(f"blocks of {length} tokens are too long: the model has {positions} positions")
 
@@ -121,7 +121,8 @@ def _source_blocks(cache: TokenCache, length: int) -> dict[str, Blocks]:
     return {name: cache.held_out.source(name).blocks(length) for name in cache.held_out.spans}
 
 
-def _max_positions(model: PreTrainedModel) -> int | None:
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Returns the longest sequence that the model takes; None: no limit is known."""
     for name, module in model.named_modules():
         # RoBERTa counts positions from behind the padding id.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):

@@ -1,0 +1,1 @@
+"""Fine-tuning on labelled text, predictions and embeddings: ``hbert finetune | predict | embed``."""

@@ -1,0 +1,185 @@
+"""Checkpoints to fine-tune, predict or embed with, ours or those of transformers, and their tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+
+import hbert.heads  # noqa: F401  registers HBERT with the Auto classes
+from hbert.data.errors import HbertError
+from hbert.evaluate.checkpoint import from_checkpoint
+from hbert.evaluate.held_out import max_positions
+from hbert.pretrain.models import check_fields
+
+from .examples import LabelSet
+
+# A pooler is the head's own layer, though it stands inside the encoder of BERT.
+_POOLER = "pooler."
+
+
+def load_new_classifier(name: str, labels: LabelSet, fields: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """Returns a checkpoint with a fresh classification head for these labels, in float32 on the CPU.
+
+    Args:
+        name: a folder or a hub name; a head that it was saved with is dropped unless it has as many labels.
+        fields: of the configuration, in place of the checkpoint's.
+        seed: of the weights of the new head.
+
+    Raises:
+        HbertError: no such model, an architecture without such a head, or weights that are missing,
+            incomplete or of another shape. ValueError: an unknown field or a wrong value of one.
+    """
+    config = _config(name, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classification head")
+    config = _with_fields(config, labels, fields)
+    torch.manual_seed(seed)
+    model, info = _weights(name, AutoModelForSequenceClassification, config, ignore_mismatched_sizes=True)
+    _check_encoder(name, model, info)
+    return model
+
+
+def load_classifier(name: str) -> PreTrainedModel:
+    """Returns a fine-tuned sequence classifier in float32 and evaluation mode, on the device there is.
+
+    Raises:
+        HbertError: as in :func:`load_new_classifier`, or it has no trained head.
+    """
+    config = _config(name, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classification head")
+    if config.problem_type == "regression" or len(label_names(config)) < 2:
+        raise HbertError(f"{name!r} predicts a number, not labels")
+    model, info = _weights(name, AutoModelForSequenceClassification, config)
+    _check_encoder(name, model, info)
+    if missing := sorted(info["missing_keys"]):
+        raise HbertError(
+            f"{name!r} has no trained classification head ({missing[0]} is missing): hbert finetune makes one"
+        )
+    return _ready(model)
+
+
+def load_encoder(name: str) -> PreTrainedModel:
+    """Returns the encoder of any checkpoint, in float32 and evaluation mode, on the device there is.
+
+    Raises:
+        HbertError: no such model, or its weights are missing or incomplete.
+    """
+    model, info = _weights(name, AutoModel, _config(name, MODEL_MAPPING, "encoder"))
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(_POOLER)):
+        raise _incomplete(name, missing)
+    return _ready(model)
+
+
+def load_text_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Returns the checkpoint's tokenizer.
+
+    Raises:
+        HbertError: there is none, it has no padding token, or it has ids that the model has no embedding for.
+    """
+    tokenizer: PreTrainedTokenizerBase = from_checkpoint(name, AutoTokenizer.from_pretrained)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    # transformers makes an empty tokenizer for a model without one.
+    if largest < 0 or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise HbertError(f"{name!r} has no tokenizer")
+    if tokenizer.pad_token_id is None:
+        raise HbertError(f"the tokenizer of {name!r} has no padding token")
+    embeddings: Any = model.get_input_embeddings()
+    if largest >= embeddings.num_embeddings:
+        raise HbertError(
+            f"the vocabulary does not match: the tokenizer of {name!r} has ids up to {largest:,}, but the "
+            f"model has {embeddings.num_embeddings:,} token embeddings"
+        )
+    return tokenizer
+
+
+def text_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None, pair: bool
+) -> int:
+    """Returns the tokens that texts are truncated to: what was asked for, else all that the model reads.
+
+    Raises:
+        ValueError: more than the model has positions, or no more than the special tokens take.
+    """
+    limit = max_positions(model)
+    if asked is None:
+        return min(tokenizer.model_max_length, limit or tokenizer.model_max_length)
+    if limit is not None and asked > limit:
+        raise ValueError(f"max_length is {asked}; the model has {limit} positions")
+    smallest = tokenizer.num_special_tokens_to_add(pair) + (2 if pair else 1)
+    if asked < smallest:
+        raise ValueError(f"max_length is {asked}; with the special tokens it must be at least {smallest}")
+    return asked
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def label_names(config: PreTrainedConfig) -> list[str]:
+    """The labels of a classifier in the order of its outputs."""
+    names: Mapping[Any, str] = config.id2label or {}
+    return [names[number] for number in sorted(names)]
+
+
+def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    module: torch.nn.Module = model
+    module.to(device()).eval()
+    return model
+
+
+def _config(name: str, architectures: Mapping[Any, Any], what: str) -> PreTrainedConfig:
+    config = from_checkpoint(name, AutoConfig.from_pretrained)
+    if type(config) not in architectures:
+        raise HbertError(f"{name!r} is a {config.model_type} model: that has no {what}")
+    return config
+
+
+def _with_fields(config: PreTrainedConfig, labels: LabelSet, fields: Mapping[str, Any]) -> PreTrainedConfig:
+    check_fields(type(config), fields)
+    settings = {**config.to_dict(), **fields}
+    settings["id2label"] = dict(enumerate(labels.names))
+    settings["label2id"] = {label: number for number, label in enumerate(labels.names)}
+    settings["problem_type"] = f"{'multi' if labels.multi else 'single'}_label_classification"
+    for derived in ("num_labels", "model_type", "transformers_version"):
+        settings.pop(derived, None)
+    return type(config)(**settings)
+
+
+def _weights(
+    name: str, auto_class: Any, config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Sequence[Any]]]:
+    loader: Callable[..., Any] = auto_class.from_pretrained
+    return from_checkpoint(name, loader, config=config, dtype=torch.float32, output_loading_info=True, **options)
+
+
+def _check_encoder(name: str, model: PreTrainedModel, info: Mapping[str, Sequence[Any]]) -> None:
+    """Checks that only what belongs to the head is new."""
+    encoder = f"{model.base_model_prefix}."
+    if missing := sorted(
+        key
+        for key in info["missing_keys"]
+        if key.startswith(encoder) and not key.startswith(encoder + _POOLER)
+    ):
+        raise _incomplete(name, missing)
+    if wrong := sorted(entry[0] for entry in info["mismatched_keys"] if entry[0].startswith(encoder)):
+        raise HbertError(
+            f"{name!r}: {len(wrong)} tensors have another shape than its configuration says, such as "
+            f"{wrong[0]}"
+        )
+
+
+def _incomplete(name: str, missing: Sequence[str]) -> HbertError:
+    return HbertError(
+        f"{name!r}: the weights are incomplete or of another architecture ({len(missing)} tensors are "
+        f"missing, such as {missing[0]})"
+    )
