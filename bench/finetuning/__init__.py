@@ -1,0 +1,1 @@
+"""Fine-tuning the models of the pretraining experiments on classification tasks."""

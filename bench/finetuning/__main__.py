@@ -1,0 +1,72 @@
+"""Fine-tunes the models of the pretraining experiments, run after run, and says what came out."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.finetuning import plan, report, store, tasks
+
+
+def command(run: plan.Run, lr: float, models: Path, task: Path, out: Path) -> list[str]:
+    """The `hbert finetune` command of a run."""
+    splits = [word for name in ("train", "valid", "test") for word in (f"--{name}", str(task / f"{name}.tsv"))]
+    model = models / f"main-{run.model}-0"
+    options = ["--columns", "label", "text", "--batch-size", "64", "--epochs", str(plan.TASKS[run.task])]
+    chosen = ["--lr", f"{lr:g}", "--seeds", str(run.seed), "--dtype", "fp32", "--out", str(out), "--overwrite"]
+    return [sys.executable, "-m", "hbert", "finetune", "--model", str(model), *splits, *options, *chosen]
+
+
+def execute(run: plan.Run, options: argparse.Namespace, console: Console) -> bool:
+    """Does one run; returns whether its record could be kept."""
+    lr = run.lr or store.learning_rate(run.task, run.model)
+    if lr is None or not (options.models / f"main-{run.model}-0" / "model.safetensors").is_file():
+        console.print(f"{run.name}: waits for {'its sweep' if lr is None else 'its model'}")
+        return False
+    out = options.work / run.name
+    words = command(run, lr, options.models, options.tasks / run.task, out)
+    console.print(f"{run.name}: {' '.join(words[2:])}")
+    if subprocess.run(words, check=False).returncode != 0:
+        console.print(f"{run.name}: stopped")
+        return False
+    store.keep(run, out)
+    console.print(f"{run.name}: test accuracy {store.record(run)['test']['accuracy']['mean']:.4f}")
+    return True
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.finetuning", description=__doc__)
+    parser.add_argument("action", choices=("tasks", "run", "status", "report"))
+    parser.add_argument(
+        "--tasks", type=Path, default=Path("runs/tasks"), help="a folder of train, valid, test.tsv each"
+    )
+    parser.add_argument("--models", type=Path, default=Path("runs/experiments"), help="where main-ARM-0 are")
+    parser.add_argument("--work", type=Path, default=Path("runs/finetuning"), help="folder of the runs themselves")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'emotion-*'")
+    options = parser.parse_args()
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    if options.action == "tasks":
+        for folder in tasks.write_tasks(options.tasks):
+            console.print(str(folder))
+        return 0
+    if options.action == "report":
+        console.print(report.report())
+        return 0
+    there = tuple(task for task in plan.TASKS if (options.tasks / task).is_dir())
+    wanted = [run for run in plan.runs(there) if fnmatch.fnmatch(run.name, options.only)]
+    if options.action == "status":
+        for run in wanted:
+            console.print(f"{run.name:24} {'done' if store.is_done(run) else 'to do'}")
+        return 0
+    outcomes = [execute(run, options, console) for run in wanted if not store.is_done(run)]
+    return 0 if all(outcomes) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,40 @@
+"""What is run: tasks, models, learning rates, seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Task -> epochs: those of the paper, where intents of hwu64, which MASSIVE was drawn from, stand in for MASSIVE.
+TASKS = {"emotion": 10, "hwu64": 15, "r52": 10, "rotten": 10}
+# Arms of the pretraining experiments; the first one is what the others are compared with.
+MODELS = ("b", "c", "d", "g", "a")
+# The paper's 5e-5, and larger ones: these models are small and were trained for 20 minutes.
+LEARNING_RATES = (5e-5, 2e-4, 5e-4)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning; `lr` None: the best on the validation split of those that seed 0 tried."""
+
+    task: str
+    model: str
+    seed: int
+    lr: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name, a folder's too."""
+        return f"{self.task}-{self.model}-{self.seed if self.lr is None else f'{self.lr:g}'}"
+
+
+def sweep(task: str, model: str) -> list[Run]:
+    """The runs of the first seed, one for each learning rate."""
+    return [Run(task, model, SEEDS[0], lr) for lr in LEARNING_RATES]
+
+
+def runs(tasks: tuple[str, ...]) -> list[Run]:
+    """All runs, in the order in which they are worth having."""
+    firsts = [run for task in tasks for model in MODELS for run in sweep(task, model)]
+    others = [Run(task, model, seed) for seed in SEEDS[1:] for task in tasks for model in MODELS]
+    return [*firsts, *others]

@@ -1,0 +1,73 @@
+"""Results that are kept: results.json and the predictions of every finished run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bench.finetuning.plan import SEEDS, Run, sweep
+from bench.machine import ROOT
+
+RESULTS = ROOT / "docs" / "results" / "finetuning"
+_PATHS = ("model", "train", "valid", "test", "out")
+
+
+def folder(run: Run) -> Path:
+    """Where the record of a run is kept."""
+    return RESULTS / "runs" / run.name
+
+
+def is_done(run: Run) -> bool:
+    """Whether the run has a record."""
+    return (folder(run) / "results.json").is_file()
+
+
+def record(run: Run) -> dict[str, Any]:
+    """The results.json of a finished run."""
+    return json.loads((folder(run) / "results.json").read_text())
+
+
+def predictions(run: Run) -> Path:
+    """The predictions of a finished run on the test split."""
+    return folder(run) / "predictions" / f"seed-{run.seed}.tsv"
+
+
+def keep(run: Run, out: Path) -> None:
+    """Copies the record of a finished run; the folder appears at once and whole."""
+    target = folder(run)
+    temporary = target.with_name(f".{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(out / "predictions", temporary / "predictions")
+    (temporary / "results.json").write_text(json.dumps(_without_places(out), indent=1) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def _without_places(out: Path) -> dict[str, Any]:
+    """results.json; of paths, which mean nothing elsewhere, the last name."""
+    found = json.loads((out / "results.json").read_text())
+    for name in _PATHS:
+        if found["settings"].get(name):
+            found["settings"][name] = Path(found["settings"][name]).name
+    for split in found["data"].values():
+        split["source"] = Path(split["source"]).name
+    return found
+
+
+def learning_rate(task: str, model: str) -> float | None:
+    """The rate with the best score on the validation split; None before all were tried."""
+    tried = sweep(task, model)
+    if not all(map(is_done, tried)):
+        return None
+    return max(tried, key=lambda run: record(run)["validation"]["accuracy"]["mean"]).lr
+
+
+def chosen(task: str, model: str) -> list[Run]:
+    """The finished runs at the chosen learning rate, one for each seed so far."""
+    lr = learning_rate(task, model)
+    if lr is None:
+        return []
+    others = [Run(task, model, seed) for seed in SEEDS[1:]]
+    return [Run(task, model, SEEDS[0], lr), *filter(is_done, others)]

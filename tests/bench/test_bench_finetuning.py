@@ -1,0 +1,95 @@
+"""The queue of fine-tuning experiments: names, choices, records, tables."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+
+import pytest
+
+from bench.finetuning import __main__ as queue
+from bench.finetuning import plan, report, store
+from hbert.finetune.finetune_command import add_parser
+
+LABELS = ["x", "y"] * 50
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+def finish(run: plan.Run, folder, right: int, validation: float = 0.5) -> None:
+    """A run that is right about the first ``right`` of 100 texts, and about no other."""
+    out = folder / run.name
+    (out / "predictions").mkdir(parents=True)
+    wrong = {"x": "y", "y": "x"}
+    rows = [f"{label}\t{label if i < right else wrong[label]}\t0.9" for i, label in enumerate(LABELS)]
+    text = "\n".join(["label\tprediction\tprobability", *rows]) + "\n"
+    (out / "predictions" / f"seed-{run.seed}.tsv").write_text(text)
+    scores = {name: {"mean": right / 100} for name in ("accuracy", "macro_f1", "mcc")}
+    record = {
+        "settings": {"model": "/home/me/runs/b", "train": "/home/me/train.tsv", "out": "/home/me/out", "dataset": None},
+        "data": {"train": {"source": "/home/me/train.tsv"}},
+        "validation": {"accuracy": {"mean": validation}},
+        "test": scores,
+        "floor": {"test": {name: 0.25 for name in scores}},
+        "inference": [{"seconds": 0.2, "texts": 100}],
+    }
+    (out / "results.json").write_text(json.dumps(record))
+    store.keep(run, out)
+
+
+def test_the_plan():
+    runs = plan.runs(tuple(plan.TASKS))
+    assert len({run.name for run in runs}) == len(runs)
+    assert len(runs) == len(plan.TASKS) * len(plan.MODELS) * (len(plan.LEARNING_RATES) + len(plan.SEEDS) - 1)
+
+
+def test_the_validation_split_chooses_the_rate_and_the_test_split_does_not(results):
+    first, best, last = plan.sweep("rotten", "g")
+    assert store.learning_rate("rotten", "g") is None and store.chosen("rotten", "g") == []
+    for run, right, validation in ((first, 90, 0.6), (best, 70, 0.7), (last, 80, 0.65)):
+        assert not store.is_done(run)
+        finish(run, results, right, validation)
+        assert store.is_done(run)
+    assert store.learning_rate("rotten", "g") == best.lr
+    assert store.chosen("rotten", "g") == [best]
+    finish(plan.Run("rotten", "g", 2), results, 60)
+    assert [run.seed for run in store.chosen("rotten", "g")] == [0, 2]
+
+
+def test_a_record_names_no_place_of_this_machine(results):
+    run = plan.sweep("rotten", "b")[0]
+    finish(run, results, 50)
+    assert "/home" not in (store.folder(run) / "results.json").read_text()
+    assert store.record(run)["settings"]["model"] == "b"
+    assert store.record(run)["data"]["train"]["source"] == "train.tsv"
+
+
+def test_commands_are_understood(tmp_path):
+    parser = ArgumentParser()
+    add_parser(parser.add_subparsers(), "")
+    words = queue.command(
+        plan.Run("emotion", "g", 1), 2e-4, tmp_path / "models", tmp_path / "emotion", tmp_path / "out"
+    )
+    args = parser.parse_args(words[3:])
+    assert (args.lr, args.seeds, args.epochs, args.columns) == ([2e-4], [1], 10, ["label", "text"])
+    assert args.model == str(tmp_path / "models" / "main-g-0")
+    assert args.test == str(tmp_path / "emotion" / "test.tsv")
+
+
+def test_the_tables(results):
+    for model, right in (("b", 60), ("g", 80)):
+        for run in plan.sweep("rotten", model):
+            finish(run, results, right, run.lr)
+        for seed in (1, 2):
+            finish(plan.Run("rotten", model, seed), results, right + seed)
+    text = report.report()
+    assert "### rotten" in text and "### emotion" not in text
+    assert "| b | 3 | 0.0005 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 2.00 |" in text
+    assert "| naive Bayes |  |  | 0.2500 | 0.2500 | 0.2500 |  |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| g | +")]
+    # 20 texts that only g has right in each seed: 2 / 2^20.
+    assert "| +0.2000 | [+0.12" in line and line.endswith("| 1.9e-06, 1.9e-06, 1.9e-06 |")
