@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         HBertForSequenceClassification,
         HBertForTokenClassification,
     )
+    from .inference import optimize
     from .layout import DenseLayout, Layout, PackedLayout
     from .modeling import HBertForMaskedLM, HBertMaskedLMOutput, HBertModel, HBertPreTrainedModel
     from .patching import PatchReport, patch, unpatch
@@ -45,6 +46,7 @@ _EXPORTS = {
     "HBertForQuestionAnswering": "hbert.heads",
     "HBertForSequenceClassification": "hbert.heads",
     "HBertForTokenClassification": "hbert.heads",
+    "optimize": "hbert.inference",
     "PatchReport": "hbert.patching",
     "patch": "hbert.patching",
     "unpatch": "hbert.patching",
@@ -66,6 +68,7 @@ __all__ = [
     "PackedMaskedLMCollator",
     "PatchReport",
     "export_onnx",
+    "optimize",
     "patch",
     "unpatch",
 ]

@@ -74,6 +74,11 @@ class PackedLayout(Layout):
         self.max_seqlen = packing.max_seqlen
         self._dead = self._dead_rows()
 
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """int32 [B+1], the first row of each sequence."""
+        return self._packing.cu_seqlens
+
     @classmethod
     def from_mask(cls, mask: Tensor | None, shape: torch.Size, device: torch.device) -> PackedLayout:
         """The layout of a padded batch [B, N]; ``mask`` is bool, True = valid, or None (all valid)."""
@@ -106,21 +111,21 @@ class PackedLayout(Layout):
         return x.masked_fill(self._dead[:, None], 0)
 
     def attend(self, qkv: Tensor, num_heads: int, dropout_p: float) -> Tensor:
-        return attention(qkv, self._packing.cu_seqlens, self.max_seqlen, num_heads, dropout_p=dropout_p)
+        return attention(qkv, self.cu_seqlens, self.max_seqlen, num_heads, dropout_p=dropout_p)
 
     def additive(self, module: AdditiveAttention, x: Tensor) -> Tensor:
-        return module.forward_packed(x, self._packing.cu_seqlens, self.max_seqlen)
+        return module.forward_packed(x, self.cu_seqlens, self.max_seqlen)
 
     def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
-        return module(x, self._packing.cu_seqlens)
+        return module(x, self.cu_seqlens)
 
     def mean(self, x: Tensor) -> Tensor:
         # The softmax over equal scores is the mean.
         equal = x.new_zeros(1, x.shape[1])
-        return additive_pool(x, equal, self._packing.cu_seqlens, self.max_seqlen, num_heads=1).to(x.dtype)
+        return additive_pool(x, equal, self.cu_seqlens, self.max_seqlen, num_heads=1).to(x.dtype)
 
     def first(self, x: Tensor) -> Tensor:
-        start, end = self._packing.cu_seqlens[:-1], self._packing.cu_seqlens[1:]
+        start, end = self.cu_seqlens[:-1], self.cu_seqlens[1:]
         if x.shape[0] == 0:
             return x.new_zeros(start.shape[0], x.shape[1])
         rows = x[start.clamp(max=x.shape[0] - 1).long()]

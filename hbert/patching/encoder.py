@@ -243,16 +243,28 @@ def pack_inputs(
 def _positions(
     encoder: Any, family: Family, ids: Tensor | None, shape: torch.Size, device: torch.device
 ) -> Tensor:
-    """Row of the position table of each token, [B, N] or [1, N], as the original forward counts them.
-
-    BERT and DistilBERT count columns, padding too. RoBERTa counts the tokens that are not the padding id,
-    from the row behind that of the padding; without ids it counts columns.
-    """
+    """Row of the position table of each token, [B, N] or [1, N]."""
     table = getter(family, "embeddings.position_embeddings")(encoder)
+    counts_tokens = family.first_position is None
     first = table.padding_idx + 1 if family.first_position is None else family.first_position
-    if family.first_position is None and ids is not None:
-        real = (ids != table.padding_idx).long()
-        return real.cumsum(1) * real + (first - 1)
-    if shape[1] + first > table.num_embeddings:
-        raise ValueError(f"sequence length {shape[1]} exceeds the {table.num_embeddings - first} positions")
-    return torch.arange(first, shape[1] + first, device=device)[None]
+    padding = table.padding_idx if counts_tokens else None
+    return first + token_positions(ids, shape, device, table.num_embeddings - first, padding)
+
+
+def token_positions(
+    ids: Tensor | None, shape: torch.Size, device: torch.device, limit: int, padding: int | None
+) -> Tensor:
+    """Position of each token, [B, N] or [1, N], as transformers counts them.
+
+    BERT and DistilBERT count columns, padding too. RoBERTa counts the tokens that are not ``padding``, its
+    padding id, which has position -1; without ids it counts columns.
+
+    Raises:
+        ValueError: there are more columns than ``limit``.
+    """
+    if padding is not None and ids is not None:
+        real = (ids != padding).long()
+        return real.cumsum(1) * real - 1
+    if shape[1] > limit:
+        raise ValueError(f"sequence length {shape[1]} exceeds the {limit} positions")
+    return torch.arange(shape[1], device=device)[None]

@@ -1,0 +1,93 @@
+"""Encoders of transformers for inference: an HBERT encoder that computes the same, behind the arguments of theirs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from hbert.convert import from_pretrained
+from hbert.convert.families import FAMILIES
+from hbert.modeling import HBertModel
+from hbert.patching.encoder import token_positions
+
+from .encoder import OptimizedHBertModel
+
+
+class OptimizedBertModel(PreTrainedModel):
+    """What a BERT, RoBERTa, XLM-R or DistilBERT encoder of transformers computes in evaluation mode.
+
+    Hidden states under the mask are zeros. There are no attentions, no caches and no masks but [B, N].
+    """
+
+    # Whatever the original was told to use: there is one way here.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+
+    def __init__(self, source: PreTrainedModel, dtype: torch.dtype):
+        super().__init__(copy.deepcopy(source.config))
+        model = from_pretrained(source)[0].base_model
+        assert isinstance(model, HBertModel)
+        self.encoder = OptimizedHBertModel(model, dtype)
+        self.pooler = copy.deepcopy(getattr(source, "pooler", None))
+        if self.pooler is not None:
+            self.pooler.to(dtype)
+        counts_tokens = FAMILIES[source.config.model_type].first_position is None
+        self._padding = source.config.pad_token_id if counts_tokens else None
+        self._has_pooler = hasattr(source, "pooler")
+        self.eval().requires_grad_(False)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The token embedding."""
+        return self.encoder.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **others: Any,
+    ) -> ModelOutput:
+        """Encode a padded batch [B, N]; arguments as in transformers.
+
+        Raises:
+            ValueError: an argument that the packed form has not; a sequence that is too long.
+        """
+        if unknown := [name for name, value in others.items() if value is not None and value is not False]:
+            raise ValueError(f"an optimized model has no {', '.join(sorted(unknown))}: use the original one")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        found = self.encoder(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            self._positions(position_ids, input_ids, inputs_embeds),
+            inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        if not self._has_pooler:
+            return found
+        states = found.last_hidden_state
+        pooled = None if self.pooler is None else self.pooler(states)
+        return BaseModelOutputWithPoolingAndCrossAttentions(states, pooled, found.hidden_states)
+
+    def _positions(self, given: Tensor | None, ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
+        """Rows of our table of positions, [B, N]: theirs, without the first rows of RoBERTa's."""
+        if given is not None:
+            return given if self._padding is None else given - (self._padding + 1)
+        main = embeds if ids is None else ids
+        if main is None or main.dim() < 2:
+            return None  # the encoder says what is wrong
+        shape, limit = main.shape[:2], self.encoder.config.max_position_embeddings
+        positions = token_positions(ids, shape, main.device, limit, self._padding)
+        # Padding is taken out by the mask; where there is none, it has the position of a first token.
+        return positions.clamp(min=0).expand(shape)

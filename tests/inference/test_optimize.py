@@ -1,0 +1,231 @@
+"""optimize(): the copy computes what the original does, and takes what it takes."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import threading
+
+import numpy as np
+import pytest
+import torch
+from convert_helpers import FAMILIES
+from model_helpers import all_variants, batch, dense_twin, small_masked_lm, small_model, variant_name
+from patch_helpers import MASKS, assert_equal_where_valid, batch_of, small
+
+import hbert.inference.linear
+from hbert import (
+    HBertForQuestionAnswering,
+    HBertForSequenceClassification,
+    HBertForTokenClassification,
+    HBertModel,
+    optimize,
+)
+from hbert.inference.linear import PackedLinear
+from hbert_kernels.packing import Packing
+
+FP32 = {"rtol": 1e-4, "atol": 1e-5}
+HYBRID = {"layer_types": "AAS", "conv_kernel_size": 3}
+
+
+@pytest.mark.parametrize("fields", all_variants(), ids=variant_name)
+def test_every_variant_in_float32(fields):
+    model = small_model(dtype=torch.float32, **fields)
+    ids, mask = batch()
+    expected = model(ids, mask, output_hidden_states=True)
+    found = optimize(model)(ids, mask, output_hidden_states=True)
+    for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(a, b, **FP32)
+    assert torch.equal(found.last_hidden_state, found.hidden_states[-1])
+
+
+@pytest.mark.parametrize("fields", all_variants(), ids=variant_name)
+def test_bfloat16_is_as_good_as_the_original_in_bfloat16(fields):
+    model = small_model(dtype=torch.float64, **fields)
+    ids, mask = batch()
+    exact = model(ids, mask).last_hidden_state
+    fast = optimize(model.float(), "bf16")(ids, mask).last_hidden_state
+    plain = dense_twin(model.to(torch.bfloat16))(ids, mask).last_hidden_state
+    assert fast.dtype == torch.bfloat16
+    error, allowed = ((t.double() - exact).norm() for t in (fast, plain))
+    assert error <= 1.5 * allowed
+
+
+@pytest.mark.parametrize(
+    "kind", [HBertForSequenceClassification, HBertForTokenClassification, HBertForQuestionAnswering]
+)
+def test_heads(kind):
+    model = small_model(kind, dtype=torch.float32, **HYBRID)
+    ids, mask = batch()
+    fast = optimize(model)
+    assert type(fast) is kind
+    for a, b in zip(fast(ids, mask).to_tuple(), model(ids, mask).to_tuple(), strict=True):
+        torch.testing.assert_close(a, b, **FP32)
+    assert {p.dtype for p in optimize(model, "bf16").parameters()} == {torch.bfloat16}
+
+
+def test_masked_lm_and_packed_inputs():
+    model = small_masked_lm(dtype=torch.float32, **HYBRID)
+    ids, mask = batch()
+    packing = Packing.from_mask(mask, static=False)
+    fast = optimize(model)
+    expected = model(ids, mask, labels=ids)
+    found = fast(ids, mask, labels=ids)
+    torch.testing.assert_close(found.logits, expected.logits, **FP32)
+    torch.testing.assert_close(found.loss, expected.loss)
+    packed = fast(ids[mask], cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
+    torch.testing.assert_close(packed.logits, expected.logits[mask], **FP32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", MASKS)
+def test_encoders_of_transformers(family, padding):
+    model = small(family).float().eval()
+    inputs = batch_of(model, padding)
+    with torch.no_grad():
+        expected = model(**inputs, output_hidden_states=True)
+    found = optimize(model)(**inputs, output_hidden_states=True)
+    mask = inputs.get("attention_mask")
+    assert_equal_where_valid(expected.hidden_states, found.hidden_states, mask, 1e-5)
+    pooled = getattr(expected, "pooler_output", None)
+    if pooled is not None and (mask is None or bool(mask[:, 0].all())):  # it reads the first column
+        assert_equal_where_valid((pooled,), (found.pooler_output,), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_of_transformers(family):
+    model = small(family, masked_lm=True).float().eval()
+    inputs = batch_of(model, "right")
+    fast = optimize(model)
+    assert type(fast) is type(model)
+    mask = inputs["attention_mask"] == 1
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    torch.testing.assert_close(fast(**inputs).logits[mask], expected[mask], **FP32)
+
+
+TEXTS = ["A short one.", "Encoders that people already have run without padding, " * 3, "Third."]
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("fp32", 0.999999), ("bf16", 0.9999)])
+def test_the_real_minilm(minilm, dtype, least):
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(minilm), AutoTokenizer.from_pretrained(minilm)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    weights = inputs["attention_mask"][..., None].float()
+
+    def embed(encoder):
+        with torch.no_grad():
+            states = encoder(**inputs).last_hidden_state.float()
+        return (states * weights).sum(1) / weights.sum(1)
+
+    assert torch.cosine_similarity(embed(optimize(model, dtype)), embed(model)).min() > least
+
+
+def test_sentence_transformers(minilm):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(minilm), device="cpu")
+    np.testing.assert_allclose(optimize(model).encode(TEXTS), model.encode(TEXTS), atol=1e-5)
+
+
+def test_the_copy_is_on_its_own():
+    model = small_model(HBertForSequenceClassification, dtype=torch.float32, **HYBRID).train()
+    before = copy.deepcopy(model.state_dict())
+    ids, mask = batch()
+    fast = optimize(model)
+    expected = fast(ids, mask).logits
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(fast(ids, mask).logits, expected) and not expected.requires_grad
+
+
+def test_without_the_ops_of_onednn(monkeypatch):
+    model = small_model(dtype=torch.float32, **HYBRID)
+    ids, mask = batch()
+    monkeypatch.setattr(hbert.inference.linear, "_can_pack", lambda weight: False)
+    fast = optimize(model)
+    torch.testing.assert_close(fast(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state, **FP32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 37])
+def test_linear_layers_are_packed_and_add(dtype, rows):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(24, 40), torch.randn(24)
+    x, other = torch.randn(rows, 40).to(dtype), torch.randn(rows, 24).to(dtype)
+    linear = PackedLinear(weight, bias, dtype)
+    assert linear.packed == (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    exact = x.double() @ weight.to(dtype).double().T + bias.to(dtype).double()
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    kept = other.clone()
+    torch.testing.assert_close(linear(x).double(), exact, **tolerance)
+    torch.testing.assert_close(linear(x, other).double(), exact + other.double(), **tolerance)
+    assert torch.equal(other, kept)
+
+
+def test_calls_from_several_threads():
+    fast = optimize(small_model(dtype=torch.float32, **HYBRID))
+    batches = [batch(rows=3, length=5 + n, seed=n) for n in range(8)]
+    expected = [fast(*inputs).last_hidden_state for inputs in batches]
+    wrong = []
+
+    def work(n: int) -> None:
+        for _ in range(20):
+            if not torch.equal(fast(*batches[n]).last_hidden_state, expected[n]):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_memory_does_not_grow_with_calls_of_random_shapes():
+    fast = optimize(small_model(dtype=torch.float32, layer_types="AS", max_position_embeddings=48))
+    sizes = np.random.default_rng(0).integers(1, 12, (2500, 2))
+
+    def run(chosen) -> int:
+        for rows, length in chosen.tolist():
+            fast(torch.ones(rows, length, dtype=torch.int64))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    # oneDNN keeps code for each number of tokens, up to 1,024 of them: all have been seen after these.
+    warm = run(sizes[:1000])
+    assert run(sizes[1000:]) - warm < 8 * 1024  # KiB
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: optimize("folder"), TypeError, "takes a torch.nn.Module, got str"),
+        (lambda: optimize(torch.nn.Linear(2, 2)), ValueError, "Linear holds none of HBertModel, BertModel"),
+        (lambda: optimize(small_model(), "fp16"), ValueError, "dtype is 'fp16'; allowed: 'fp32', 'bf16'"),
+        (lambda: optimize(small_model()).train(), ValueError, "cannot be trained"),
+        (
+            lambda: optimize(small_model(dtype=torch.float32))(*batch(), output_attentions=True),
+            ValueError,
+            "runs packed: no output_attentions",
+        ),
+        (
+            lambda: optimize(small("bert").float())(torch.ones(1, 3, dtype=torch.int64), output_attentions=True),
+            ValueError,
+            "an optimized model has no output_attentions",
+        ),
+    ],
+)
+def test_what_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_an_optimized_model_can_be_optimized_no_more():
+    fast = optimize(small_model(HBertModel, dtype=torch.float32))
+    with pytest.raises(ValueError, match="holds none of"):
+        optimize(fast)
