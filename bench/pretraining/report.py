@@ -17,7 +17,7 @@ from hbert.evaluate.summary import markdown
 # What is compared with each other -> the runs of the plan.
 CHAPTERS: dict[str, Callable[[plan.Run], bool]] = {
     "arms": lambda run: run.arm.group == "arms" and run.name.startswith("main-") and run.seed == 0,
-    "seeds": lambda run: run.name.startswith("main-") and run.arm.name in plan.PAIRED,
+    "seeds": lambda run: run.name.startswith("main-") and run.arm.name in plan.PAIRED and run.seed > 0,
     "blocks-of-128": lambda run: run.blocks == "128",
     "hour": lambda run: run.seconds == plan.HOUR_SECONDS,
     "start": lambda run: run.arm.group == "start",
@@ -37,15 +37,18 @@ def report(console: Console) -> None:
             out = store.RESULTS / "report" / chapter
             out.mkdir(parents=True, exist_ok=True)
             write_report([_calibrated(run) for run in chosen], out, _AXES)
-    table = paired([run for run in done if CHAPTERS["seeds"](run)])
+    table = paired([run for run in done if run.name.startswith("main-") and run.arm.name in plan.PAIRED])
     (store.RESULTS / "report" / "paired.md").write_text(table)
     console.print(table, markup=False)
 
 
 def _calibrated(run: plan.Run) -> Run:
     (found,) = read_runs([store.folder(run)])
+    seconds = store.step_seconds(run)
+    assert seconds is not None
+    clock = [replace(entry, train_seconds=entry.step * seconds) for entry in found.evaluations]
     label = f"{run.arm.name}: {run.arm.what}" if run.seed == 0 else f"{run.arm.name}, seed {run.seed}"
-    return replace(found, label=label, info=replace(found.info, step_seconds=store.step_seconds(run)))
+    return replace(found, label=label, evaluations=clock, info=replace(found.info, step_seconds=seconds))
 
 
 def paired(runs: list[plan.Run]) -> str:
