@@ -12,7 +12,7 @@ BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') 
 # A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
 TORCH_NEWER ?= torch
 
-.PHONY: test bench lint check-gpu check-levels check-sanitizers check-torch clean
+.PHONY: test bench lint docs check-gpu check-levels check-sanitizers check-torch clean
 
 test: $(VENV)/installed-all
 	@echo "== tests"
@@ -25,6 +25,10 @@ bench: $(VENV)/installed-bench
 lint: $(VENV)/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site in build/site; a link, an anchor or a docstring that does not fit ends it.
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 # Every check of the GPU kernels that needs no GPU, in full; `make test` runs a form of each. Under half an hour.
 check-gpu: $(VENV)/installed-all

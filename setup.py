@@ -92,7 +92,9 @@ def find_compiler() -> str:
 
 
 def output_of(*command: str) -> str:
-    """First line of a command's output; empty if it fails."""
+    """First line of a command's output; empty if it fails or is not installed."""
+    if shutil.which(command[0]) is None:
+        return ""
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     return result.stdout.strip().split("\n")[0] if result.returncode == 0 else ""
 

@@ -84,7 +84,7 @@ class HBertForSequenceClassification(HBertHeadModel):
 
         Raises:
             TypeError, ValueError: as in :meth:`HBertModel.forward`; another number of labels than of
-            sequences, or a class out of range.
+                sequences, or a class out of range.
         """
         layout, hidden, encoded = self.encode(
             {
@@ -151,7 +151,7 @@ class HBertForTokenClassification(HBertHeadModel):
 
         Raises:
             TypeError, ValueError: as in :meth:`HBertModel.forward`; labels of a wrong dtype or shape, or out
-            of range.
+                of range.
         """
         layout, hidden, encoded = self.encode(
             {
@@ -213,7 +213,7 @@ class HBertForQuestionAnswering(HBertHeadModel):
 
         Raises:
             TypeError, ValueError: as in :meth:`HBertModel.forward`; only one of the positions, or a wrong
-            number of them.
+                number of them.
         """
         positions = start_positions, end_positions
         if (start_positions is None) != (end_positions is None):

@@ -304,7 +304,7 @@ class HBertForMaskedLM(HBertHeadModel):
 
         Raises:
             TypeError, ValueError: as in :meth:`HBertModel.forward`; labels of a wrong dtype or shape, or not
-            in [0, V); masked_positions that do not fit.
+                in [0, V); masked_positions that do not fit.
         """
         layout, hidden, encoded = self.encode(
             {

@@ -61,7 +61,9 @@ def _load(binary: Path, info: dict[str, Any]) -> str | None:
     try:
         torch.ops.load_library(str(binary))
     except OSError as error:
-        return f"{binary.name} does not load: {error} (fix: reinstall with torch >= 2.10 in this environment)"
+        # torch says that it could not; what the loader said, such as a missing symbol, is the cause.
+        reason = error.__cause__ or error
+        return f"{binary.name} does not load: {reason} (fix: reinstall with torch >= 2.10 in this environment)"
     return None
 
 

@@ -68,8 +68,8 @@ class ActivationLayerNorm(nn.LayerNorm):
 class ConvLayerNorm(nn.LayerNorm):
     """Layer norm, then a residual depthwise convolution inside each packed sequence.
 
-    Parameters: weight and bias of the norm, conv_weight [k, H] initialized as torch.nn.Conv1d would (uniform in
-        +-1/sqrt(k)).
+    Its parameters are weight and bias of the norm, and conv_weight [k, H], initialized as torch.nn.Conv1d would
+    (uniform in +-1/sqrt(k)).
 
     Args:
         hidden_size: H.
