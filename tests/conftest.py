@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import os
+import sys
 
 # Before torch starts its threads: where cores are shared, one that spins while it waits takes the core from the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -25,3 +26,11 @@ def reproducible_and_poisoned():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+    _forget_mixed_precision()
+
+
+def _forget_mixed_precision():
+    """A Trainer in bf16 leaves autocast to every Accelerator that the process makes after it."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+        state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -28,7 +28,7 @@ _MOST_ROUNDS = 60
 def calibrate(group: str, console: Console) -> None:
     """Times one step of every arm in turn until each has enough undisturbed ones, and keeps the medians."""
     keep_heap()
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
     arms = [arm for arm in plan.ARMS.values() if arm.group == group]
     cases = {f"{arm.name}-512": _stepper(arm, "512", accelerator) for arm in arms if arm.timed_as is None}
     cases |= {f"{arm.name}-128": _stepper(arm, "128", accelerator) for arm in arms if arm.name in plan.PAIRED}

@@ -71,7 +71,8 @@ def pretrain(
     Raises:
         ValueError, HbertError: as its parts do; a new run's folder stays empty until training begins.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    # The engine does its own autocast: not one more from accelerate's configuration.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     with Display(silent=not accelerator.is_main_process) as display:
         try:
             return _Run(settings, options, record, started, accelerator, display).run()

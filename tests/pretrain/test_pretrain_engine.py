@@ -29,7 +29,7 @@ def model_of(arch, recipe, cache, **fields):
 
 def engine_of(arch, recipe, cache, compiled=False, **fields):
     model = model_of(arch, recipe, cache, **fields)
-    return Engine(Accelerator(cpu=True), model, recipe, seed=5, dtype="fp32", compiled=compiled)
+    return Engine(Accelerator(cpu=True, mixed_precision="no"), model, recipe, seed=5, dtype="fp32", compiled=compiled)
 
 
 def batches_of(recipe, cache):
