@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class OptimizedHBertModel(HBertModel):
         if mode:
             raise ValueError("an optimized model cannot be trained: train the original and optimize it again")
         return super().train(False)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        # Its layers hold no parameters: what would be written is a checkpoint without them.
+        raise ValueError("an optimized model cannot be saved: save the original and optimize it when it is loaded")
 
     @torch.no_grad()
     def _encode(self, x: Tensor, layout: Layout, keep_states: bool | None) -> tuple[Tensor, ...]:

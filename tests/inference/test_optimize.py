@@ -147,7 +147,7 @@ def test_the_copy_is_on_its_own():
 def test_without_the_ops_of_onednn(monkeypatch):
     model = small_model(dtype=torch.float32, **HYBRID)
     ids, mask = batch()
-    monkeypatch.setattr(hbert.inference.linear, "_can_pack", lambda weight: False)
+    monkeypatch.setattr(hbert.inference.linear, "_can_pack", lambda device, dtype: False)
     fast = optimize(model)
     torch.testing.assert_close(fast(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state, **FP32)
 
@@ -207,6 +207,11 @@ def test_memory_does_not_grow_with_calls_of_random_shapes():
         (lambda: optimize("folder"), TypeError, "takes a torch.nn.Module, got str"),
         (lambda: optimize(torch.nn.Linear(2, 2)), ValueError, "Linear holds none of HBertModel, BertModel"),
         (lambda: optimize(small_model(), "fp16"), ValueError, "dtype is 'fp16'; allowed: 'fp32', 'bf16'"),
+        (
+            lambda: optimize(small_model(HBertForSequenceClassification, dtype=torch.float32)).state_dict(),
+            ValueError,
+            "cannot be saved: save the original",
+        ),
         (lambda: optimize(small_model()).train(), ValueError, "cannot be trained"),
         (
             lambda: optimize(small_model(dtype=torch.float32))(*batch(), output_attentions=True),
