@@ -256,6 +256,18 @@ class HBertMaskedLMHead(nn.Module):
         return self.decoder(self.transform(x))
 
 
+def masked_rows(hidden: Tensor, labels: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The rows of hidden states [T, H] and labels [T] that count; ``masked`` int64 [M] says which, if known.
+
+    While compiling all of them, unless it is known: how many count must not become a shape.
+    """
+    if masked is None:
+        if torch.compiler.is_compiling():
+            return hidden, labels
+        masked = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    return hidden.index_select(0, masked), labels[masked]
+
+
 class HBertForMaskedLM(HBertHeadModel):
     """HBERT with a masked-language-model head."""
 
@@ -342,10 +354,7 @@ class HBertForMaskedLM(HBertHeadModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, number of labels that count, and number of hits, of tokens [..., H] and labels [...]."""
         hidden, labels = hidden.flatten(0, -2), labels.flatten()
-        if masked is None and not torch.compiler.is_compiling():
-            masked = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-        if masked is not None:
-            hidden, labels = hidden.index_select(0, masked), labels[masked]
+        hidden, labels = masked_rows(hidden, labels, masked)
         loss, num_correct = masked_lm_loss(
             self.head.transform(hidden),
             self.head.decoder.weight,

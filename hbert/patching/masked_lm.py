@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
 from hbert.convert.families import Family
-from hbert.modeling import IGNORE_INDEX
+from hbert.modeling import IGNORE_INDEX, masked_rows
 from hbert_kernels import masked_lm_loss
 
 from .encoder import Forward, arguments_of, has_patch, in_asked_form, main_input, obstacle, pack_inputs, tell
@@ -67,9 +66,7 @@ def _loss(
     transform: Callable[[Tensor], Tensor], decoder: nn.Linear, hidden: Tensor, labels: Tensor
 ) -> Tensor:
     """Mean cross-entropy over the labels [T] that count; 0 where there are none."""
-    if not torch.compiler.is_compiling():
-        masked = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-        hidden, labels = hidden.index_select(0, masked), labels[masked]
+    hidden, labels = masked_rows(hidden, labels)
     loss, _ = masked_lm_loss(
         transform(hidden), decoder.weight, decoder.bias, labels, ignore_index=IGNORE_INDEX
     )
