@@ -6,6 +6,8 @@ VENV ?= .venv
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 BENCH_ARGS ?=
+# Files of tests run side by side, one process a core; each takes about 1.5 GiB.
+PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
 
@@ -16,7 +18,7 @@ TORCH_NEWER ?= torch
 
 test: $(VENV)/installed-all
 	@echo "== tests"
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 bench: $(VENV)/installed-bench
 	@echo "== benchmark: a few minutes, progress below"
@@ -32,11 +34,11 @@ docs: $(VENV)/installed-docs
 
 # Every check of the GPU kernels that needs no GPU, in full; `make test` runs a form of each. Under half an hour.
 check-gpu: $(VENV)/installed-all
-	$(BIN)/pytest tests/gpu -m "gpu_full or not gpu_full"
+	$(BIN)/pytest $(PARALLEL) tests/gpu -m "gpu_full or not gpu_full"
 
 # All kernel tests at every instruction set level; `make test` runs a selection of them.
 check-levels: $(VENV)/installed-all
-	for level in scalar avx2 avx512 avx512_bf16; do HBERT_CPU_CAPABILITY=$$level $(BIN)/pytest tests/ops || exit 1; done
+	for level in scalar avx2 avx512 avx512_bf16; do HBERT_CPU_CAPABILITY=$$level $(BIN)/pytest $(PARALLEL) tests/ops || exit 1; done
 
 # All kernel tests at every level against a build with sanitizers: a quarter of an hour; .ci/run runs a selection.
 check-sanitizers: $(VENV)/installed-all
