@@ -20,8 +20,7 @@ from hbert.reporting.style import save_chart
 
 _TITLE = "HBERT benchmark"
 _SUMMARY, _READING, _MISSING = "Better and worse", "How to read this", "Not measured"
-_FOLDED = 25  # rows of a table from which on it is folded away
-_FACTS = ("cpu", "device", "cores", "threads", "pinning", "dtype", "torch", "git", "date", "command")  # come first
+_FACTS = ("cpu", "device", "threads", "dtype", "torch", "git", "date", "command")  # stand open, the others folded
 _RATIO = (
     "The ratio is the time of the peer over that of the candidate, for rates the candidate's over the peer's: above 1 "
     "the candidate is better. It is the median of the ratios within the rounds, in which candidate and peer took "
@@ -64,7 +63,7 @@ def _write(results: Results, out: Path) -> Path:
         sections[_MISSING] = [page.bullets(missing)]
     sections |= _suite_sections(results, out)
     sections[_READING] = [page.paragraph(text) for text in (_RATIO, _INTERVAL, _SPREAD, _NEITHER)]
-    parts = [*map(page.note, _notes(results)), page.contents(list(sections)), page.facts(_facts(results))]
+    parts = [*map(page.note, _notes(results)), page.contents(list(sections)), *_facts(results)]
     parts += [part for title, made in sections.items() for part in (page.heading(title), *made)]
     path = out / "index.html"
     with replacing(path) as temporary:
@@ -94,21 +93,25 @@ def _notes(results: Results) -> list[str]:
     return notes
 
 
-def _facts(results: Results) -> dict[str, str]:
-    """The header: machine, versions, command, disturbance."""
-    ordered = [name for name in _FACTS if name in results.about]
-    ordered += [name for name in results.about if name not in ordered]
-    cases = {(row.suite, row.place): row for row in results.rows if row.dropped is not None}.values()
+def _facts(results: Results) -> list[str]:
+    """The header: machine, versions, command, disturbance; behind a fold what is needed less often."""
+    shown = {name: results.about[name] for name in _FACTS if name in results.about}
+    more = {name.replace("_", " "): value for name, value in results.about.items() if name not in shown}
+    folded = [page.details("More about the run", [page.facts(more)])] if more else []
+    return [page.facts(shown | _disturbance(results.rows) | {"made from": results.name}), *folded]
+
+
+def _disturbance(rows: Sequence[Measurement]) -> dict[str, str]:
+    cases = {(row.suite, row.place): row for row in rows if row.dropped is not None}.values()
     disturbed = sum(int(row.dropped or 0) for row in cases)
-    rounds = [int(row.rounds) for row in results.rows if row.rounds is not None and is_timed(row)]
-    drift = [row.canary_drift for row in results.rows if row.canary_drift is not None]
-    facts = {name.replace("_", " "): results.about[name] for name in ordered}
-    facts["dropped"] = f"{_things(disturbed, 'slice of a round', 'slices of rounds')}, disturbed by other load"
+    rounds = {int(row.rounds) for row in rows if row.rounds is not None and is_timed(row)}
+    drift = [row.canary_drift for row in rows if row.canary_drift is not None]
+    found = {"dropped": f"{_things(disturbed, 'slice of a round', 'slices of rounds')}, disturbed by other load"}
     if rounds:
-        facts["rounds"] = f"{min(rounds)} to {max(rounds)} undisturbed ones behind each row"
+        found["rounds"] = f"{' to '.join(map(str, sorted({min(rounds), max(rounds)})))} undisturbed ones behind a row"
     if drift:
-        facts["drift"] = f"the time of a fixed computation beside the rounds spread by up to {max(drift):.0%} in a case"
-    return facts | {"made from": results.name}
+        found["drift"] = f"the time of a fixed computation beside the rounds spread by up to {max(drift):.0%} in a case"
+    return found
 
 
 def _things(count: int, one: str, many: str) -> str:
@@ -126,39 +129,40 @@ def _outcome_parts(results: Results) -> list[str]:
     ]
     parts.append(page.table(["suite", "metric", "better", "no difference", "worse", "comparisons"], lines, ("metric",)))
     for title, chosen in (("Worse than the peer", losses(rows)), ("Better than the peer", wins(rows))):
-        parts += [page.subheading(title), _folded(_compared(chosen), len(chosen))] if chosen else []
+        parts += [page.subheading(title), _compared(chosen)] if chosen else []
     return parts
 
 
 def _compared(rows: Sequence[Measurement]) -> str:
-    columns = ["candidate", "against", "suite", "case", "dtype", "metric", "ratio [95%]"]
+    columns = ["candidate v peer", "ratio [95%]", "suite", "case", "dtype", "metric"]
     lines = [
-        [row.candidate, row.baseline, row.suite, row.case, row.dtype, row.metric, _toned(row, ratio_text(row))]
+        [f"{row.candidate} v {row.baseline}", _toned(row, ratio_text(row)), row.suite, row.case, row.dtype, row.metric]
         for row in rows
     ]
-    return page.table(columns, lines, columns[:-1])
+    return page.table(columns, lines, columns[2:])
 
 
 def _toned(row: Measurement, text: str) -> str | Cell:
     return Cell(text, "good") if row.better else Cell(text, "bad") if row.worse else text
 
 
-def _folded(table: str, rows: int, what: str = "rows") -> str:
-    return table if rows < _FOLDED else page.details(f"Show {rows} {what}", [table])
-
-
 def _suite_sections(results: Results, out: Path) -> dict[str, list[str]]:
-    look, stems = looks(results.rows), Stems()
+    look = {has_ops: looks(rows) for has_ops, rows in grouped(results.rows, lambda row: _has_ops(row.suite)).items()}
+    stems = Stems()
     sections = {}
     for suite in results.suites:
         rows = results.of(suite)
-        has_ops = suite in SUITES and SUITES[suite].has_ops
-        drawings = (kernel_drawings if has_ops else model_drawings)(suite, rows, look)
+        drawings = (kernel_drawings if _has_ops(suite) else model_drawings)(rows, look[_has_ops(suite)])
         figures = [
-            page.figure(save_chart(one.chart, out, stems.of(one.title)), one.title, one.caption) for one in drawings
+            page.figure(save_chart(one.chart, out, stems.of(f"{suite} {one.title}")), one.title, one.caption)
+            for one in drawings
         ]
-        sections[suite] = [page.figures(figures), *_tables(rows)]
+        sections[f"Suite {suite}"] = [page.figures(figures), *_tables(rows)]
     return sections
+
+
+def _has_ops(suite: str) -> bool:
+    return suite in SUITES and SUITES[suite].has_ops
 
 
 class Stems:
@@ -182,7 +186,7 @@ def _tables(rows: Sequence[Measurement]) -> list[str]:
     same = ", ".join(f"{name} {value}" for name, value in shared.items() if value)
     raw = page.table(varied, [[row.cells[name] for name in varied] for row in rows], varied[1:])
     return [
-        _folded(_measured(main), len(main), "results"),
+        _measured(main),
         page.details(f"All {len(rows)} rows of the CSV", [page.paragraph(f"The same in all of them: {same}."), raw]),
     ]
 

@@ -14,13 +14,13 @@ from hbert.reporting.style import Series
 _CEILING = Series("ceiling", 0)
 
 
-def kernel_drawings(suite: str, rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
+def kernel_drawings(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
     """For each op and dtype: its rate against the machine's ceiling, and its time against the peers'."""
     drawings = []
     for (op, dtype), same in grouped(rows, lambda row: (_op(row), row.dtype)).items():
         drawings += _rates(f"{op}, {dtype}", same, look)
         drawings += _ratios(f"{op}, {dtype}", same)
-    return [*drawings, *memory_drawings(suite, rows, look)]
+    return [*drawings, *memory_drawings(rows, look)]
 
 
 def _op(row: Measurement) -> str:

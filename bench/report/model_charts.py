@@ -21,24 +21,23 @@ _SPREAD = "Whiskers: 10th to 90th percentile of the calls."
 _LIMIT = Series("its matrix products alone", 0)
 
 
-def model_drawings(suite: str, rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
+def model_drawings(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
     """The figures of a suite: against length where there are lengths, bars elsewhere, ratios, products, memory."""
     timed = [row for row in rows if is_timed(row)]
     shown = [row for row in once(timed) if not is_floor(row.candidate)]
     longs, others = [], []
     for (kind, dtype, batch), same in grouped(shown, lambda row: (row.kind, row.dtype, row.batch)).items():
         if len({row.seq for row in same}) > 1 and same[0].unit == _TIME:
-            longs.append(_against_length(same, f"{suite}: {kind}, {dtype}, batch {batch}", look))
+            longs.append(_against_length(same, f"{kind}, {dtype}, batch {batch}", look))
             longs += _crossover(same, f"{kind}, {dtype}, batch {batch}")
         else:
             others += same
     return [
-        *longs, *_bars(suite, others, rows, look), *_ratios(suite, timed, look), *_products(suite, rows, look),
-        *memory_drawings(suite, rows, look),
+        *longs, *_bars(others, rows, look), *_ratios(timed, look), *_products(rows, look), *memory_drawings(rows, look),
     ]
 
 
-def memory_drawings(suite: str, rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
+def memory_drawings(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
     """Bars of the peak memory of each case."""
     weighed = once(row for row in rows if row.metric == PEAK_MEMORY.name)
     if not weighed:
@@ -49,7 +48,7 @@ def memory_drawings(suite: str, rows: Sequence[Measurement], look: Looks) -> lis
     ]
     caption = "Beyond weights, inputs and optimizer state; measured once, so there is no interval. Less is better."
     chart = RowChart(f"peak memory, {weighed[0].unit}", groups, bars=True)
-    return [Drawing(chart, f"{suite}: peak memory", caption)]
+    return [Drawing(chart, "Peak memory", caption)]
 
 
 def _against_length(rows: Sequence[Measurement], what: str, look: Looks) -> Drawing:
@@ -61,7 +60,7 @@ def _against_length(rows: Sequence[Measurement], what: str, look: Looks) -> Draw
     lengths = sorted({row.seq for row in rows})
     chart = LineChart("tokens in a sequence", f"{rows[0].metric}, {rows[0].unit}", lines, log=True, ticks=lengths)
     caption = f"Lower is better. Solid: ours; dashed: peers. {_SPREAD} Both axes are logarithmic."
-    return Drawing(chart, f"{what}: {rows[0].metric} against length", caption)
+    return Drawing(chart, f"{rows[0].metric.capitalize()} against length: {what}", caption)
 
 
 def _crossover(rows: Sequence[Measurement], what: str) -> list[Drawing]:
@@ -82,7 +81,7 @@ def _crossover(rows: Sequence[Measurement], what: str) -> list[Drawing]:
     if not lines:
         return []
     chart = LineChart(
-        "tokens in a sequence", f"time of {_SELF} / its time", lines, {"as fast as self-attention": 1.0}, log=True,
+        "tokens in a sequence", f"time of {_SELF} / its time", lines, {"as fast": 1.0}, log=True,
         ticks=list(lines[0].x),
     )
     caption = (
@@ -104,7 +103,7 @@ def _crossing(lengths: Sequence[int], ratios: Sequence[float]) -> str:
     return f"{words} between {lengths[changes[0] - 1]} and {lengths[changes[0]]} tokens"
 
 
-def _bars(suite: str, shown: Sequence[Measurement], rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
+def _bars(shown: Sequence[Measurement], rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
     """Bars with the spread of the calls; a stroke where the model's matrix products alone would end."""
     drawings = []
     for metric, same in grouped(shown, lambda row: row.metric).items():
@@ -117,7 +116,7 @@ def _bars(suite: str, shown: Sequence[Measurement], rows: Sequence[Measurement],
         stroke = " Stroke: what its matrix products alone would reach." if floors else ""
         chart = RowChart(f"{metric}, {same[0].unit}", groups, bars=True)
         caption = f"{better} is better. Filled: ours; hollow: peers. {_SPREAD}{stroke}"
-        drawings.append(Drawing(chart, f"{suite}: {metric}", caption))
+        drawings.append(Drawing(chart, metric.capitalize(), caption))
     return drawings
 
 
@@ -137,7 +136,7 @@ def _floors(rows: Iterable[Measurement], metric: str) -> dict[tuple[str, str], M
     }
 
 
-def _ratios(suite: str, timed: Sequence[Measurement], look: Looks) -> list[Drawing]:
+def _ratios(timed: Sequence[Measurement], look: Looks) -> list[Drawing]:
     """Each comparison as a point with its interval, on either side of 1."""
     compared = [row for row in timed if row.is_comparison]
     together = len(compared) <= _MOST_ROWS
@@ -152,7 +151,7 @@ def _ratios(suite: str, timed: Sequence[Measurement], look: Looks) -> list[Drawi
             for title, same in grouped(found, lambda row: row.place).items()
         ]
         chart = RowChart("ratio", groups, log=True, reference=1.0)
-        title = f"{suite}: candidate against peer{', ' if place else ''}{place}"
+        title = f"Candidate against peer{': ' if place else ''}{place}"
         drawings.append(Drawing(chart, title, caption))
     return drawings
 
@@ -163,7 +162,7 @@ def _ratio_row(row: Measurement, look: Looks) -> Row:
     return Row(f"{row.candidate} v {row.baseline}", [dot], ratio_text(row))
 
 
-def _products(suite: str, rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
+def _products(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
     """How much of the rate of packed matrix products each model reaches."""
     floors = _floors(rows, FLOP_RATE.name)
     rates = [row for row in once(rows) if row.metric == FLOP_RATE.name and (row.place, row.candidate) in floors]
@@ -175,4 +174,4 @@ def _products(suite: str, rows: Sequence[Measurement], look: Looks) -> list[Draw
     ]
     caption = f"Stroke: the rate of the same products with packed weights, measured in the same rounds. {_SPREAD}"
     chart = RowChart(f"rate, {rates[0].unit}", groups, bars=True)
-    return [Drawing(chart, f"{suite}: operations a second against packed products", caption)]
+    return [Drawing(chart, "Operations a second, against packed products", caption)]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 
+from bench.report.drawing import grouped
 from bench.report.results import Measurement, Results
 
 _MOST = {"better": 3, "worse": 8}  # lines of a suite on the terminal; the page has them all
 
 
-def wins(rows: Iterable[Measurement]) -> list[Measurement]:
-    """Comparisons whose whole interval is above 1, by suite, the largest ratio first."""
-    return sorted((row for row in rows if row.better), key=lambda row: (row.suite, row.metric, -(row.ratio or 0)))
+def wins(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Comparisons whose whole interval is above 1, by suite and metric, the largest ratio first."""
+    return _ordered(rows, lambda row: row.better, -1)
 
 
-def losses(rows: Iterable[Measurement]) -> list[Measurement]:
-    """Comparisons whose whole interval is below 1, by suite, the smallest ratio first."""
-    return sorted((row for row in rows if row.worse), key=lambda row: (row.suite, row.metric, row.ratio or 0))
+def losses(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Comparisons whose whole interval is below 1, by suite and metric, the smallest ratio first."""
+    return _ordered(rows, lambda row: row.worse, 1)
+
+
+def _ordered(rows: Sequence[Measurement], chosen: Callable[[Measurement], bool], sign: int) -> list[Measurement]:
+    by_metric = grouped(rows, lambda row: (row.suite, row.metric)).values()
+    return [row for same in by_metric for row in sorted(filter(chosen, same), key=lambda row: sign * (row.ratio or 0))]
 
 
 def counts(rows: Sequence[Measurement]) -> tuple[int, int, int]:
@@ -48,11 +53,10 @@ def summary(results: Results) -> list[str]:
     rows = results.comparisons
     lines = [sentence(rows)]
     for word, chosen in (("better", wins(rows)), ("worse", losses(rows))):
-        for _, same in groupby(chosen, key=lambda row: (row.suite, row.metric)):
-            found = list(same)
+        for found in grouped(chosen, lambda row: (row.suite, row.metric)).values():
             lines += [_line(word, row) for row in found[:_MOST[word]]]
-            if more := len(found) - _MOST[word]:
-                lines += [f"  {word:8} and {more} more in {found[0].suite}"] if more > 0 else []
+            if (more := len(found) - _MOST[word]) > 0:
+                lines.append(f"  {word:8} and {more} more of {found[0].suite}")
     return lines + [f"  failed   {failure}" for failure in results.failures]
 
 

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HEIGHT_INCHES, _LEGEND_INCHES = 3.4, 0.2
+_ROOMY, _MORE_INCHES = 5, 0.2  # lines, and height for each beyond them
 _BESIDE = 18  # characters of a label that has room beside its line
 _MOST_BESIDE = 12  # labels
 _TWO_COLUMNS = 26  # characters of a label in a legend of two columns
-_LABEL_HEIGHT = 0.068  # of a label beside its line, in heights of the axes
-_FEWEST_DECADES = 0.7  # a logarithmic axis over less has too few numbers to be read
+_LABEL_INCHES, _MARGIN_INCHES = 0.17, 0.6  # height of a label beside its line, and of what is below the axes
+_FEWEST_DECADES = 0.9  # a logarithmic axis over less gets evenly spaced numbers
+_EVEN_TICKS = 6
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,21 @@ class LineChart:
     @property
     def height(self) -> float:
         """In inches."""
-        return _HEIGHT_INCHES + (0 if self._labels_beside else _LEGEND_INCHES * self._legend_rows)
+        if not self._labels_beside:
+            return _HEIGHT_INCHES + _LEGEND_INCHES * self._legend_rows
+        return _HEIGHT_INCHES + _MORE_INCHES * max(0, len(self.lines) - _ROOMY)
 
     def draw(self, figure: Figure, theme: Theme) -> None:
         """Draws it on an empty figure."""
         axes = figure.add_subplot()
         for line in self.lines:
             _draw_line(axes, line, theme)
-        _draw_marks(axes, self.marks, theme)
+        _draw_marks(axes, self.marks, self.log, theme)
         axes.set_xlabel(self.x_label)
         axes.set_ylabel(self.y_label)
         self._scale(axes)
         if self._labels_beside:
-            _draw_labels(axes, self.lines, theme)
+            _draw_labels(axes, self.lines, _LABEL_INCHES / (self.height - _MARGIN_INCHES), theme)
         else:
             figure.legend(loc="outside lower center", ncols=self._legend_columns)
 
@@ -104,14 +108,21 @@ class LineChart:
 
 
 def set_log_ticks(axis: Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis, or a few even ones where it spans little."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis, or evenly spaced where it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullLocator
 
     low, high = axis.get_view_interval()
     wide = math.log10(high / low) >= _FEWEST_DECADES
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MultipleLocator(_step(high - low)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(short))
+
+
+def _step(span: float) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten that divides a span into few parts."""
+    least = span / _EVEN_TICKS
+    power = 10.0 ** math.floor(math.log10(least))
+    return power * next(digit for digit in (1, 2, 5, 10) if power * digit >= least)
 
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -144,27 +155,28 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
         axes.plot(line.x, line.y, **style)
 
 
-def _draw_labels(axes: Axes, lines: Sequence[Line], theme: Theme) -> None:
+def _draw_labels(axes: Axes, lines: Sequence[Line], gap: float, theme: Theme) -> None:
     """The name of each line beside its last point; where they would meet they are moved, and a hair joins the two."""
     ends = []
     for line in lines:
         seen = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
         ends += [(line.series, seen[-1])] if seen else []
     place = axes.transData + axes.transAxes.inverted()
-    heights = spread_apart([float(place.transform(point)[1]) for _, point in ends], _LABEL_HEIGHT)
+    heights = spread_apart([float(place.transform(point)[1]) for _, point in ends], gap)
     for (series, point), height in zip(ends, heights, strict=True):
         colour = theme.colour(series.colour)
         axes.annotate(
-            series.label, point, (1.04, height), xycoords="data", textcoords="axes fraction", va="center",
+            series.label, point, (1.07, height), xycoords="data", textcoords="axes fraction", va="center",
             color=colour, fontsize=NOTE_POINTS + 1,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 1, "shrinkB": 4, "alpha": 0.7},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4},
         )  # fmt: skip
 
 
-def _draw_marks(axes: Axes, marks: Mapping[str, float], theme: Theme) -> None:
+def _draw_marks(axes: Axes, marks: Mapping[str, float], to_the_right: bool, theme: Theme) -> None:
     style: dict[str, Any] = {"color": theme.mark, "fontsize": NOTE_POINTS, "va": "bottom"}
+    style["ha"] = "right" if to_the_right else "left"
     # Paper behind the letters: curves pass under them.
     box = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     for label, y in marks.items():
         axes.axhline(y, color=theme.mark, lw=1, ls=(0, (1, 2)), zorder=1)
-        axes.text(0.01, y, label, style, bbox=box, transform=axes.get_yaxis_transform())
+        axes.text(0.99 if to_the_right else 0.01, y, label, style, bbox=box, transform=axes.get_yaxis_transform())

@@ -31,11 +31,12 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 1rem 0; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2rem 1.25rem; margin: 1rem 0;
   padding: .9rem 1rem; background: var(--card); border-radius: .5rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: .75rem 0; }
+.wide { overflow: auto; max-height: 30rem; width: fit-content; max-width: 100%; margin: .75rem 0;
+  border: 1px solid var(--faint); border-radius: .5rem; }
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--faint); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { padding-left: 0; }
+th { color: var(--soft); background: var(--paper); font-weight: 600; vertical-align: bottom; position: sticky; top: 0; }
+tr:last-child td { border-bottom: 0; }
 .left { text-align: left; }
 .good { color: var(--good); } .bad { color: var(--bad); } .good, .bad { font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem 2rem;
@@ -45,7 +46,7 @@ figcaption { font-size: .85rem; color: var(--soft); margin-top: .4rem; } figcapt
 details { margin: .75rem 0; } summary { cursor: pointer; color: var(--link); }
 .note { background: var(--note); padding: .55rem .9rem; border-radius: .5rem; }
 @media (max-width: 36rem) {
-  h1 { font-size: 1.45rem; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4rem; }
+  h1 { font-size: 1.45rem; } dl { grid-template-columns: 5.2rem minmax(0, 1fr); column-gap: .75rem; }
 }
 """
 

@@ -72,8 +72,9 @@ class RowChart:
         axes = figure.add_subplot()
         if self.log:
             axes.set_xscale("log")
-        labels = self._draw_groups(axes, theme)
-        self._label_rows(axes, labels)
+        if self.reference is not None:
+            axes.axvline(self.reference, color=theme.mark, lw=1, zorder=1)
+        self._draw_groups(axes, theme)
         axes.set_xlabel(self.x_label)
         axes.margins(x=0.04)
         if self.log:
@@ -81,8 +82,6 @@ class RowChart:
         else:
             axes.set_xlim(left=0)
             axes.xaxis.set_major_formatter(short)
-        if self.reference is not None:
-            axes.axvline(self.reference, color=theme.mark, lw=1, zorder=1)
         if self.legend:
             _draw_legend(figure, self._series(), theme)
 
@@ -91,28 +90,22 @@ class RowChart:
         points = (point for group in self.groups for row in group.rows for point in row.points)
         return {point.series: point.limit for point in points}
 
-    def _draw_groups(self, axes: Axes, theme: Theme) -> list[tuple[float, str]]:
-        """Draws all rows from the top down, and returns where their labels go."""
-        labels, y = [], 0.0
+    def _draw_groups(self, axes: Axes, theme: Theme) -> None:
+        """Draws all rows from the top down."""
+        names: list[tuple[str, bool]] = []
         for group in self.groups:
             if group.title:
-                axes.text(
-                    0, y, group.title, transform=axes.get_yaxis_transform(), va="center",
-                    fontsize=NOTE_POINTS + 1, fontweight="bold",
-                )  # fmt: skip
-                y -= 1
+                names.append((group.title, True))
             for row in group.rows:
                 for point in row.points:
-                    _draw_point(axes, y, point, self.bars, theme)
+                    _draw_point(axes, -len(names), point, self.bars, theme)
                 note: dict[str, Any] = {"va": "center", "fontsize": NOTE_POINTS, "color": theme.mark}
-                axes.text(1.01, y, row.note, note, transform=axes.get_yaxis_transform())
-                labels.append((y, row.label))
-                y -= 1
-        axes.set_ylim(y + 0.4, 0.6)
-        return labels
-
-    def _label_rows(self, axes: Axes, labels: Sequence[tuple[float, str]]) -> None:
-        axes.set_yticks([y for y, _ in labels], [label for _, label in labels], fontsize=NOTE_POINTS + 1)
+                axes.text(1.01, -len(names), row.note, note, transform=axes.get_yaxis_transform())
+                names.append((row.label, False))
+        axes.set_ylim(0.4 - len(names), 0.6)
+        axes.set_yticks([-y for y in range(len(names))], [name for name, _ in names], fontsize=NOTE_POINTS + 1)
+        for label, (_, is_title) in zip(axes.get_yticklabels(), names, strict=True):
+            label.set_fontweight("bold" if is_title else "normal")
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=not self.bars, axis="y")
         axes.spines["left"].set_visible(False)
@@ -120,7 +113,7 @@ class RowChart:
 
 def _draw_point(axes: Axes, y: float, point: Point, bars: bool, theme: Theme) -> None:
     colour = theme.ink if point.limit else theme.colour(point.series.colour)
-    if bars:
+    if bars and not point.limit:
         face = theme.paper if point.series.peer else colour
         axes.barh(y, point.value, 0.62, facecolor=face, edgecolor=colour, lw=1.2)
         ink: dict[str, Any] = {"color": theme.ink, "marker": ""}
@@ -129,13 +122,13 @@ def _draw_point(axes: Axes, y: float, point: Point, bars: bool, theme: Theme) ->
     if point.low is not None and point.high is not None:
         reach = ([max(0, point.value - point.low)], [max(0, point.high - point.value)])
         axes.errorbar([point.value], [y], xerr=reach, elinewidth=1.2, ls="none", **ink)
-    elif not bars:
+    elif point.limit or not bars:
         axes.plot([point.value], [y], ls="none", **ink)
 
 
 def _marker(series: Series, limit: bool, theme: Theme) -> dict[str, Any]:
     if limit:
-        return {"marker": "|", "ms": 11, "markeredgewidth": 2}
+        return {"marker": "|", "ms": 12, "markeredgewidth": 2, "zorder": 4}
     face = theme.paper if series.peer else theme.colour(series.colour)
     return {"marker": "o", "ms": 5.5, "markerfacecolor": face}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +17,7 @@ WIDTH_INCHES = 5.4
 NOTE_POINTS = 8  # of marks and values inside a figure; axes and names have _POINTS
 _POINTS = 10
 _DPI = 160
+_PALETTE = 128
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 
@@ -88,19 +90,25 @@ def _save(chart: Chart, path: Path, theme: Theme) -> None:
     try:
         import matplotlib
         from matplotlib.figure import Figure
+        from PIL import Image
     except ImportError as error:
         raise HbertError("drawing needs matplotlib: pip install matplotlib") from error
-    with matplotlib.rc_context(_settings(theme)), replacing(path) as temporary:
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(_settings(theme)):
         figure = Figure(figsize=(WIDTH_INCHES, chart.height), dpi=_DPI, layout="constrained")
         chart.draw(figure, theme)
         # No version of matplotlib in the file: the same chart gives the same bytes.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+    with replacing(path) as temporary:
+        # A quarter of the size: pages hold many figures, each twice.
+        flat = Image.open(drawn).convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE)
+        flat.save(temporary, format="png", optimize=True)
 
 
 def short(value: float, _: float = 0) -> str:
-    """A number for an axis: 250, 1.5 k, 20 M, 3 B."""
+    """A number for an axis: 250, 2048, 15 k, 20 M, 3 B."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
+        if abs(value) >= max(size, 1e4):
             return f"{value / size:g} {unit}"
     return f"{value:g}"
 
