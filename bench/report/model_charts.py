@@ -81,7 +81,7 @@ def _crossover(rows: Sequence[Measurement], what: str) -> list[Drawing]:
     if not lines:
         return []
     chart = LineChart(
-        "tokens in a sequence", f"time of {_SELF} / its time", lines, {"as fast": 1.0}, log=True,
+        "tokens in a sequence", f"time of {_SELF} / its time", lines, {"equal": 1.0}, log=True,
         ticks=list(lines[0].x),
     )
     caption = (

@@ -68,7 +68,7 @@ def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> None:
     rows = summary.summary_rows(runs, marks)
     columns, cells = summary.table(rows)
     parts = [page.note(warning) for warning in warnings]
-    parts += [page.table(columns, cells), *_chart_parts(runs, marks, out, axes)]
+    parts += [page.table(columns, cells, ("model",)), *_chart_parts(runs, marks, out, axes)]
     parts += _mark_parts(runs, marks)
     parts += [page.heading("Accuracy by source"), page.table(*summary.source_table(runs))]
     parts += [page.heading("How to read this"), page.paragraph(_READING)]
@@ -121,11 +121,11 @@ def _clock_unit(runs: Sequence[Run]) -> tuple[str, float]:
 
 
 def _chart_parts(runs: Sequence[Run], marks: summary.Marks, out: Path, axes: Sequence[str]) -> list[str]:
-    parts = []
+    figures = []
     for stem, chart in charts(runs, marks, axes).items():
         title = f"{chart.y_label[0].upper()}{chart.y_label[1:]} against {chart.x_label}"
-        parts += [page.heading(title), page.figure(save_chart(chart, out, stem), f"{title}, one line for each run")]
-    return parts
+        figures.append(page.figure(save_chart(chart, out, stem), title, "One line for each run."))
+    return [page.heading("Curves"), page.figures(figures)]
 
 
 def _mark_parts(runs: Sequence[Run], marks: summary.Marks) -> list[str]:

@@ -22,21 +22,18 @@ _TWO_COLUMNS = 26  # characters of a label in a legend of two columns
 _LABEL_INCHES, _MARGIN_INCHES = 0.17, 0.6  # height of a label beside its line, and of what is below the axes
 _FEWEST_DECADES = 0.9  # a logarithmic axis over less gets evenly spaced numbers
 _EVEN_TICKS = 6
+_EDGE = 0.9  # of the width: lines that end beyond it have their names in the margin
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: ``x`` and ``y`` of the same length, with the ends of the intervals of ``y`` where there are any.
-
-    Without ``joined`` it is a cloud of points.
-    """
+    """One curve: ``x`` and ``y`` of the same length, with the ends of the intervals of ``y`` where there are any."""
 
     series: Series
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,8 +88,7 @@ class LineChart:
     @property
     def _labels_beside(self) -> bool:
         """Whether every line can have its name at its end."""
-        joined = all(line.joined for line in self.lines)
-        return joined and len(self.lines) <= _MOST_BESIDE and self._longest <= _BESIDE
+        return len(self.lines) <= _MOST_BESIDE and self._longest <= _BESIDE
 
     @property
     def _longest(self) -> int:
@@ -143,10 +139,10 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
     dash = DASHES[series.colour // len(theme.series) % len(DASHES)]
     has_intervals = len(line.low) > 0
     # A run with one evaluation is a point: no line would show it.
-    marker = "o" if has_intervals or not line.joined or len(line.x) == 1 else ""
+    marker = "o" if has_intervals or len(line.x) == 1 else ""
     style: dict[str, Any] = {"color": colour, "lw": 1.8, "marker": marker, "ms": 4.5}
     style |= {"markerfacecolor": theme.paper if series.peer else colour, "label": series.label}
-    style["ls"] = ("dashed" if series.peer else dash) if line.joined else "none"
+    style["ls"] = "dashed" if series.peer else dash
     if has_intervals:
         spans = list(zip(line.y, line.low, line.high, strict=True))
         below, above = [max(0, y - low) for y, low, _ in spans], [max(0, high - y) for y, _, high in spans]
@@ -156,14 +152,27 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
 
 
 def _draw_labels(axes: Axes, lines: Sequence[Line], gap: float, theme: Theme) -> None:
-    """The name of each line beside its last point; where they would meet they are moved, and a hair joins the two."""
-    ends = []
+    """The name of each line beside its last point.
+
+    Those that end at the right edge stand in the margin, moved apart, with a hair to the point. A hair from further
+    inside would look like a curve.
+    """
+    place = axes.transData + axes.transAxes.inverted()
+    margin: list[tuple[Series, tuple[float, float], float]] = []
     for line in lines:
         seen = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        ends += [(line.series, seen[-1])] if seen else []
-    place = axes.transData + axes.transAxes.inverted()
-    heights = spread_apart([float(place.transform(point)[1]) for _, point in ends], gap)
-    for (series, point), height in zip(ends, heights, strict=True):
+        if not seen:
+            continue
+        right, height = place.transform(seen[-1])
+        if right >= _EDGE:
+            margin.append((line.series, seen[-1], float(height)))
+        else:
+            axes.annotate(
+                line.series.label, seen[-1], (6, 0), textcoords="offset points", va="center",
+                color=theme.colour(line.series.colour), fontsize=NOTE_POINTS + 1,
+            )  # fmt: skip
+    heights = spread_apart([height for _, _, height in margin], gap)
+    for (series, point, _), height in zip(margin, heights, strict=True):
         colour = theme.colour(series.colour)
         axes.annotate(
             series.label, point, (1.07, height), xycoords="data", textcoords="axes fraction", va="center",

@@ -47,6 +47,7 @@ details { margin: .75rem 0; } summary { cursor: pointer; color: var(--link); }
 .note { background: var(--note); padding: .55rem .9rem; border-radius: .5rem; }
 @media (max-width: 36rem) {
   h1 { font-size: 1.45rem; } dl { grid-template-columns: 5.2rem minmax(0, 1fr); column-gap: .75rem; }
+  table { font-size: .8rem; } th, td { padding: .3rem .45rem; }
 }
 """
 

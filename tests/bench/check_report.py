@@ -45,8 +45,8 @@ def check(tab: Tab, page: Path, out: Path) -> list[str]:
     return found
 
 
-def main(out: Path) -> int:
-    """Makes a report of made-up results, looks at it, and returns the exit code."""
+def main(out: Path, others: list[Path]) -> int:
+    """Makes a report of made-up results, looks at it and at other pages, and returns the exit code."""
     program = find()
     if program is None:
         print(_INSTALL, file=sys.stderr)
@@ -54,10 +54,11 @@ def main(out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     print("\n".join(make_report(write_sample(out))))
     with browser(program) as tab:
-        found = check(tab, out / "sample" / "index.html", out) + tab.complaints
+        found = [fault for page in (out / "sample" / "index.html", *others) for fault in check(tab, page, out)]
+        found += tab.complaints
     print("\n".join(found) or f"nothing to complain of; the pictures are in {out}")
     return 1 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), [Path(page) for page in sys.argv[2:]]))
