@@ -17,8 +17,8 @@ from hbert.reporting.style import Series, save_chart
 _METRICS = ("accuracy", "macro_f1", "mcc")
 _CAPTION = (
     "Up and to the left is better. A point is the mean over the seeds at the learning rate that the validation split "
-    "chose, its whiskers reach one standard deviation over them on either side. The time is that of predicting the test "
-    "split, taken once a seed beside whatever else ran on the machine; for latencies use bench/run.py."
+    "chose, its whiskers reach one standard deviation over them on either side. The time is that of predicting the "
+    "test split, taken once a seed beside whatever else ran on the machine; for latencies use bench/run.py."
 )
 _Finished = dict[str, list[plan.Run]]
 _Table = tuple[list[str], list[list[str]]]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report.drawing import grouped, is_timed, looks
+from bench.report.drawing import grouped, is_measured, is_timed, looks
 from bench.report.kernel_charts import kernel_drawings
 from bench.report.model_charts import model_drawings
 from bench.report.outcome import counts, losses, ratio_text, sentence, summary, wins
@@ -178,8 +178,8 @@ class Stems:
 
 
 def _tables(rows: Sequence[Measurement]) -> list[str]:
-    """The suite's own figures as a table, and every row of the CSV with all of its columns."""
-    main = [row for row in rows if is_timed(row)]
+    """What was measured, and behind a fold every row of the CSV with all of its columns."""
+    main = [row for row in rows if is_measured(row)]
     names = list(rows[0].cells)
     shared = {name: rows[0].cells[name] for name in names if len({row.cells[name] for row in rows}) == 1}
     varied = [name for name in names if name not in shared]

@@ -13,7 +13,7 @@ from hbert.reporting.rows import Point
 from hbert.reporting.style import Chart, Series
 
 RATES = (BANDWIDTH.name, FLOP_RATE.name)
-_BESIDE = (*RATES, FLOOR_RATIO.name, PEAK_MEMORY.name)  # they tell more about what another metric measures
+_DERIVED = (*RATES, FLOOR_RATIO.name)  # from the seconds that another metric tells
 _Key = TypeVar("_Key", bound=Hashable)
 Looks = Mapping[str, Series]
 
@@ -35,9 +35,14 @@ def looks(rows: Sequence[Measurement]) -> dict[str, Series]:
     return {name: Series(name, colour, peer=name in peers) for colour, name in enumerate(ordered)}
 
 
+def is_measured(row: Measurement) -> bool:
+    """Whether a row has a metric that was measured, and not one derived from it."""
+    return row.metric not in _DERIVED
+
+
 def is_timed(row: Measurement) -> bool:
-    """Whether a row has its suite's own metric."""
-    return row.metric not in _BESIDE
+    """Whether a row has its suite's own metric, from rounds of calls."""
+    return is_measured(row) and row.metric != PEAK_MEMORY.name
 
 
 def once(rows: Iterable[Measurement]) -> list[Measurement]:

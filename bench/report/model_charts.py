@@ -46,7 +46,7 @@ def memory_drawings(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
         Group(place, [_bar(row, None, look) for row in same])
         for place, same in grouped(weighed, lambda row: row.place).items()
     ]
-    caption = "Beyond weights, inputs and optimizer state; measured once, so there is no interval. Less is better."
+    caption = "Less is better. Of one call, beyond weights and inputs; measured once, so there is no interval."
     chart = RowChart(f"peak memory, {weighed[0].unit}", groups, bars=True)
     return [Drawing(chart, "Peak memory", caption)]
 

@@ -119,7 +119,7 @@ def _draw_point(axes: Axes, y: float, point: Point, bars: bool, theme: Theme) ->
         ink: dict[str, Any] = {"color": theme.ink, "marker": ""}
     else:
         ink = {"color": colour, **_marker(point.series, point.limit, theme)}
-    if point.low is not None and point.high is not None:
+    if point.low is not None and point.high is not None and point.low < point.high:
         reach = ([max(0, point.value - point.low)], [max(0, point.high - point.value)])
         axes.errorbar([point.value], [y], xerr=reach, elinewidth=1.2, ls="none", **ink)
     elif point.limit or not bars:

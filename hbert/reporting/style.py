@@ -39,7 +39,7 @@ class Theme:
 THEMES = {
     "light": Theme(
         paper="#ffffff", ink="#24292f", faint="#d8dde3", mark="#6a737d",
-        series=("#0072b2", "#d55e00", "#009e73", "#b0558f", "#a87900", "#56a0d3", "#444444"),
+        series=("#0072b2", "#d55e00", "#009e73", "#b0558f", "#a87900", "#4a92c6", "#444444"),
     ),
     "dark": Theme(
         paper="#16181d", ink="#d7dce2", faint="#363b44", mark="#99a2ad",
