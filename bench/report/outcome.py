@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from bench.report.drawing import grouped
 from bench.report.results import Measurement, Results
+from bench.suites.suite import PEAK_MEMORY
 
 _MOST = {"better": 3, "worse": 8}  # lines of a suite on the terminal; the page has them all
 
@@ -43,7 +44,7 @@ def ratio_text(row: Measurement) -> str:
     """Ratio and interval; memory is measured once and has none."""
     if row.ratio is None:
         return ""
-    if row.ratio_lo is None or row.ratio_hi is None or row.ratio_lo == row.ratio_hi:
+    if row.ratio_lo is None or row.ratio_hi is None or row.metric == PEAK_MEMORY.name:
         return f"{row.ratio:.2f}"
     return f"{row.ratio:.2f} [{row.ratio_lo:.2f}, {row.ratio_hi:.2f}]"
 

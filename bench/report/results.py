@@ -137,10 +137,10 @@ def _lines(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            lines = list(reader)
+            names, lines = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise HbertError(f"cannot read {path}: {error}") from error
-    if missing := [name for name in _NEEDED if name not in (reader.fieldnames or ())]:
+    if missing := [name for name in _NEEDED if name not in names]:
         raise HbertError(f"{path} is not a CSV of bench/run.py: it has no column {', '.join(missing)}")
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():

@@ -35,7 +35,8 @@ def _row(case, pair, metric, unit, median, ratio=None, **cells):
         low, high = (ratio, ratio) if candidate == baseline or metric == "peak_memory" else (ratio * 0.97, ratio * 1.03)
         verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference"
         row |= {"ratio": ratio, "ratio_lo": low, "ratio_hi": high, "max_err": 1.5e-6}
-        row |= {"verdict": verdict if candidate != baseline and metric != "peak_memory" else ""}
+        has_verdict = candidate != baseline and metric not in ("peak_memory", "floor_ratio")
+        row |= {"verdict": verdict if has_verdict else ""}
     row |= {"dropped": 3 if "512" in name else 0, "canary_ms": 2.5, "canary_drift": 0.03, "backend": "cpp"}
     return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in (_RUN | row | cells).items()}
 
