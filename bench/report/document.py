@@ -98,15 +98,13 @@ def _facts(results: Results) -> list[str]:
     shown = {name: results.about[name] for name in _FACTS if name in results.about}
     more = {name.replace("_", " "): value for name, value in results.about.items() if name not in shown}
     folded = [page.details("More about the run", [page.facts(more)])] if more else []
-    return [page.facts(shown | _disturbance(results.rows) | {"made from": results.name}), *folded]
+    return [page.facts(shown | _disturbance(results) | {"made from": results.name}), *folded]
 
 
-def _disturbance(rows: Sequence[Measurement]) -> dict[str, str]:
-    cases = {(row.suite, row.place): row for row in rows if row.dropped is not None}.values()
-    disturbed = sum(int(row.dropped or 0) for row in cases)
-    rounds = {int(row.rounds) for row in rows if row.rounds is not None and is_timed(row)}
-    drift = [row.canary_drift for row in rows if row.canary_drift is not None]
-    found = {"dropped": f"{_things(disturbed, 'slice of a round', 'slices of rounds')}, disturbed by other load"}
+def _disturbance(results: Results) -> dict[str, str]:
+    rounds = {int(row.rounds) for row in results.rows if row.rounds is not None and is_timed(row)}
+    drift = [row.canary_drift for row in results.rows if row.canary_drift is not None]
+    found = {"dropped": f"{_things(results.dropped, 'slice of a round', 'slices of rounds')}, disturbed by other load"}
     if rounds:
         found["rounds"] = f"{' to '.join(map(str, sorted({min(rounds), max(rounds)})))} undisturbed ones behind a row"
     if drift:

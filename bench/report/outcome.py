@@ -50,7 +50,7 @@ def ratio_text(row: Measurement) -> str:
 
 
 def summary(results: Results) -> list[str]:
-    """Lines for the terminal: the counts, then wins and losses by name, as many of a suite as fit, and failures."""
+    """Lines for the terminal: the counts, then wins and losses by name, as many of a suite as fit."""
     rows = results.comparisons
     lines = [sentence(rows)]
     for word, chosen in (("better", wins(rows)), ("worse", losses(rows))):
@@ -58,7 +58,8 @@ def summary(results: Results) -> list[str]:
             lines += [_line(word, row) for row in found[:_MOST[word]]]
             if (more := len(found) - _MOST[word]) > 0:
                 lines.append(f"  {word:8} and {more} more of {found[0].suite}")
-    return lines + [f"  failed   {failure}" for failure in results.failures]
+    failed = len(results.failures)
+    return lines + ([f"  failed   {failed} of the candidates or cases; the report names them"] if failed else [])
 
 
 def _line(word: str, row: Measurement) -> str:

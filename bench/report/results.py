@@ -86,11 +86,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Results:
-    """A file of results: its rows, the run's header, and what was not measured, a sentence each."""
+    """A file of results: its rows, the run's header, what was not measured, a sentence each, and slices dropped."""
 
     name: str
     rows: list[Measurement]
     about: dict[str, str]
+    dropped: int
     failures: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     has_record: bool = True
@@ -127,10 +128,11 @@ def read_results(path: Path) -> Results:
     try:
         failures = [_failure(entry) for entry in record.get("failures", [])]
         left_out = [_missing(entry) for entry in record.get("left_out", [])]
-    except (KeyError, TypeError) as error:
+        dropped = _dropped(rows, record)
+    except (KeyError, TypeError, ValueError) as error:
         raise HbertError(f"{path.with_suffix('.json')} is not a JSON file of bench/run.py: {error!r}") from error
     known = {name: value for name, value in about.items() if value}
-    return Results(path.name, rows, known, failures, left_out, bool(record))
+    return Results(path.name, rows, known, dropped, failures, left_out, bool(record))
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
@@ -182,6 +184,12 @@ def _record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("about"), dict):
         raise HbertError(f"{path} is not a JSON file of bench/run.py")
     return record
+
+
+def _dropped(rows: list[Measurement], record: Mapping[str, Any]) -> int:
+    """Of all cases; the CSV knows only of those that have rows, which all have the number of their case."""
+    of_rows = {(row.suite, row.place): int(row.dropped or 0) for row in rows}
+    return int(record.get("dropped", sum(of_rows.values())))
 
 
 def _failure(entry: Mapping[str, str]) -> str:
