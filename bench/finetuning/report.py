@@ -39,7 +39,7 @@ def write_page(out: Path) -> Path:
     """
     parts = []
     for task, runs in _finished().items():
-        chart, title = _chart(runs), f"{task}: test accuracy against the time of a text"
+        chart, title = accuracy_chart(runs), f"{task}: test accuracy against the time of a text"
         parts += [page.heading(task), page.figure(save_chart(chart, out, f"{task}-accuracy-time"), title, _CAPTION)]
         parts += [page.table(*table) for table in _tables(runs)]
     path = out / "index.html"
@@ -63,7 +63,8 @@ def _tables(finished: _Finished) -> list[_Table]:
     return tables
 
 
-def _chart(finished: _Finished) -> LineChart:
+def accuracy_chart(finished: _Finished) -> LineChart:
+    """A point for each model: mean test accuracy over the seeds and one standard deviation, against time; the floor."""
     lines = []
     for colour, (model, runs) in enumerate(finished.items()):
         records = [store.record(run) for run in runs]

@@ -25,7 +25,8 @@ def model_drawings(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
     """The figures of a suite: against length where there are lengths, bars elsewhere, ratios, products, memory."""
     timed = [row for row in rows if is_timed(row)]
     shown = [row for row in once(timed) if not is_floor(row.candidate)]
-    longs, others = [], []
+    longs: list[Drawing] = []
+    others: list[Measurement] = []
     for (kind, dtype, batch), same in grouped(shown, lambda row: (row.kind, row.dtype, row.batch)).items():
         if len({row.seq for row in same}) > 1 and same[0].unit == _TIME:
             longs.append(_against_length(same, f"{kind}, {dtype}, batch {batch}", look))
@@ -66,7 +67,8 @@ def _against_length(rows: Sequence[Measurement], what: str, look: Looks) -> Draw
 def _crossover(rows: Sequence[Measurement], what: str) -> list[Drawing]:
     """The times of self-attention over those of additive attention, over length, if both were measured."""
     by_name = grouped(rows, lambda row: row.candidate)
-    lines, found = [], []
+    lines: list[Line] = []
+    found: list[str] = []
     for form in _FORMS:
         slow = {row.seq: row for row in by_name.get(_SELF + form.replace("-c", ""), [])}
         fast = {row.seq: row for row in by_name.get(_ADDITIVE + form, [])}
