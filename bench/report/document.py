@@ -82,6 +82,7 @@ def _notes(results: Results) -> list[str]:
     notes = []
     if not results.rows:
         notes.append("Nothing was measured.")
+    notes += [f"The machine was busy: {reason}." for reason in results.busy]
     if results.failures:
         notes.append(f"{_things(len(results.failures), 'candidate or case', 'candidates or cases')} failed; see below.")
     if not results.has_record:

@@ -18,7 +18,6 @@ _TEXTS = ("suite", "case", "candidate", "baseline", "dtype", "metric", "unit")
 _NEEDED = (*_TEXTS, "batch", "seq", "median")
 _NUMBERS = ("p10", "p90", "ratio", "ratio_lo", "ratio_hi", "rounds", "dropped", "canary_drift")
 _OF_THE_RUN = ("cpu", "device", "threads", "torch", "heap_kept", "isa", "git", "date")
-_INSIDE = ("dropped",)  # of the header: counted here from the rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Results:
-    """A file of results: its rows, the run's header, what was not measured, a sentence each, and slices dropped."""
+    """A file of results: rows, header, slices dropped; in words what was not measured, and why the machine was busy."""
 
     name: str
     rows: list[Measurement]
@@ -94,6 +93,7 @@ class Results:
     dropped: int
     failures: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
     has_record: bool = True
 
     @property
@@ -123,16 +123,17 @@ def read_results(path: Path) -> Results:
     rows = [_measurement(path, number, line) for number, line in enumerate(lines, 2)]
     record = _record(path.with_suffix(".json"))
     about = {name: _values(row.cells.get(name, "") for row in rows) for name in _OF_THE_RUN}
-    about |= {name: _text(value) for name, value in record.get("about", {}).items() if name not in _INSIDE}
+    about |= {name: _text(value) for name, value in record.get("about", {}).items()}
     about["dtype"] = _values(row.dtype for row in rows)
     try:
         failures = [_failure(entry) for entry in record.get("failures", [])]
-        left_out = [_missing(entry) for entry in record.get("left_out", [])]
+        left_out = [_failure(entry) for entry in record.get("left_out", [])]
+        busy = [str(reason) for reason in record.get("disturbances", [])]
         dropped = _dropped(rows, record)
     except (KeyError, TypeError, ValueError) as error:
         raise HbertError(f"{path.with_suffix('.json')} is not a JSON file of bench/run.py: {error!r}") from error
     known = {name: value for name, value in about.items() if value}
-    return Results(path.name, rows, known, dropped, failures, left_out, bool(record))
+    return Results(path.name, rows, known, dropped, failures, left_out, busy, bool(record))
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
@@ -193,13 +194,9 @@ def _dropped(rows: list[Measurement], record: Mapping[str, Any]) -> int:
 
 
 def _failure(entry: Mapping[str, str]) -> str:
+    """What failed or was left out, and why."""
     where = " ".join(filter(None, (entry["suite"], entry["case"], entry["dtype"])))
     return f"{where}, {entry['peer']}: {entry['reason']}"
-
-
-def _missing(entry: Any) -> str:
-    """What is told of a peer that is not installed: its name and the line that installs it."""
-    return _text(entry.values() if isinstance(entry, dict) else entry)
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ SCHEMES = ("light", "dark")
 _INSTALL = "no Chromium: install one, e.g. with apt-get install --no-install-recommends chromium"
 _FEWEST_COLOURS = 50
 _LOADED = "Array.from(document.images).every(image => image.complete && image.naturalWidth > 0)"
-_OVERHANG = "document.documentElement.scrollWidth - window.innerWidth"
+_WIDTH = "document.documentElement.scrollWidth"
 _FOLDS = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
 
 
@@ -38,8 +38,8 @@ def check(tab: Tab, page: Path, out: Path) -> list[str]:
             if len(np.unique((pixels[::3, ::3] * 255).astype(np.uint8).reshape(-1, 3), axis=0)) < _FEWEST_COLOURS:
                 found.append(f"{where}: blank")
             tab.value(_FOLDS)
-            if (beyond := tab.value(_OVERHANG)) > 0:
-                found.append(f"{where}: the page is {beyond} pixels wider than the screen")
+            if (needed := tab.value(_WIDTH)) > width:
+                found.append(f"{where}: the page is {needed} pixels wide, the screen {width}")
         if brightness["dark"] > brightness["light"] / 2:
             found.append(f"{page.parent.name} {screen}: the dark form is not dark")
     return found
