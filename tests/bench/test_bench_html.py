@@ -124,8 +124,8 @@ def test_verdicts_are_those_of_the_csv(made):
 def test_the_header_and_what_is_missing(made):
     _, lines, page = made
     for text in ("A processor that does not exist", "python bench/run.py --size 'base'", "0123456789ab-dirty", "2.13.0",
-                 "it ends in -dirty", "latency base/1x64 fp32, ct2-int8: wrong", "latency, torchao-int8: pip install torchao",
-                 "was busy: 21 of 200 slices",
+                 "it ends in -dirty", "latency base/1x64 fp32, ct2-int8: wrong",
+                 "latency, torchao-int8: pip install torchao", "was busy: 21 of 200 slices",
                  "1 candidate or case failed", "up to 3%", "7 undisturbed", "the candidate is better"):
         assert text in page.text, text
     assert "21 slices of rounds" in page.text  # of a case, not of a row: 3 each of one latency and six kernels
