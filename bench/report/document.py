@@ -35,7 +35,7 @@ _SPREAD = (
     "a reference in a wider dtype; the largest error is in the tables. Slices of rounds that other load had disturbed "
     "are dropped, counted and repeated."
 )
-_NEITHER = "Models have random weights: nothing here speaks of quality."
+_NEITHER = "Models have random weights unless the command names a checkpoint: nothing here speaks of quality."
 
 
 def make_report(path: Path, out: Path | None = None) -> list[str]:
@@ -192,14 +192,14 @@ def _tables(rows: Sequence[Measurement]) -> list[str]:
 
 def _measured(rows: Sequence[Measurement]) -> str:
     columns = [
-        "case", "dtype", "candidate", "median", "unit", "p10", "p90", "against", "ratio [95%]", "verdict", "max error",
+        "case", "dtype", "candidate", "median", "unit", "against", "ratio [95%]", "verdict", "p10", "p90", "max error",
         "rounds", "dropped",
     ]
     lines = [
         [
-            row.case, row.dtype, row.candidate, _number(row.median), row.unit, _number(row.p10), _number(row.p90),
-            row.baseline if row.is_comparison else "", *_ratio_cells(row), row.cells.get("max_err", ""),
-            row.cells.get("rounds", ""), row.cells.get("dropped", ""),
+            row.case, row.dtype, row.candidate, _number(row.median), row.unit,
+            row.baseline if row.is_comparison else "", *_ratio_cells(row), _number(row.p10), _number(row.p90),
+            *(row.cells.get(name, "") for name in ("max_err", "rounds", "dropped")),
         ]
         for row in rows
     ]

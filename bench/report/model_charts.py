@@ -79,7 +79,7 @@ def _crossover(rows: Sequence[Measurement], what: str) -> list[Drawing]:
         low = [(a.p10 or a.median) / (b.p90 or b.median) for a, b in pairs]
         high = [(a.p90 or a.median) / (b.p10 or b.median) for a, b in pairs]
         lines.append(Line(Series(_ADDITIVE + form, len(lines)), lengths, ratios, low, high))
-        found.append(f"{_ADDITIVE + form} {_crossing(lengths, ratios)}.")
+        found.append(f"By the medians {_ADDITIVE + form} {_crossing(lengths, ratios)}.")
     if not lines:
         return []
     chart = LineChart(
@@ -100,7 +100,7 @@ def _crossing(lengths: Sequence[int], ratios: Sequence[float]) -> str:
     if not changes:
         return f"is {'faster' if above[0] else 'not faster'} at every measured length"
     if len(changes) > 1:
-        return "crosses it more than once"
+        return "crosses 1 more than once"
     words = "becomes faster" if above[-1] else "becomes slower"
     return f"{words} between {lengths[changes[0] - 1]} and {lengths[changes[0]]} tokens"
 

@@ -45,8 +45,13 @@ def ratio_text(row: Measurement) -> str:
     if row.ratio is None:
         return ""
     if row.ratio_lo is None or row.ratio_hi is None or row.metric == PEAK_MEMORY.name:
-        return f"{row.ratio:.2f}"
-    return f"{row.ratio:.2f} [{row.ratio_lo:.2f}, {row.ratio_hi:.2f}]"
+        return _short(row.ratio)
+    return f"{_short(row.ratio)} [{_short(row.ratio_lo)}, {_short(row.ratio_hi)}]"
+
+
+def _short(ratio: float) -> str:
+    """Two decimals; of small ratios two digits."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def summary(results: Results) -> list[str]:
@@ -57,7 +62,7 @@ def summary(results: Results) -> list[str]:
         for found in grouped(chosen, lambda row: (row.suite, row.metric)).values():
             lines += [_line(word, row) for row in found[:_MOST[word]]]
             if (more := len(found) - _MOST[word]) > 0:
-                lines.append(f"  {word:8} and {more} more of {found[0].suite}")
+                lines.append(f"  {word:8} and {more} more of {found[0].suite}, {found[0].metric}")
     failed = len(results.failures)
     return lines + ([f"  failed   {failed} of the candidates or cases; the report names them"] if failed else [])
 

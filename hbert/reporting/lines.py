@@ -21,7 +21,7 @@ _MOST_BESIDE = 12  # labels
 _TWO_COLUMNS = 26  # characters of a label in a legend of two columns
 _LABEL_INCHES, _MARGIN_INCHES = 0.17, 0.6  # height of a label beside its line, and of what is below the axes
 _FEWEST_DECADES = 0.9  # a logarithmic axis over less gets evenly spaced numbers
-_EVEN_TICKS = 6
+_EVEN_TICKS, _MOST_TICKS = 6, 14
 _EDGE = 0.9  # of the width: lines that end beyond it have their names in the margin
 
 
@@ -80,8 +80,8 @@ class LineChart:
             return
         axes.set_xscale("log")
         axes.set_yscale("log")
-        set_log_ticks(axes.yaxis)
-        set_log_ticks(axes.xaxis)
+        set_log_ticks(axes.yaxis, _MOST_TICKS)
+        set_log_ticks(axes.xaxis, _MOST_TICKS)
         if self.ticks:
             axes.xaxis.set_major_locator(FixedLocator(list(self.ticks)))
 
@@ -103,13 +103,19 @@ class LineChart:
         return -(-len(self.lines) // self._legend_columns)
 
 
-def set_log_ticks(axis: Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis, or evenly spaced where it spans little."""
+def set_log_ticks(axis: Axis, most: int) -> None:
+    """Plain numbers on a logarithmic axis: evenly spaced over a small range, else at 1, 2 and 5 of each decade.
+
+    Where these would be more than ``most``, there are only those at 1.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullLocator
 
     low, high = axis.get_view_interval()
-    wide = math.log10(high / low) >= _FEWEST_DECADES
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MultipleLocator(_step(high - low)))
+    decades = math.log10(high / low)
+    if decades < _FEWEST_DECADES:
+        axis.set_major_locator(MultipleLocator(_step(high - low)))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if 3 * decades <= most else (1,)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(short))
 

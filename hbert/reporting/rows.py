@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _ROW_INCHES, _AXIS_INCHES, _LEGEND_INCHES = 0.23, 0.6, 0.22
 _LEGEND_COLUMNS = 4
+_MOST_TICKS = 6  # between names and notes there is little room
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RowChart:
         axes.set_xlabel(self.x_label)
         axes.margins(x=0.04)
         if self.log:
-            set_log_ticks(axes.xaxis)
+            set_log_ticks(axes.xaxis, _MOST_TICKS)
         else:
             axes.set_xlim(left=0)
             axes.xaxis.set_major_formatter(short)
