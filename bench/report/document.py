@@ -49,10 +49,10 @@ def make_report(path: Path, out: Path | None = None) -> list[str]:
     """
     results = read_results(path)
     try:
-        page = _write(results, out or path.with_suffix(""))
+        written = _write(results, out or path.with_suffix(""))
     except OSError as error:
         raise HbertError(f"cannot write the report: {error}") from error
-    return [*summary(results), f"report: {page}"]
+    return [*summary(results), f"report: {written}"]
 
 
 def _write(results: Results, out: Path) -> Path:
