@@ -14,7 +14,7 @@ BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') 
 # A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
 TORCH_NEWER ?= torch
 
-.PHONY: test bench lint docs check-gpu check-levels check-sanitizers check-torch clean
+.PHONY: test bench lint docs check-report check-gpu check-levels check-sanitizers check-torch clean
 
 test: $(VENV)/installed-all
 	@echo "== tests"
@@ -31,6 +31,11 @@ lint: $(VENV)/installed-all
 # The site in build/site; a link, an anchor or a docstring that does not fit ends it.
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict
+
+# The benchmark's report of made-up results in build/report, looked at by a headless Chromium: pictures of it, light and dark,
+# wide and on a phone. Without a Chromium it ends with a line that says how to get one.
+check-report: $(VENV)/installed-all
+	PYTHONPATH=. $(BIN)/python tests/bench/check_report.py build/report
 
 # Every check of the GPU kernels that needs no GPU, in full; `make test` runs a form of each. Under half an hour.
 check-gpu: $(VENV)/installed-all

@@ -21,9 +21,11 @@ from bench.client import HEAP_ALL, HEAP_OURS, HEAPS, Setup
 from bench.harness import Effort
 from bench.ops import NAMES
 from bench.report import Report, check_writable, save
+from bench.report.document import make_report
 from bench.suites import DEFAULT_SUITES, DEVICES, DTYPES, SIZES, SUITES
 from bench.suites.suite import Shape, Suite, Wanted
 from bench.tables import show
+from hbert.data.errors import HbertError
 
 INTERRUPTED = 130
 WIDTH = 180  # of the table where the output is not a terminal
@@ -178,6 +180,14 @@ def _missing_device(name: str) -> str | None:
     return missing(name)
 
 
+def _html_report(table: Path) -> list[str]:
+    """Wins and losses, and where the page is; what was measured is not lost if it cannot be made."""
+    try:
+        return make_report(table)
+    except HbertError as error:
+        return [f"no HTML report: {error}"]
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and returns the exit code: 0, 1 if anything failed, 2 for bad usage, 130 if interrupted."""
     made = parser()
@@ -205,6 +215,8 @@ def main(argv: Sequence[str]) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     show(report, console)
     console.print("wrote " + " and ".join(map(str, paths)), highlight=False, soft_wrap=True)
+    for line in _html_report(paths[0]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if interrupted:
         console.print("interrupted: the cases above are complete, the others were not measured")
         return INTERRUPTED

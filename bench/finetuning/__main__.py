@@ -57,6 +57,7 @@ def main() -> int:
         return 0
     if options.action == "report":
         console.print(report.report())
+        console.print(f"written to {report.write_page(store.RESULTS / 'report')}")
         return 0
     there = tuple(task for task in plan.TASKS if (options.tasks / task).is_dir())
     wanted = [run for run in plan.runs(there) if fnmatch.fnmatch(run.name, options.only)]

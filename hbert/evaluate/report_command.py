@@ -12,9 +12,11 @@ from hbert.data.errors import HbertError
 from hbert.data.ngram import NgramMarks
 from hbert.data.storage import replacing, write_json
 from hbert.data.terminal import output_console
+from hbert.reporting import page
+from hbert.reporting.lines import Line, LineChart
+from hbert.reporting.style import Series, save_chart
 
-from . import page, summary
-from .figures import THEMES, Chart, Line, save_chart
+from . import summary
 from .marks import DRAWN, marks_of
 from .run_folder import Run, read_runs
 from .tables import print_table
@@ -66,7 +68,7 @@ def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> None:
     rows = summary.summary_rows(runs, marks)
     columns, cells = summary.table(rows)
     parts = [page.note(warning) for warning in warnings]
-    parts += [page.table(columns, cells), *_chart_parts(runs, marks, out, axes)]
+    parts += [page.table(columns, cells, ("model",)), *_chart_parts(runs, marks, out, axes)]
     parts += _mark_parts(runs, marks)
     parts += [page.heading("Accuracy by source"), page.table(*summary.source_table(runs))]
     parts += [page.heading("How to read this"), page.paragraph(_READING)]
@@ -76,19 +78,24 @@ def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> None:
     _print(columns, cells, warnings)
 
 
-def charts(runs: Sequence[Run], marks: summary.Marks, axes: Sequence[str]) -> dict[str, Chart]:
+def charts(runs: Sequence[Run], marks: summary.Marks, axes: Sequence[str]) -> dict[str, LineChart]:
     """Returns the charts by file stem, accuracy first. Marks are drawn where one set of marks fits all runs."""
     shared = marks[runs[0].text_key] if len(marks) == 1 else None
     heights = {
-        label: getattr(shared, name) for name, label in DRAWN.items() if isinstance(shared, NgramMarks)
+        f"{label} {getattr(shared, name):.3f}": getattr(shared, name)
+        for name, label in DRAWN.items()
+        if isinstance(shared, NgramMarks)
     }
     unit, seconds = _clock_unit(runs)
     labels = {"steps": "steps", "tokens": "training tokens", "clock": f"calibrated clock, {unit}"}
     return {
-        f"{metric}-{axis}": Chart(
+        f"{metric}-{axis}": LineChart(
             labels[axis],
             label,
-            [Line(run.label, _positions(run, axis, seconds), _values(run, metric)) for run in runs],
+            [
+                Line(Series(run.label, colour), _positions(run, axis, seconds), _values(run, metric))
+                for colour, run in enumerate(runs)
+            ],
             heights if metric == "accuracy" else {},
         )
         for metric, label in METRICS.items()
@@ -114,13 +121,11 @@ def _clock_unit(runs: Sequence[Run]) -> tuple[str, float]:
 
 
 def _chart_parts(runs: Sequence[Run], marks: summary.Marks, out: Path, axes: Sequence[str]) -> list[str]:
-    parts = []
+    figures = []
     for stem, chart in charts(runs, marks, axes).items():
-        suffixes = dict(zip(THEMES, ("", "-dark"), strict=True))
-        images = {theme: save_chart(chart, out / f"{stem}{suffixes[theme]}.png", theme) for theme in THEMES}
         title = f"{chart.y_label[0].upper()}{chart.y_label[1:]} against {chart.x_label}"
-        parts += [page.heading(title), page.figure(images, f"{title}, one line for each run")]
-    return parts
+        figures.append(page.figure(save_chart(chart, out, stem), title, "One line for each run."))
+    return [page.heading("Curves"), page.figures(figures)]
 
 
 def _mark_parts(runs: Sequence[Run], marks: summary.Marks) -> list[str]:
