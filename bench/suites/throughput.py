@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.device import Device
+from bench.device import Device, peak_extra
 from bench.floor import StepFloor
 from bench.harness import Case, is_floor
 from bench.peers import build, compiled, dense_copy, dtype_of, plain_torch, traits
@@ -66,7 +66,7 @@ class TrainingStep(Task):
         def once() -> tuple[()]:
             self.step()
             return ()
-        return self._device.peak_extra(once)
+        return peak_extra(self._device, once)
 
 
 def _load(path: str, device: Device) -> list[dict[str, Tensor]]:

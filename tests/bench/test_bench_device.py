@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import device, run, session, worker
-from bench.device import Cpu, Cuda, missing, open_device
+from bench.device import Cpu, Cuda, missing, open_device, peak_extra
 from bench.ops import NAMES
 from bench.suites.kernels import Kernel, Subject
 from bench.task import Task
@@ -146,7 +146,7 @@ def test_memory_of_a_gpu_is_what_the_allocator_had_beyond_the_start_and_the_resu
     def call():
         gpu.peak = max(gpu.peak, gpu.memory + 70)
         return [torch.zeros(5, dtype=torch.int32)]
-    assert cuda.peak_extra(call) == 50
+    assert peak_extra(cuda, call) == 50
 
 
 def test_the_header_names_the_gpu_and_its_clocks(cuda, monkeypatch):

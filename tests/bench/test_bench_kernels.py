@@ -129,12 +129,12 @@ PEAK = """
 import sys
 sys.path.append({root!r})
 import torch
-from bench.memory import peak_extra
+from bench.device import Cpu, peak_extra
 def call():
     scratch = torch.ones({scratch} << 18)
     return [scratch[: {kept} << 18].clone()]
 call()
-print(peak_extra(call) / (1 << 20))
+print(peak_extra(Cpu(), call) / (1 << 20))
 """
 
 
