@@ -16,6 +16,7 @@ SLICES = 10  # a candidate that is fast enough spends its minimum time in this m
 TRIES = 3  # a disturbed slice of a round is repeated, at most this often in all; then the round is given up
 PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine,
 GRACE = 4.0  # and this many seconds: one burst of other load is longer than a whole case of the kernels
+INT8_ERROR = 0.1  # relative, of a peer in int8; about a cosine of 0.995
 FEWEST = 3  # fewer undisturbed rounds than this give no row
 ALL_PEERS = "all peers"
 FLOOR = "floor"
@@ -38,6 +39,10 @@ class Case:
     params: dict[str, Any] = field(default_factory=dict)
     peers: tuple[str, ...] | None = None
     measures: tuple[str, ...] = (TIME,)
+
+    @property
+    def measures_memory(self) -> bool:
+        return MEMORY in self.measures
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def measure(case: Case, workers: Mapping[str, Worker], effort: Effort, notify: N
             result.fail(peer, str(error))
     if result.gates:
         _run_rounds(result, workers, estimates, effort, notify)
-    if MEMORY in case.measures:
+    if case.measures_memory:
         _weigh(result, workers, notify)
     return result
 

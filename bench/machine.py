@@ -7,6 +7,8 @@ import platform
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -51,6 +53,12 @@ def thread_environment(cpus: list[int]) -> dict[str, str]:
     }
 
 
+def heap_environment() -> dict[str, str]:
+    """Environment in which glibc keeps freed memory as `hbert_kernels.keep_heap` makes it, for processes without it."""
+    settings = {"mmap_threshold": 1 << 30, "trim_threshold": 2000 << 20, "top_pad": 64 << 20}
+    return {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())}
+
+
 def pinned_cpus() -> set[int] | None:
     """The processors to which exactly one thread of this process is bound; None where the system does not tell."""
     if not hasattr(os, "sched_getaffinity") or not os.path.isdir("/proc/self/task"):
@@ -88,6 +96,33 @@ def queue_wait() -> float | None:
         if len(fields) == 3:
             total, known = total + int(fields[1]), True
     return total * 1e-9 if known else None
+
+
+def busy_threads(call: Callable[[], object], seconds: float = 0.05) -> dict[int, set[int]] | None:
+    """The threads of this process that work while `call` is repeated for so long, with the processors they may use.
+
+    One that gets less than a tenth of the busiest one's time does not count. None where the system does not tell.
+    """
+    before = _run_times()
+    if not before:
+        return None
+    end = time.monotonic() + seconds
+    call()
+    while time.monotonic() < end:
+        call()
+    worked = {thread: ran - before.get(thread, 0.0) for thread, ran in _run_times().items()}
+    most = max(worked.values())
+    return {thread: os.sched_getaffinity(thread) for thread, ran in worked.items() if ran > most / 10}
+
+
+def _run_times() -> dict[int, float]:
+    """Seconds that each thread of this process has run; empty without schedstat."""
+    found = {}
+    for thread in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ():
+        fields = _read(f"/proc/self/task/{thread}/schedstat").split()
+        if len(fields) == 3:
+            found[int(thread)] = int(fields[0]) * 1e-9
+    return found
 
 
 def cpu_name() -> str:

@@ -15,7 +15,8 @@ DEVICES = ("cpu", "cuda")
 
 _KERNELS = ("hbert", "hbert-direct", "hbert-key-free")
 _PLAIN = ("eager", "compile", "sdpa")
-_RUNTIMES = ("hf", "ort-fp32", "ov-fp32", "ov-bf16", "ov-int8")  # of the fixed dtypes by default those of the case's
+# Of those with a fixed dtype the ones that have the case's take part.
+_RUNTIMES = ("hf", "ort-fp32", "ort-int8", "ov-fp32", "ov-bf16", "ov-int8")
 
 SUITES = {
     suite.name: suite

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from bench import machine
 from bench.harness import FLOOR, MEMORY, TIME, Case
 from bench.lengths import BUCKETS, spread_lengths
-from bench.names import OPTIMIZE, PATCHED
+from bench.names import is_packed
 from bench.suites.suite import Suite, Wanted
 
 
@@ -22,10 +22,8 @@ class LatencySuite(Suite):
         return (TIME, MEMORY) if machine.counts_peak_memory() else (TIME,)
 
     def floor_of(self, peer: str) -> str:
-        """One for a model and its optimized form; a BERT of ours has the products of a BERT."""
-        if peer == PATCHED or not peer.startswith(("hbert", "bert+")):
-            return f"{FLOOR}-bert" if peer == PATCHED else ""
-        return f"{FLOOR}-{peer.removesuffix(OPTIMIZE)}"
+        """One for all forms of a model of ours: hbert-v1 and hbert-v1+optimize, bert+patch and bert+optimize."""
+        return f"{FLOOR}-{peer.partition('+')[0]}" if is_packed(peer) else ""
 
 
 class VarlenSuite(LatencySuite):
