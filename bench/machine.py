@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -98,21 +98,43 @@ def queue_wait() -> float | None:
     return total * 1e-9 if known else None
 
 
-def busy_threads(call: Callable[[], object], seconds: float = 0.05) -> dict[int, set[int]] | None:
-    """The threads of this process that work while `call` is repeated for so long, with the processors they may use.
+def busy_threads(call: Callable[[], object], seconds: float = 0.05) -> list[int]:
+    """The threads of this process that work while `call` is repeated for so long, the busiest one first.
 
-    One that gets less than a tenth of the busiest one's time does not count. None where the system does not tell.
+    One that gets less than a tenth of the busiest one's time does not count. Empty where the system does not tell.
     """
     before = _run_times()
     if not before:
-        return None
+        return []
     end = time.monotonic() + seconds
     call()
     while time.monotonic() < end:
         call()
     worked = {thread: ran - before.get(thread, 0.0) for thread, ran in _run_times().items()}
-    most = max(worked.values())
-    return {thread: os.sched_getaffinity(thread) for thread, ran in worked.items() if ran > most / 10}
+    ordered = sorted(worked, key=worked.__getitem__, reverse=True)
+    return [thread for thread in ordered if worked[thread] > worked[ordered[0]] / 10]
+
+
+def bind(threads: Sequence[int], cpus: list[int]) -> str:
+    """Binds as many of the threads of this process as there are `cpus` one to each, and says how many work.
+
+    A thread that is bound to one of the processors already stays there, and the rest is for the others.
+
+    Raises:
+        RuntimeError: two of them are bound to one core already, or one may use processors beyond `cpus`.
+    """
+    if not threads:
+        return UNCHECKED
+    masks = {thread: os.sched_getaffinity(thread) for thread in threads[: len(cpus)]}
+    taken = [min(mask) for mask in masks.values() if len(mask) == 1]
+    if len(set(taken)) < len(taken) or not set().union(*masks.values()) <= set(cpus):
+        raise RuntimeError(f"the threads of a call are not one to each of the processors {cpus}: they may use "
+                           f"{sorted(map(sorted, masks.values()))}")
+    free = iter(cpu for cpu in cpus if cpu not in taken)
+    for thread, mask in masks.items():
+        if len(mask) > 1:
+            os.sched_setaffinity(thread, {next(free)})
+    return f"{len(threads)} thread{'s' if len(threads) > 1 else ''}, {PINNED}"
 
 
 def _run_times() -> dict[int, float]:

@@ -35,7 +35,7 @@ class EngineForward(Task):
             self._batches = [(stored[f"ids{i}"], stored[f"mask{i}"]) for i in range(count)]
         variants = self._engine.variants(peer, params["graphs"][peer], params["cpus"])
         self._variant, self._forwards = self._fastest(variants)
-        self._threads = _check_threads(self.step, params["cpus"])
+        self._threads = machine.bind(machine.busy_threads(self.step), params["cpus"])
 
     def _fastest(self, variants: Variants) -> tuple[str, list[Forward]]:
         """The variant with the shortest call. One at a time is loaded: each has its own copy of the weights."""
@@ -83,24 +83,6 @@ def _shortest(forwards: list[Forward]) -> float:
             forward()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _check_threads(step: Callable[[], object], cpus: list[int]) -> str:
-    """Describes the threads that work in a call.
-
-    Raises:
-        RuntimeError: more than there are `cpus`, or two of them bound to one core.
-    """
-    busy = machine.busy_threads(step)
-    if busy is None:
-        return f"{len(cpus)} threads asked for ({machine.UNCHECKED})"
-    if len(busy) > len(cpus):
-        raise RuntimeError(f"{len(busy)} threads work in a call, {len(cpus)} are allowed")
-    bound = [mask for mask in busy.values() if len(mask) == 1]
-    if len({next(iter(mask)) for mask in bound}) < len(bound):
-        raise RuntimeError(f"threads of a call share a core: they are bound to {[sorted(mask) for mask in busy.values()]}")
-    word = "thread" if len(busy) == 1 else "threads"
-    return f"{len(busy)} {word}{', pinned' if len(bound) == len(busy) else ''}"
 
 
 def builder(case: Case, device: Cpu) -> Callable[[str], EngineForward]:
