@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Protocol
 
+from bench import canary
 from bench.client import WorkerError
 
 DISTURBED = 0.04  # share of the wall time for which our threads stood ready, but another process had the core
@@ -97,7 +98,8 @@ Round = dict[str, Slice]
 
 @dataclass
 class Result:
-    """A case as measured: its undisturbed rounds, bytes of memory, the number of disturbed slices, and what failed.
+    """A case as measured: its undisturbed rounds, seconds of the canary in each round, bytes of memory, the number of
+    disturbed slices, and what failed.
 
     The peers with times are those in `gates`; every round has a slice of each of them.
     """
@@ -106,6 +108,7 @@ class Result:
     gates: dict[str, Gate] = field(default_factory=dict)
     traits: dict[str, dict[str, str]] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
+    canary: list[float] = field(default_factory=list)
     peak: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -202,6 +205,7 @@ def _run_rounds(
     turn = 0
     while result.gates and len(result.rounds) < wanted and (turn < FEWEST or time.monotonic() < deadline):
         notify(f"round {len(result.rounds) + 1} of {wanted}, {result.dropped} disturbed")
+        result.canary.append(canary.sing())
         done = _run_round(result, workers, calls, turn)
         turn += 1
         if done is not None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from bench import machine
 from bench.harness import FLOOR, MEMORY, TIME, Case
 from bench.lengths import BUCKETS, spread_lengths
-from bench.names import is_packed
+from bench.names import DTYPES, is_packed
 from bench.suites.suite import Suite, Wanted
 
 
@@ -16,6 +16,7 @@ class LatencySuite(Suite):
     """Forwards of full sequences, their memory, and as floor the products that a model cannot do without."""
 
     max_seq: ClassVar[int] = 4096
+    dtypes: ClassVar[tuple[str, ...]] = DTYPES
     takes_checkpoint: ClassVar[bool] = True
 
     def measures(self) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ class Suite:
 
     one_process: ClassVar[bool] = False
     has_ops: ClassVar[bool] = False
+    dtypes: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     takes_checkpoint: ClassVar[bool] = False
     max_seq: ClassVar[int] = 512
     effort: ClassVar[Effort] = Effort(min_time=2.0, min_rounds=5)

@@ -13,10 +13,10 @@ from bench.device import Device, peak_extra
 from bench.floor import ProductsFloor
 from bench.harness import Case, is_floor
 from bench.peers import build, compiled, dense_copy, dtype_name, plain_torch, traits
+from bench.products import of_training_step
 from bench.runtime import DTYPES, WIDER
 from bench.suites.training_suite import model_of
 from bench.task import Task
-from bench.products import of_training_step
 
 LEARNING_RATE = 1e-5
 
