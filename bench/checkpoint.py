@@ -38,4 +38,5 @@ def read(folder: Path) -> Checkpoint:
         config = json.loads((folder / _CONFIG).read_text())
         return Checkpoint(folder.resolve(), config["model_type"], int(config["max_position_embeddings"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--checkpoint {folder}: no checkpoint of an encoder: {type(error).__name__}: {error}") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--checkpoint {folder}: no checkpoint of an encoder: {reason}") from None

@@ -17,9 +17,9 @@ def mean_fill(seq: int) -> float:
 
 
 def spread_lengths(batch: int, seq: int) -> list[int]:
-    """`batch` log-normal lengths, from the longest, `seq`, downwards; their mean is `mean_fill`, where that is possible.
+    """`batch` log-normal lengths, from the longest, `seq`, downwards; their mean is `mean_fill`, where that can be had.
 
-    They are the distribution's quantiles (i + 1/2) / batch, so the same at every call; its width is what gives the mean.
+    They are the distribution's quantiles (i + 1/2) / batch, so the same at every call; its width makes the mean.
     """
     quantiles = [NormalDist().inv_cdf((i + 0.5) / batch) for i in reversed(range(batch))]
     below = [quantile - quantiles[0] for quantile in quantiles]

@@ -15,8 +15,8 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "one per core (checked)"
 UNCHECKED = "not checked: this system does not tell the affinity of threads"
-_VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
-                 "asimd", "sve", "bf16", "i8mm")
+_VECTOR_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16",
+                 "amx_int8", "asimd", "sve", "bf16", "i8mm")
 _FAST_BF16 = {"avx512f", "avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -163,6 +163,11 @@ def vector_flags() -> list[str]:
 def multiplies_bf16() -> bool:
     """Whether the processor has products of bfloat16; torch's without them are far slower than float32."""
     return not _FAST_BF16.isdisjoint(vector_flags())
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor adds products of int8 up in 32 bits; without, sums of two of them saturate at 16 bits."""
+    return not {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}.isdisjoint(vector_flags())
 
 
 def last_level_cache() -> int:

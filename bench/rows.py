@@ -116,7 +116,8 @@ def _result_row(
     return row | {
         "verdict": ratio.verdict if ratio is not None and judged else "",
         "max_err": result.gates[pair[0]].error, "rounds": len(result.rounds), "dropped": result.dropped,
-        "canary_ms": 1e3 * median(result.canary), "canary_drift": drift(result.canary),
+        "canary_ms": 1e3 * median(result.canary) if result.canary else None,
+        "canary_drift": drift(result.canary) if result.canary else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""One forward in a runtime beside torch, in a process without torch; held against what torch made of the same weights."""
+"""One forward in a runtime beside torch, in a process without it; held against torch's output of the same weights."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def variants(peer: str, graphs: Graphs, cpus: list[int]) -> Variants:
     if not hints:
         raise RuntimeError(f"OpenVINO has no {' or '.join(wanted)} on this processor: it would compute in another one")
     return {
-        f"{name}, hint {hint}": partial(_Model, path, hint, len(cpus)) for name, path in graphs.items() for hint in hints
+        f"{name}, hint {hint}": partial(_Model, path, hint, len(cpus))
+        for name, path in graphs.items() for hint in hints
     }
 
 
