@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import artifacts, engines, harness, machine, session
+from bench import artifacts, client, engines, harness, machine, session
 from bench.artifacts import Artifacts
 from bench.client import ENGINE_MODULE, Setup, WorkerError, start_worker
 from bench.cpu import Cpu
@@ -80,13 +80,14 @@ def test_their_processes_have_no_torch():
 
 def test_their_environment_has_no_openmp_but_where_that_is_theirs(monkeypatch):
     monkeypatch.setenv("OMP_PLACES", "{0}")
-    seen = []
-    monkeypatch.setattr("bench.client.subprocess.Popen", lambda command, env, **_: seen.append(env) or pytest.skip)
+    found = []
     for openmp in (True, False):
-        with pytest.raises(AttributeError):  # there is no process behind
-            start_worker(ENGINE_MODULE, Setup([0, 1]), keep_heap=True, openmp=openmp)
-    assert seen[0]["OMP_PLACES"] == "{0},{1}" and not any(name.startswith("OMP_") for name in seen[1])
-    assert "glibc.malloc.trim_threshold" in seen[1]["GLIBC_TUNABLES"]
+        monkeypatch.setattr(client, "_WORKER", "-c")  # with the module's place for the program
+        worker = start_worker("import json, os; print(json.dumps(dict(os.environ)))", Setup([0, 1]), True, openmp)
+        found.append(worker.reply())
+        worker.close()
+    assert found[0]["OMP_PLACES"] == "{0},{1}" and not any(name.startswith("OMP_") for name in found[1])
+    assert "glibc.malloc.trim_threshold" in found[1]["GLIBC_TUNABLES"]
 
 
 def test_they_run_on_a_cpu_only():
@@ -220,7 +221,7 @@ finally:
 def test_the_threads_that_work_are_found_and_bound_one_to_a_core(extra):
     allowed = min(1 + extra, len(machine.cores()))
     script = BINDING.format(root=str(machine.ROOT), extra=extra, allowed=allowed)
-    command = ["import os; os.sched_setaffinity(0, set({cpus}))\n".format(cpus=machine.cores()[:allowed]) + script]
+    command = [f"import os; os.sched_setaffinity(0, set({machine.cores()[:allowed]}))\n" + script]
     done = subprocess.run([sys.executable, "-c", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{1 + extra} thread{'s' if extra else ''}, {machine.PINNED}"
