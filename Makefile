@@ -18,7 +18,7 @@ test: $(VENV)/installed-all
 	@echo "== tests"
 	$(BIN)/pytest
 
-bench: $(VENV)/installed-bench
+bench: $(VENV)/installed-bench,peers
 	@echo "== benchmark: a few minutes, progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
