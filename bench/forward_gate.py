@@ -13,9 +13,9 @@ from bench.peers import Inputs, dense_copy, plain_torch
 from bench.runtime import DTYPES, WIDER
 
 
-def forward(model: Any, batches: Sequence[Inputs]) -> list[Tensor]:
-    """The last hidden state [B, N, H] of each batch."""
-    with torch.no_grad():
+def forward(model: Any, batches: Sequence[Inputs], frozen: bool = False) -> list[Tensor]:
+    """The last hidden state [B, N, H] of each batch; `frozen` graphs of inductor do not run in inference mode."""
+    with torch.no_grad() if frozen else torch.inference_mode():
         return [model(**inputs).last_hidden_state for inputs in batches]
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hbert import HBertConfig, HBertForMaskedLM, HBertModel, optimize
 from hbert.patching import is_patched, patch, unpatch
 
 VOCAB_SIZE = 30522
+FROZEN = ("hf-compile-freeze", "torchao-int8")  # compiled with their weights as constants
 POSITIONS = 512  # of a model with random weights; more where a case has longer sequences
 
 Dimensions = dict[str, Any]
@@ -101,10 +103,9 @@ def dtype_name(peer: str, case_dtype: str, default: str | None = None) -> str:
 
 def compiled(peer: str, model: nn.Module) -> Any:
     """What is called: the model itself, or its torch.compile, with weights as constants where they do not train."""
-    freezing = peer in ("hf-compile-freeze", "torchao-int8")
-    if not freezing and peer != "hf-compile":
+    if peer not in (*FROZEN, "hf-compile"):
         return model
-    if freezing:
+    if peer in FROZEN:
         import torch._inductor.config
 
         torch._inductor.config.freezing = True
@@ -148,7 +149,8 @@ def ids_and_mask(batch: int, seq: int, device: Device, padded: bool = False, voc
 def traits(peer: str, dtype: torch.dtype, device: Device) -> dict[str, str]:
     """`isa` and `backend` of a peer's kernels: torch's own, or those that hbert_kernels chooses for this dtype."""
     if peer in TORCH_PEERS:
-        return torch_traits(device)
+        quantized = {"backend": f"torchao {version('torchao')}"} if peer == "torchao-int8" else {}
+        return {**torch_traits(device), **quantized}
     probe = torch.empty(1, SIZES["base"]["hidden_size"], dtype=dtype, device=device.place)
     used = {chosen_backend(hbert_kernels.explain(op, probe)) for op in hbert_kernels.OPS}
     return hbert_traits(device, "+".join(sorted(used)))

@@ -13,7 +13,7 @@ from bench.forward_gate import error, expected, forward, valid_rows
 from bench.harness import FLOOR, Case, is_floor
 from bench.lengths import spread_lengths
 from bench.names import LOADED, is_packed
-from bench.peers import SIZES, batches, build, dtype_name, serving, source, traits
+from bench.peers import FROZEN, SIZES, batches, build, dtype_name, serving, source, traits
 from bench.products import of_forward
 from bench.runtime import DTYPES
 from bench.task import Task
@@ -40,7 +40,7 @@ class Forward(Task):
         return build(self._peer, "encoder", self._case.params["size"], self._case.seq)
 
     def step(self) -> list[Tensor]:
-        return forward(self._model, self._batches)
+        return forward(self._model, self._batches, self._peer in FROZEN)
 
     def check(self) -> tuple[float, float]:
         """Error of the last hidden state, padding left out, by the rule of `expected`."""
