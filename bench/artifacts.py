@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.client import Setup, WorkerError, WorkerProcess, start_exporter
+from bench.client import WorkerError, WorkerProcess, start_exporter
 from bench.harness import Case, Failure
 from bench.names import ENGINE_PEERS, fixed_dtype
 
@@ -15,8 +15,8 @@ from bench.names import ENGINE_PEERS, fixed_dtype
 class Artifacts:
     """Exported models and expected outputs, in `folder`; a context that ends the exporter."""
 
-    def __init__(self, folder: Path, setup: Setup) -> None:
-        self._folder, self._setup = str(folder), setup
+    def __init__(self, folder: Path, cpus: list[int]) -> None:
+        self._folder, self._cpus = str(folder), cpus
         self._exporter: WorkerProcess | None = None
 
     def __enter__(self) -> Artifacts:
@@ -47,13 +47,13 @@ class Artifacts:
             fit.append(peer)
         self.close()
         if graphs:
-            loads = {"graphs": graphs, "expected": right, "cpus": self._setup.cpus}
+            loads = {"graphs": graphs, "expected": right, "cpus": self._cpus}
             case = dataclasses.replace(case, params={**case.params, **loads})
         return case, fit
 
     def _ask(self, do: str, case: Case, **arguments: Any) -> dict[str, Any]:
         if self._exporter is None or not self._exporter.alive:
             self.close()
-            self._exporter = start_exporter(self._setup)
+            self._exporter = start_exporter()
             self._exporter.reply()
         return self._exporter.ask(do, case=dataclasses.asdict(case), folder=self._folder, **arguments)

@@ -22,6 +22,7 @@ KEPT, RELEASED = "kept", "released"  # what a worker's C library does with freed
 HEAP_ALL, HEAP_OURS, HEAP_NONE = HEAPS = ("all", "ours", "none")  # whose workers keep it
 ENGINES = "bench.engines."  # modules of workers without torch
 ENGINE_MODULE = f"{ENGINES}forward"
+_OPENMP = ("OMP_", "MKL_", "KMP_", "GOMP_")
 _WORKER, _EXPORTER = (Path(__file__).with_name(name) for name in ("worker.py", "exporter.py"))
 
 
@@ -141,9 +142,9 @@ def start_worker(module: str, setup: Setup, keep_heap: bool, openmp: bool = True
     if openmp:
         return WorkerProcess(command, machine.thread_environment(setup.cpus))
     allocator = machine.heap_environment() if keep_heap else {}
-    return WorkerProcess(command, allocator, without=("OMP_", "MKL_", "KMP_", "GOMP_"))
+    return WorkerProcess(command, allocator, without=_OPENMP)
 
 
-def start_exporter(setup: Setup) -> WorkerProcess:
+def start_exporter() -> WorkerProcess:
     """Starts the process that exports models; its first line is a greeting without content."""
-    return WorkerProcess([sys.executable, str(_EXPORTER)], machine.thread_environment(setup.cpus))
+    return WorkerProcess([sys.executable, str(_EXPORTER)], {}, without=_OPENMP)

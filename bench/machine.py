@@ -115,25 +115,31 @@ def busy_threads(call: Callable[[], object], seconds: float = 0.05) -> list[int]
     return [thread for thread in ordered if worked[thread] > worked[ordered[0]] / 10]
 
 
+def confine(cpus: list[int]) -> None:
+    """Lets the calling thread, and those that it will start, run on `cpus` only, where the system knows of that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+
+
 def bind(threads: Sequence[int], cpus: list[int]) -> str:
     """Binds as many of the threads of this process as there are `cpus` one to each, and says how many work.
 
-    A thread that is bound to one of the processors already stays there, and the rest is for the others.
+    A thread that is the first to be bound to one of them stays there; a second one on the same core moves.
 
     Raises:
-        RuntimeError: two of them are bound to one core already, or one may use processors beyond `cpus`.
+        OSError: the system does not let it.
     """
     if not threads:
         return UNCHECKED
-    masks = {thread: os.sched_getaffinity(thread) for thread in threads[: len(cpus)]}
-    taken = [min(mask) for mask in masks.values() if len(mask) == 1]
-    if len(set(taken)) < len(taken) or not set().union(*masks.values()) <= set(cpus):
-        raise RuntimeError(f"the threads of a call are not one to each of the processors {cpus}: they may use "
-                           f"{sorted(map(sorted, masks.values()))}")
-    free = iter(cpu for cpu in cpus if cpu not in taken)
-    for thread, mask in masks.items():
-        if len(mask) > 1:
-            os.sched_setaffinity(thread, {next(free)})
+    free, homeless = list(cpus), []
+    for thread in threads[: len(cpus)]:
+        mask = os.sched_getaffinity(thread)
+        if len(mask) == 1 and min(mask) in free:
+            free.remove(min(mask))
+        else:
+            homeless.append(thread)
+    for thread, cpu in zip(homeless, free, strict=False):
+        os.sched_setaffinity(thread, {cpu})
     return f"{len(threads)} thread{'s' if len(threads) > 1 else ''}, {PINNED}"
 
 

@@ -121,7 +121,7 @@ def run(plans: Sequence[SuitePlan], setup: Setup, report: Report, save_report: C
             cases = _with_inputs(plan, Path(folder), report)
             with ExitStack() as stack:
                 crew = stack.enter_context(Crew(plan, setup, report))
-                artifacts = stack.enter_context(Artifacts(Path(folder), setup))
+                artifacts = stack.enter_context(Artifacts(Path(folder), setup.cpus))
                 progress = stack.enter_context(CaseProgress(plan.suite.name, len(cases)))
                 for case in cases:
                     progress.case(f"{case.name} {case.dtype}")

@@ -119,8 +119,7 @@ def _without_torch(cpus: list[int], device: str) -> dict[str, Any]:
 
     if device != Cpu.name:
         raise RuntimeError(f"measured on {Cpu.name} only")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
+    machine.confine(cpus)
     return {"device": Cpu().describe()}
 
 

@@ -47,6 +47,7 @@ class EngineForward(Task):
         return name, self._prepared(variants[name])
 
     def _prepared(self, load: Callable[[], Any]) -> list[Forward]:
+        machine.confine(self._case.params["cpus"])  # threads begin where the one that starts them may run
         engine = load()
         forwards = [engine.prepared(ids, mask) for ids, mask in self._batches]
         for forward in forwards:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from itertools import product
 from typing import Any
 
 import onnxruntime
 
+from bench import machine
 from bench.engines.engine import Forward, Graphs, Variants
 
 
@@ -30,8 +30,7 @@ class _Session:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.enable_cpu_mem_arena = arena
         options.log_severity_level = 3
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cpus[:1])
+        machine.confine(cpus[:1])
         if len(cpus) > 1:  # processors are counted from 1; the calling thread has no entry
             bound = ";".join(str(cpu + 1) for cpu in cpus[1:])
             options.add_session_config_entry("session.intra_op_thread_affinities", bound)
