@@ -19,7 +19,7 @@ test: $(VENV)/installed-all
 	$(BIN)/pytest
 
 bench: $(VENV)/installed-bench,peers
-	@echo "== benchmark: a few minutes, progress below"
+	@echo "== benchmark: ten minutes or so, progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 lint: $(VENV)/installed-all
