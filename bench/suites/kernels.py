@@ -124,6 +124,8 @@ class Kernel(_Turns):
 class PeakMemory:
     """One peer's memory in forward and backward, in a process that has done nothing else."""
 
+    resident = Task.resident
+
     def __init__(self, subject: Subject, peer: str) -> None:
         self._subject, self._peer = subject, peer
 
