@@ -171,11 +171,6 @@ def multiplies_bf16() -> bool:
     return not _FAST_BF16.isdisjoint(vector_flags())
 
 
-def multiplies_int8() -> bool:
-    """Whether the processor adds products of int8 up in 32 bits; without, sums of two of them saturate at 16 bits."""
-    return not {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}.isdisjoint(vector_flags())
-
-
 def last_level_cache() -> int:
     """Bytes of the largest cache that the first core sees; 32 MiB where the system does not tell."""
     sizes = [_read(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip() for index in range(5)]

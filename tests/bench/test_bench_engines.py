@@ -7,6 +7,7 @@ import time
 import types
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from bench.engines.forward import EngineForward
 from bench.exports import Exporter, _once
 from bench.harness import Case, Effort
 from bench.names import ENGINE_PEERS, fixed_dtype
+from bench.peers import build
 from bench.report import Report
 from bench.suites import SUITES
 from bench.suites.suite import Wanted
@@ -182,6 +184,26 @@ def test_a_failed_export_is_that_peers_alone(monkeypatch, tmp_path):
     assert Artifacts(tmp_path, [0]).fitted(CASE, ["hf"], failures) == (CASE, ["hf"])
 
 
+def test_a_trained_model_is_not_spoilt_by_quantizing(tmp_path):
+    """Weights of one large channel: with one scale for all of them the others would be lost."""
+    torch.manual_seed(0)
+    model = build("hf", "encoder", "tiny")
+    for name, weight in model.named_parameters():
+        if name.endswith("dense.weight"):
+            weight.data[3] *= 100
+    model.save_pretrained(tmp_path / "model")
+    size = str(tmp_path / "model")
+    case = vars(Case("latency", "model/1x9", "fp32", 1, 9, 9, {"size": size}))
+    made = Exporter()
+    with torch.no_grad():
+        graphs = made.graphs("ort-int8", case, str(tmp_path))["paths"]
+    with np.load(made.expected(case, "int8", str(tmp_path))["path"]) as stored:
+        for graph in graphs.values():
+            session_of = onnxruntime.InferenceSession(graph)
+            (states,) = session_of.run(None, {"input_ids": stored["ids0"], "attention_mask": stored["mask0"]})
+            assert np.linalg.norm(states[0] - stored["right"]) < 0.15 * np.linalg.norm(stored["right"])
+
+
 def test_what_was_made_in_part_is_made_again(tmp_path):
     made = []
 
@@ -246,11 +268,10 @@ def test_unknown_threads_are_told_as_unchecked():
 
 @pytest.mark.skipif(engines.not_installed("torchao-int8") is not None, reason="torchao is optional")
 def test_torchao_quantizes_the_linear_layers():
-    from bench.device import Cpu as Device
-    from bench.peers import build, serving
+    from bench.peers import serving
 
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode(False), torch.no_grad():
         patch.setattr("bench.peers.compiled", lambda peer, model: model)  # a minute
-        model = serving("torchao-int8", build("hf", "encoder", "tiny"), "fp32", Device())
+        model = serving("torchao-int8", build("hf", "encoder", "tiny"), "fp32", Cpu())
         weight = model.encoder.layer[0].intermediate.dense.weight
     assert "int8" in f"{weight}".lower() or weight.dtype == torch.int8
