@@ -20,8 +20,8 @@ test: $(VENV)/installed-all
 	@echo "== tests"
 	$(BIN)/pytest $(PARALLEL)
 
-bench: $(VENV)/installed-bench
-	@echo "== benchmark: a few minutes, progress below"
+bench: $(VENV)/installed-bench,peers
+	@echo "== benchmark: ten minutes or so, progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 lint: $(VENV)/installed-all

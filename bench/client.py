@@ -20,7 +20,10 @@ from bench import machine
 REPLY_SECONDS = 900.0
 KEPT, RELEASED = "kept", "released"  # what a worker's C library does with freed memory
 HEAP_ALL, HEAP_OURS, HEAP_NONE = HEAPS = ("all", "ours", "none")  # whose workers keep it
-_WORKER = Path(__file__).with_name("worker.py")
+ENGINES = "bench.engines."  # modules of workers without torch
+ENGINE_MODULE = f"{ENGINES}forward"
+_OPENMP = ("OMP_", "MKL_", "KMP_", "GOMP_")
+_WORKER, _EXPORTER = (Path(__file__).with_name(name) for name in ("worker.py", "exporter.py"))
 
 
 class WorkerError(RuntimeError):
@@ -30,13 +33,15 @@ class WorkerError(RuntimeError):
 class WorkerProcess:
     """A process that answers one request at a time.
 
+    Its environment is this process's, but for variables that begin with `without`, and `environment`.
     It has a session of its own, so Ctrl-C reaches the coordinator alone, which then ends it in order.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], without: tuple[str, ...] = ()) -> None:
+        kept = {name: value for name, value in os.environ.items() if not without or not name.startswith(without)}
         self._log = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
-            list(command), env={**os.environ, **environment}, text=True, start_new_session=True,
+            list(command), env={**kept, **environment}, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
         )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -126,8 +131,20 @@ class Setup:
     heap: str = HEAP_ALL
 
 
-def start_worker(suite: str, setup: Setup, keep_heap: bool) -> WorkerProcess:
-    """Starts a worker of `suite`; its first line is the greeting."""
+def start_worker(module: str, setup: Setup, keep_heap: bool, openmp: bool = True) -> WorkerProcess:
+    """Starts a worker of the tasks that `module` builds; its first line is the greeting.
+
+    `openmp`: it has one OpenMP thread on each core. Without, it has nothing in its environment that says so: OpenVINO
+    takes the first core of OMP_PLACES for all that there is.
+    """
     cpus, heap = ",".join(map(str, setup.cpus)), KEPT if keep_heap else RELEASED
-    command = [sys.executable, str(_WORKER), suite, cpus, setup.device, heap]
-    return WorkerProcess(command, machine.thread_environment(setup.cpus))
+    command = [sys.executable, str(_WORKER), module, cpus, setup.device, heap]
+    if openmp:
+        return WorkerProcess(command, machine.thread_environment(setup.cpus))
+    allocator = machine.heap_environment() if keep_heap else {}
+    return WorkerProcess(command, allocator, without=_OPENMP)
+
+
+def start_exporter() -> WorkerProcess:
+    """Starts the process that exports models; its first line is a greeting without content."""
+    return WorkerProcess([sys.executable, str(_EXPORTER)], {}, without=_OPENMP)

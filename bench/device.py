@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bench import memory
-
-Step = Callable[[], object]
+from bench.cpu import Cpu, Step
 
 _WARM_UP = 3  # calls on a GPU before a slice: other processes have had it, and its clocks have dropped
 _FLUSHED = 2  # a flush writes this many times the last-level cache
@@ -50,42 +47,22 @@ class Device(Protocol):
     def captured(self, step: Step) -> tuple[Step, str]:
         """The replay of a captured `step`, or `step` itself; and a note on which."""
 
-    def peak_extra(self, call: Callable[[], Iterable[Tensor]]) -> int:
-        """Bytes that `call` takes at its peak, without those of the tensors that it returns."""
+    def held(self) -> int:
+        """Bytes that this process has at the moment."""
+
+    def peak(self, call: Step) -> int:
+        """Bytes that this process has at the peak of `call`."""
 
 
-class Cpu:
-    """The processor: wall clock, and memory as the kernel counts it."""
+def peak_extra(device: Device, call: Callable[[], Iterable[Tensor]]) -> int:
+    """Bytes that `call` takes at its peak, without those of the tensors that it returns.
 
-    name = "cpu"
-    place = torch.device("cpu")
-    flushes = has_graphs = False
-    isa = None
-
-    def describe(self) -> dict[str, str]:
-        return {"device": "cpu"}
-
-    def warm_up(self, step: Step, calls: int) -> None:
-        """One call, where there are several: the other peers have just used the caches, and the threads sleep."""
-        if calls > 1:
-            step()
-
-    def time(self, step: Step, group: int, samples: int, flush: bool = False) -> list[float]:
-        assert not flush, "on a CPU buffers take turns"
-        return [self._seconds(step, group) for _ in range(samples)]
-
-    @staticmethod
-    def _seconds(step: Step, group: int) -> float:
-        start = time.perf_counter()
-        for _ in range(group):
-            step()
-        return (time.perf_counter() - start) / group
-
-    def captured(self, step: Step) -> tuple[Step, str]:
-        raise NotImplementedError("a CPU has no graphs")
-
-    def peak_extra(self, call: Callable[[], Iterable[Tensor]]) -> int:
-        return memory.peak_extra(call)
+    On a CPU every allocator counts, so also workspaces and packed weights of libraries. What the process has kept from
+    earlier calls does not count: ask in a fresh process.
+    """
+    before, results = device.held(), []
+    peak = device.peak(lambda: results.extend(call()))
+    return peak - before - sum(result.nbytes for result in results)
 
 
 class Cuda:
@@ -165,13 +142,16 @@ class Cuda:
             return step, f"no graph: {said[:_REASON]}"
         return graph.replay, "graph"
 
-    def peak_extra(self, call: Callable[[], Iterable[Tensor]]) -> int:
+    def held(self) -> int:
+        self._api.synchronize()
+        return self._api.memory_allocated()
+
+    def peak(self, call: Step) -> int:
         self._api.synchronize()
         self._api.reset_peak_memory_stats()
-        before = self._api.memory_allocated()
-        results = list(call())
+        call()
         self._api.synchronize()
-        return self._api.max_memory_allocated() - before - sum(result.nbytes for result in results)
+        return self._api.max_memory_allocated()
 
 
 def _clocks() -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench.device import Device
 from bench.ops import Gemm
-from bench.runtime import torch_traits
+from bench.runtime import DTYPES, torch_traits
 from bench.task import Task
 
 
@@ -87,13 +88,39 @@ class Product:
                 torch.nn.functional.linear(self._rows, self._weight)
 
 
-class StepFloor(Task):
-    """One call is all `gemms`, one after the other: a step of which nothing is left but its products."""
+class Int8Product:
+    """One call is oneDNN's product of uint8 rows and packed int8 weights, a scale for each channel, float32 results.
+
+    Raises:
+        RuntimeError: not on a CPU, or this torch is without oneDNN.
+    """
+
+    name = "packed int8 product"
+
+    def __init__(self, gemm: Gemm, device: Device) -> None:
+        if not _has_onednn(device):
+            raise RuntimeError("a packed int8 product is had of oneDNN on a CPU only")
+        self._times = gemm.times
+        self._rows = torch.randint(0, 256, (gemm.m, gemm.k), dtype=torch.uint8)
+        weight = torch.randint(-127, 128, (gemm.n, gemm.k), dtype=torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(weight, [gemm.m, gemm.k])
+        self._scales, self._zeros = torch.ones(gemm.n), torch.zeros(gemm.n, dtype=torch.int32)
+
+    def __call__(self) -> None:
+        for _ in range(self._times):
+            torch.ops.onednn.qlinear_pointwise(
+                self._rows, 1.0, 0, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+
+
+class ProductsFloor(Task):
+    """One call is all `gemms`, one after the other: a forward or a step of which only its products are left."""
 
     capturable = True
 
-    def __init__(self, gemms: Sequence[Gemm], dtype: torch.dtype, device: Device) -> None:
-        self._products = [Product(gemm, dtype, device) for gemm in gemms]
+    def __init__(self, gemms: Sequence[Gemm], dtype: str, device: Device) -> None:
+        made = Int8Product if dtype == "int8" else partial(Product, dtype=DTYPES[dtype])
+        self._products = [made(gemm, device=device) for gemm in gemms]
         self._gflop = sum(gemm.flops for gemm in gemms) * 1e-9
         self._device = device
 
@@ -106,5 +133,7 @@ class StepFloor(Task):
         return 0.0, 0.0
 
     def traits(self) -> dict[str, str]:
-        backend = f"{self._products[0].name}s, {self._gflop:.4g} GFLOP"
-        return {**torch_traits(self._device), "backend": backend}
+        """`gflop`: the operations of a call, of which its rate is made."""
+        gflop = f"{self._gflop:.4g}"
+        backend = f"{self._products[0].name}s, {gflop} GFLOP"
+        return {**torch_traits(self._device), "backend": backend, "gflop": gflop}

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Protocol
 
+from bench import canary
 from bench.client import WorkerError
 
 DISTURBED = 0.04  # share of the wall time for which our threads stood ready, but another process had the core
@@ -16,6 +17,7 @@ SLICES = 10  # a candidate that is fast enough spends its minimum time in this m
 TRIES = 3  # a disturbed slice of a round is repeated, at most this often in all; then the round is given up
 PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine,
 GRACE = 4.0  # and this many seconds: one burst of other load is longer than a whole case of the kernels
+INT8_ERROR = 0.5  # relative, of a peer in int8: tells the function from another one; how close it comes is in the row
 FEWEST = 3  # fewer undisturbed rounds than this give no row
 ALL_PEERS = "all peers"
 FLOOR = "floor"
@@ -38,6 +40,10 @@ class Case:
     params: dict[str, Any] = field(default_factory=dict)
     peers: tuple[str, ...] | None = None
     measures: tuple[str, ...] = (TIME,)
+
+    @property
+    def measures_memory(self) -> bool:
+        return MEMORY in self.measures
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ Round = dict[str, Slice]
 
 @dataclass
 class Result:
-    """A case as measured: its undisturbed rounds, bytes of memory, the number of disturbed slices, and what failed.
+    """A case as measured: its undisturbed rounds, seconds of the canary in each round, bytes of memory, the number of
+    disturbed slices, and what failed.
 
     The peers with times are those in `gates`; every round has a slice of each of them.
     """
@@ -101,6 +108,7 @@ class Result:
     gates: dict[str, Gate] = field(default_factory=dict)
     traits: dict[str, dict[str, str]] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
+    canary: list[float] = field(default_factory=list)
     peak: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -145,7 +153,7 @@ def measure(case: Case, workers: Mapping[str, Worker], effort: Effort, notify: N
             result.fail(peer, str(error))
     if result.gates:
         _run_rounds(result, workers, estimates, effort, notify)
-    if MEMORY in case.measures:
+    if case.measures_memory:
         _weigh(result, workers, notify)
     return result
 
@@ -197,6 +205,7 @@ def _run_rounds(
     turn = 0
     while result.gates and len(result.rounds) < wanted and (turn < FEWEST or time.monotonic() < deadline):
         notify(f"round {len(result.rounds) + 1} of {wanted}, {result.dropped} disturbed")
+        result.canary.append(canary.sing())
         done = _run_round(result, workers, calls, turn)
         turn += 1
         if done is not None:

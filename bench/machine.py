@@ -7,14 +7,16 @@ import platform
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "one per core (checked)"
 UNCHECKED = "not checked: this system does not tell the affinity of threads"
-_VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
-                 "asimd", "sve", "bf16", "i8mm")
+_VECTOR_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16",
+                 "amx_int8", "asimd", "sve", "bf16", "i8mm")
 _FAST_BF16 = {"avx512f", "avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -49,6 +51,12 @@ def thread_environment(cpus: list[int]) -> dict[str, str]:
         "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus),
         "OMP_DYNAMIC": "FALSE",
     }
+
+
+def heap_environment() -> dict[str, str]:
+    """Environment in which glibc keeps freed memory as `hbert_kernels.keep_heap` makes it, for processes without it."""
+    settings = {"mmap_threshold": 1 << 30, "trim_threshold": 2000 << 20, "top_pad": 64 << 20}
+    return {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())}
 
 
 def pinned_cpus() -> set[int] | None:
@@ -88,6 +96,61 @@ def queue_wait() -> float | None:
         if len(fields) == 3:
             total, known = total + int(fields[1]), True
     return total * 1e-9 if known else None
+
+
+def busy_threads(call: Callable[[], object], seconds: float = 0.05) -> list[int]:
+    """The threads of this process that work while `call` is repeated for so long, the busiest one first.
+
+    One that gets less than a tenth of the busiest one's time does not count. Empty where the system does not tell.
+    """
+    before = _run_times()
+    if not before:
+        return []
+    end = time.monotonic() + seconds
+    call()
+    while time.monotonic() < end:
+        call()
+    worked = {thread: ran - before.get(thread, 0.0) for thread, ran in _run_times().items()}
+    ordered = sorted(worked, key=worked.__getitem__, reverse=True)
+    return [thread for thread in ordered if worked[thread] > worked[ordered[0]] / 10]
+
+
+def confine(cpus: list[int]) -> None:
+    """Lets the calling thread, and those that it will start, run on `cpus` only, where the system knows of that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+
+
+def bind(threads: Sequence[int], cpus: list[int]) -> str:
+    """Binds as many of the threads of this process as there are `cpus` one to each, and says how many work.
+
+    A thread that is the first to be bound to one of them stays there; a second one on the same core moves.
+
+    Raises:
+        OSError: the system does not let it.
+    """
+    if not threads:
+        return UNCHECKED
+    free, homeless = list(cpus), []
+    for thread in threads[: len(cpus)]:
+        mask = os.sched_getaffinity(thread)
+        if len(mask) == 1 and min(mask) in free:
+            free.remove(min(mask))
+        else:
+            homeless.append(thread)
+    for thread, cpu in zip(homeless, free, strict=False):
+        os.sched_setaffinity(thread, {cpu})
+    return f"{len(threads)} thread{'s' if len(threads) > 1 else ''}, {PINNED}"
+
+
+def _run_times() -> dict[int, float]:
+    """Seconds that each thread of this process has run; empty without schedstat."""
+    found = {}
+    for thread in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ():
+        fields = _read(f"/proc/self/task/{thread}/schedstat").split()
+        if len(fields) == 3:
+            found[int(thread)] = int(fields[0]) * 1e-9
+    return found
 
 
 def cpu_name() -> str:

@@ -1,12 +1,11 @@
-"""Peak of the memory that a call takes beyond what it returns, from the kernel's own count of resident pages."""
+"""Memory of this process, from the kernel's own count of resident pages."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable
 from pathlib import Path
-
-from torch import Tensor
 
 from bench import machine
 
@@ -20,21 +19,24 @@ def _resident(field: str) -> int:
     raise RuntimeError(f"{_STATUS} has no {field}")
 
 
-def peak_extra(call: Callable[[], Iterable[Tensor]]) -> int:
-    """Bytes that `call` had resident at its peak, without those of the tensors that it returns.
-
-    Counts every allocator, so also workspaces and packed weights of libraries. What the process has kept from earlier
-    calls does not count: ask in a fresh process.
+def held() -> int:
+    """Bytes resident now, when what has been freed is given back.
 
     Raises:
         RuntimeError: not on Linux.
     """
     if not machine.counts_peak_memory():
-        raise RuntimeError("peak memory is measured on Linux only")
+        raise RuntimeError("memory is measured on Linux only")
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    before = _resident("VmRSS")
+    return _resident("VmRSS")
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes resident at the peak of `call`; raises as `held`."""
+    held()
     machine.CLEAR_REFS.write_text("5")  # sets the peak back to what is resident now
-    results = list(call())
-    return _resident("VmHWM") - before - sum(result.nbytes for result in results)
+    call()
+    return _resident("VmHWM")

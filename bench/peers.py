@@ -1,4 +1,4 @@
-"""How each named model is built, and what all workers have in common. Imported by workers only."""
+"""How each named model of torch is built, and what all workers with torch have in common."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, BertModel
 
 import hbert_kernels
 from bench.device import Device
-from bench.lengths import spread_lengths
+from bench.lengths import buckets, spread_lengths
+from bench.names import HBERTS, LOADED, OPTIMIZE, PATCHED, TORCH_PEERS, fixed_dtype
 from bench.runtime import DTYPES, SEED, chosen_backend, hbert_traits, torch_traits
-from bench.suites import PATCHED, PEERS
-from hbert import HBertConfig, HBertForMaskedLM, HBertModel
+from hbert import HBertConfig, HBertForMaskedLM, HBertModel, optimize
 from hbert.patching import is_patched, patch, unpatch
 
 VOCAB_SIZE = 30522
+FROZEN = ("hf-compile-freeze", "torchao-int8")  # compiled with their weights as constants
+POSITIONS = 512  # of a model with random weights; more where a case has longer sequences
 
 Dimensions = dict[str, Any]
+Inputs = dict[str, torch.Tensor]
 SIZES: dict[str, Dimensions] = {
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
     "4x256": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
@@ -45,36 +50,66 @@ def _bert(head: str, size: Dimensions) -> nn.Module:
     return BertModel(config, add_pooling_layer=False) if head == "encoder" else BertForMaskedLM(config)
 
 
-def _patched(head: str, size: Dimensions) -> nn.Module:
-    model = _bert(head, size)
-    patch(model)
-    return model
-
-
-_BUILDERS: dict[str, Callable[[str, Dimensions], nn.Module]] = {
-    **dict.fromkeys(PEERS, _bert),
-    PATCHED: _patched,
-    **{
-        f"hbert-{preset.replace('_', '-')}": partial(_hbert, preset)
-        for preset in ("v1", "v2", "v1c", "v2c", "additive", "additive_c", "vanilla")
-    },
+_HBERT_BUILDERS: dict[str, Callable[[str, Dimensions], nn.Module]] = {
+    name: partial(_hbert, name.removeprefix("hbert-").replace("-", "_")) for name in HBERTS
 }
 
 
-def build(peer: str, head: str, size: str) -> nn.Module:
-    """The fp32 model of a peer with random weights (the same at every call); `head` is "encoder" or "masked_lm"."""
+def source(peer: str, head: str, size: str, seq: int = POSITIONS) -> Any:
+    """The fp32 model of a peer as its users build it, with random weights, the same at every call.
+
+    `head` is "encoder" or "masked_lm"; a `size` that is none of `SIZES` is the folder of a checkpoint.
+    """
+    if size not in SIZES:
+        return _loaded(peer, size)
     torch.manual_seed(SEED)
-    return _BUILDERS[peer](head, SIZES[size])
+    build_one = _HBERT_BUILDERS.get(peer.removesuffix(OPTIMIZE), _bert)
+    return build_one(head, {**SIZES[size], "max_position_embeddings": max(POSITIONS, seq)})
 
 
-def dtype_of(peer: str, case_dtype: str) -> torch.dtype:
-    """The dtype that a peer computes in: that of the case, or float32 for a peer that ends in "-fp32"."""
-    return torch.float32 if peer.endswith("-fp32") else DTYPES[case_dtype]
+def _loaded(peer: str, folder: str) -> Any:
+    ours = AutoConfig.from_pretrained(folder).model_type == "hbert"
+    if ours != (peer.removesuffix(OPTIMIZE) == LOADED):
+        raise ValueError(f"{Path(folder).name} is {'an' if ours else 'no'} HBERT: {peer} cannot be had of it")
+    return AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+
+
+def build(peer: str, head: str, size: str, seq: int = POSITIONS) -> Any:
+    """The fp32 model of a peer (`source`), patched where it is the patched one."""
+    model = source(peer, head, size, seq)
+    if peer == PATCHED:
+        patch(model)
+    return model
+
+
+def serving(peer: str, model: Any, case_dtype: str, device: Device) -> Any:
+    """The encoder in the form that is timed: converted, quantized, compiled or optimized, as the name says."""
+    model = model.eval()
+    if peer.endswith(OPTIMIZE):
+        return optimize(model, case_dtype)
+    model.to(device.place, DTYPES[dtype_name(peer, case_dtype, default="fp32")])
+    if peer == "torchao-int8":
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return compiled(peer, model)
+
+
+def dtype_name(peer: str, case_dtype: str, default: str | None = None) -> str:
+    """The name of the dtype that a peer computes in: its own, or the case's. `default`: instead of int8."""
+    name = fixed_dtype(peer) or case_dtype
+    return default if default is not None and name == "int8" else name
 
 
 def compiled(peer: str, model: nn.Module) -> Any:
-    """What is called: the model itself, or, for a peer that ends in "-compile", its torch.compile."""
-    return torch.compile(model, dynamic=False) if peer.endswith("-compile") else model
+    """What is called: the model itself, or its torch.compile, with weights as constants where they do not train."""
+    if peer not in (*FROZEN, "hf-compile"):
+        return model
+    if peer in FROZEN:
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True
+    return torch.compile(model, dynamic=False)
 
 
 def dense_copy(model: Any, dtype: torch.dtype) -> Any:
@@ -86,14 +121,23 @@ def dense_copy(model: Any, dtype: torch.dtype) -> Any:
     return double
 
 
-def ids_and_mask(batch: int, seq: int, device: Device, padded: bool = False) -> dict[str, torch.Tensor]:
+def batches(batch: int, seq: int, device: Device, params: dict[str, Any], vocab: int, together: bool) -> list[Inputs]:
+    """The calls of a case: one, or of a padded case in `params["buckets"]` parts by length, unless `together`."""
+    whole = ids_and_mask(batch, seq, device, params.get("padded", False), vocab)
+    if together or "buckets" not in params:
+        return [whole]
+    parts = buckets(spread_lengths(batch, seq), params["buckets"])
+    return [{name: value[rows, :longest].contiguous() for name, value in whole.items()} for rows, longest in parts]
+
+
+def ids_and_mask(batch: int, seq: int, device: Device, padded: bool = False, vocab: int = VOCAB_SIZE) -> Inputs:
     """Random token ids int64 [batch, seq] and a mask of ones: nothing is padding, and the model is not told so.
 
     No mask on a GPU: the models read its values on the host, and then their forward cannot be captured in a graph.
     `padded`: sequences of the lengths of `spread_lengths`, with padding on the right and a mask on any device.
     """
     generator = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(5, VOCAB_SIZE, (batch, seq), generator=generator).to(device.place)
+    ids = torch.randint(5, vocab, (batch, seq), generator=generator).to(device.place)
     mask = torch.ones_like(ids)
     if padded:
         mask = (torch.arange(seq) < torch.tensor(spread_lengths(batch, seq))[:, None]).long().to(device.place)
@@ -104,8 +148,9 @@ def ids_and_mask(batch: int, seq: int, device: Device, padded: bool = False) -> 
 
 def traits(peer: str, dtype: torch.dtype, device: Device) -> dict[str, str]:
     """`isa` and `backend` of a peer's kernels: torch's own, or those that hbert_kernels chooses for this dtype."""
-    if peer in PEERS:
-        return torch_traits(device)
+    if peer in TORCH_PEERS:
+        quantized = {"backend": f"torchao {version('torchao')}"} if peer == "torchao-int8" else {}
+        return {**torch_traits(device), **quantized}
     probe = torch.empty(1, SIZES["base"]["hidden_size"], dtype=dtype, device=device.place)
     used = {chosen_backend(hbert_kernels.explain(op, probe)) for op in hbert_kernels.OPS}
     return hbert_traits(device, "+".join(sorted(used)))

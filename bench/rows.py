@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from bench.harness import Case, Result, is_floor
-from bench.stats import Ratio, Spread, paired_ratio, spread
+from bench.stats import Ratio, Spread, drift, paired_ratio, spread
 from bench.suites import SUITES
-from bench.suites.suite import FLOOR_RATIO, PEAK_MEMORY, Metric
+from bench.suites.suite import FLOOR_RATIO, FLOP_RATE, PEAK_MEMORY, Metric
 
 COLUMNS = (
     "suite", "case", "candidate", "baseline", "dtype", "batch", "seq", "metric", "unit", "median", "p10", "p90", "p99",
-    "ratio", "ratio_lo", "ratio_hi", "max_err", "rounds", "dropped", "device", "threads",
-    "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
+    "ratio", "ratio_lo", "ratio_hi", "verdict", "max_err", "rounds", "dropped", "canary_ms", "canary_drift", "device",
+    "threads", "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
 )
 Row = dict[str, Any]
 Peers = Sequence[str]
@@ -41,6 +42,7 @@ def time_rows(result: Result, candidates: Peers, baselines: Peers, about: Mappin
     rate = suite.rate(case) if floors else None
     rows += [_time_row(result, suite.metric, floor, "", about) for floor in floors]
     rows += [_time_row(result, rate, peer, "", about) for peer in result.gates if rate is not None]
+    rows += [_flop_row(result, peer, about) for peer in result.gates if _flops(result, peer)]
     pairs = ((peer, suite.floor_of(peer)) for peer in result.gates)
     rows += [_floor_row(result, peer, floor, about) for peer, floor in pairs if floor in floors]
     return rows
@@ -76,6 +78,19 @@ def _time_row(result: Result, metric: Metric, candidate: str, baseline: str, abo
     return _result_row(result, metric, (candidate, baseline), values, ratio, about)
 
 
+def _flops(result: Result, peer: str) -> float:
+    """Operations of the floor's products, for the floor and for whom it is one; 0 where they are not told."""
+    floor = peer if is_floor(peer) else SUITES[result.case.suite].floor_of(peer)
+    return float(result.traits.get(floor, {}).get("gflop", 0)) * 1e9 if floor in result.gates else 0.0
+
+
+def _flop_row(result: Result, peer: str, about: Mapping[str, Any]) -> Row:
+    """How many of its floor's operations a second a peer gets done."""
+    done = [s for one in result.rounds for s in one[peer].seconds]
+    values = [FLOP_RATE.value(seconds, _flops(result, peer)) for seconds in done]
+    return _result_row(result, FLOP_RATE, (peer, ""), values, None, about)
+
+
 def _ratio(result: Result, metric: Metric, candidate: str, baseline: str) -> Ratio:
     """Above 1 the candidate is better: baseline / candidate for times, candidate / baseline for rates."""
     work = result.case.work
@@ -97,8 +112,12 @@ def _result_row(
     about: Mapping[str, Any],
 ) -> Row:
     row = _row(result.case, metric, pair, spread(values), ratio, about, result.traits[pair[0]])
+    judged = ratio is not None and metric != FLOOR_RATIO and pair[0] != pair[1]
     return row | {
+        "verdict": ratio.verdict if ratio is not None and judged else "",
         "max_err": result.gates[pair[0]].error, "rounds": len(result.rounds), "dropped": result.dropped,
+        "canary_ms": 1e3 * median(result.canary) if result.canary else None,
+        "canary_drift": drift(result.canary) if result.canary else None,
     }
 
 
@@ -116,7 +135,7 @@ def _row(
     return dict(zip(COLUMNS, (
         case.suite, case.name, *pair, case.dtype, case.batch, case.seq, metric.name, metric.unit,
         values.median, values.p10, values.p90, values.p99,
-        ratio and ratio.value, ratio and ratio.low, ratio and ratio.high, None, 1, 0,
+        ratio and ratio.value, ratio and ratio.low, ratio and ratio.high, "", None, 1, 0, None, None,
         about["device"], about["threads"], about["heap_kept"], traits["isa"], traits["backend"],
         about["torch"], about["cpu"], about["git"], about["date"],
     ), strict=True))

@@ -8,7 +8,7 @@ import functools
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # this folder's own place on the path goes; an installed hbert comes before the checkout
@@ -16,18 +16,19 @@ if __name__ == "__main__":  # this folder's own place on the path goes; an insta
 
 from rich.console import Console
 
-from bench import machine, session
-from bench.client import HEAP_ALL, HEAP_OURS, HEAPS, Setup
-from bench.harness import Effort
+from bench import checkpoint, compare, machine, session
+from bench.client import HEAP_ALL, HEAPS, Setup
+from bench.names import DTYPES
 from bench.ops import NAMES
+from bench.plan import installed, lacks_bf16, plan
 from bench.report import Report, check_writable, save
 from bench.report.document import make_report
-from bench.suites import DEFAULT_SUITES, DEVICES, DTYPES, SIZES, SUITES
-from bench.suites.suite import Shape, Suite, Wanted
-from bench.tables import show
+from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
+from bench.suites.suite import Shape
+from bench.tables import show, show_changes
 from hbert.data.errors import HbertError
 
-INTERRUPTED = 130
+FAILED, SLOWER, BUSY, INTERRUPTED = 1, 3, 4, 130  # exit codes; argparse has 2
 WIDTH = 180  # of the table where the output is not a terminal
 
 
@@ -73,18 +74,30 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _percentage(text: str) -> float:
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = math.nan
+    if not 0 < percent < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage above 0, such as 5%")
+    return percent / 100
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     candidates = tuple(dict.fromkeys(name for suite in SUITES.values() for name in suite.candidates))
     baselines = tuple(dict.fromkeys(name for suite in SUITES.values() for name in suite.baselines))
     made = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
     add = made.add_argument
-    add("--suite", type=_names("suite", tuple(SUITES)), default=DEFAULT_SUITES, metavar="NAMES",
+    add("--suite", type=_names("suite", tuple(SUITES)), metavar="NAMES",
         help=f"comma-separated, of: {', '.join(SUITES)} (default: {', '.join(DEFAULT_SUITES)})")
     add("--models", type=_names("model", candidates), metavar="NAMES", help=f"of: {', '.join(candidates)}")
     add("--peers", type=_names("peer", baselines), metavar="NAMES", help=f"of: {', '.join(baselines)}")
     add("--size", type=_names("size", SIZES), metavar="NAMES",
         help=f"of the models, of: {', '.join(SIZES)} (default: {SIZES[0]})")
+    add("--checkpoint", type=Path, metavar="DIR",
+        help="a trained encoder, BERT-like or HBERT, for latency and varlen in place of the sizes")
     add("--ops", type=_names("op", NAMES), metavar="NAMES", help=f"for the suite kernels, of: {', '.join(NAMES)}")
     add("--dtype", type=_names("dtype", DTYPES), metavar="NAMES", help=f"of: {', '.join(DTYPES)}")
     add("--shapes", type=_shapes, metavar="BxN,...", help="batch x tokens, e.g. 1x128,8x128")
@@ -96,61 +109,15 @@ def parser() -> argparse.ArgumentParser:
              f"have it, or none (default: {HEAP_ALL})")
     add("--min-time", type=_seconds, metavar="S",
         help="seconds of calls for each peer and case (default: 2, for kernels 0.1)")
-    add("--quick", action="store_true", help="fewer shapes and rounds: under 90 s, wider intervals")
+    add("--quick", action="store_true", help="fewer shapes and rounds, wider intervals")
+    add("--strict", action="store_true", help=f"a run on a busy machine ends with exit code {BUSY}")
+    add("--compare", type=Path, metavar="OLD.csv", help="tell what has changed since an earlier run")
+    add("--fail-if-slower", type=_percentage, metavar="P%",
+        help=f"with --compare: a candidate whose call takes longer by more than P%%, and by 30 us, makes the exit code "
+             f"{SLOWER}")
     add("--out", type=Path, default=machine.ROOT / "bench" / "results", metavar="DIR",
         help="folder for the CSV and JSON files (default: bench/results)")
     return made
-
-
-def plan(options: argparse.Namespace) -> list[session.SuitePlan]:
-    """What the command line asks for.
-
-    Raises:
-        ValueError: a flag does not fit a suite that was asked for.
-    """
-    slow = _lacks_bf16(options)
-    dtypes = DTYPES[:1] if slow else options.dtype
-    plans = []
-    for suite in (SUITES[name] for name in options.suite):
-        _check_fit(suite, options)
-        quick = options.quick or (slow and not suite.has_ops)
-        wanted = Wanted(options.shapes, dtypes, options.ops, quick, options.size or SIZES[:1])
-        plans.append(session.SuitePlan(
-            suite,
-            candidates=options.models or suite.default_candidates,
-            baselines=options.peers or suite.default_baselines,
-            cases=tuple(suite.cases(wanted)),
-            effort=effort(suite, options),
-        ))
-    return plans
-
-
-def _lacks_bf16(options: argparse.Namespace) -> bool:
-    """Whether fp32 takes the place of the defaults. Models of base size then take so long that they get few tokens."""
-    return options.dtype is None and options.device == DEVICES[0] and not machine.multiplies_bf16()
-
-
-def _check_fit(suite: Suite, options: argparse.Namespace) -> None:
-    named = (("--models", options.models, suite.candidates), ("--peers", options.peers, suite.baselines))
-    for flag, names, allowed in named:
-        unknown = ", ".join(name for name in names or () if name not in allowed)
-        if unknown:
-            raise ValueError(f"{flag}: the suite {suite.name} has no {unknown}; allowed: {', '.join(allowed)}")
-    if options.ops and not suite.has_ops:
-        raise ValueError(f"--ops: the suite {suite.name} measures models")
-    if options.size and suite.has_ops:
-        raise ValueError(f"--size: the suite {suite.name} measures ops, of one width")
-    if options.heap == HEAP_OURS and suite.one_process:
-        raise ValueError(f"--heap {HEAP_OURS}: all peers of the suite {suite.name} share a process")
-    too_long = [seq for _, seq in options.shapes or () if seq > suite.max_seq]
-    if too_long:
-        raise ValueError(f"--shapes: the suite {suite.name} takes at most {suite.max_seq} tokens, got {too_long[0]}")
-
-
-def effort(suite: Suite, options: argparse.Namespace) -> Effort:
-    """How long to measure: --min-time, else the suite's default, or its short one for --quick."""
-    base = suite.quick_effort if options.quick else suite.effort
-    return Effort(options.min_time or base.min_time, base.min_rounds)
 
 
 def about(options: argparse.Namespace, cpus: list[int], argv: Sequence[str]) -> dict[str, object]:
@@ -162,7 +129,7 @@ def about(options: argparse.Namespace, cpus: list[int], argv: Sequence[str]) -> 
         "device": options.device,
         "threads": options.threads,
         "heap_kept": options.heap,
-        **({"bf16": left_out} if _lacks_bf16(options) else {}),
+        **({"bf16": left_out} if lacks_bf16(options) else {}),
         "processors": ",".join(map(str, cpus)),
         "git": machine.git_revision(),
         "date": now.isoformat(timespec="seconds"),
@@ -189,9 +156,14 @@ def _html_report(table: Path) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the benchmark and returns the exit code: 0, 1 if anything failed, 2 for bad usage, 130 if interrupted."""
+    """Runs the benchmark and returns the exit code.
+
+    0; 1 if anything failed, 2 for bad usage, 3 if slower than an earlier run, 4 on a busy machine, 130 if interrupted.
+    """
     made = parser()
     options = made.parse_args(argv)
+    if options.fail_if_slower and options.compare is None:
+        made.error("--fail-if-slower: than what? name an earlier run by --compare")
     if reason := _missing_device(options.device):
         made.error(f"--device {options.device}: {reason}")
     try:
@@ -199,11 +171,13 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         made.error(f"--out {options.out}: cannot write results there: {error.strerror}")
     try:
-        plans = plan(options)
+        options.checkpoint = options.checkpoint and checkpoint.read(options.checkpoint)
+        plans, left_out = installed(plan(options))
+        old = options.compare and compare.read(options.compare, machine.cpu_name(), options.threads)
     except ValueError as error:
         made.error(str(error))
     cpus = machine.cores()[:options.threads]
-    report = Report(about(options, cpus, argv))
+    report = Report(about(options, cpus, argv), left_out=left_out)
     stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{machine.short_name()}"
     save_report = functools.partial(save, report, options.out, stem)
     interrupted = False
@@ -214,13 +188,29 @@ def main(argv: Sequence[str]) -> int:
     paths = save_report()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     show(report, console)
+    slower = _compared(old, report, options, console) if old is not None else False
     console.print("wrote " + " and ".join(map(str, paths)), highlight=False, soft_wrap=True)
     for line in _html_report(paths[0]):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if interrupted:
         console.print("interrupted: the cases above are complete, the others were not measured")
         return INTERRUPTED
-    return 1 if report.failures else 0
+    if report.failures:
+        return FAILED
+    if slower:
+        return SLOWER
+    return BUSY if options.strict and report.disturbances() else 0
+
+
+def _compared(
+    old: Mapping[compare.Key, float], report: Report, options: argparse.Namespace, console: Console
+) -> bool:
+    """Shows what has changed; whether one of ours is slower, and that was asked to matter."""
+    changes = compare.compare(old, report.rows, options.fail_if_slower or compare.THRESHOLD)
+    show_changes(changes, options.compare, console)
+    return bool(options.fail_if_slower) and any(
+        change.ours and change.verdict == compare.SLOWER for change in changes
+    )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.client import HEAP_ALL, HEAP_NONE, HEAP_OURS, PeerWorker, Setup, WorkerError, WorkerProcess, start_worker
+from bench.artifacts import Artifacts
+from bench.client import (
+    ENGINE_MODULE,
+    HEAP_ALL,
+    HEAP_NONE,
+    HEAP_OURS,
+    PeerWorker,
+    Setup,
+    WorkerError,
+    WorkerProcess,
+    start_worker,
+)
+from bench.engines import OPENMP, family
 from bench.harness import ALL_PEERS, TIME, Case, Effort, Failure, is_floor, measure
+from bench.names import ENGINE_PEERS
 from bench.progress import CaseProgress
 from bench.report import Report
 from bench.rows import Memory
-from bench.suites import Suite
+from bench.suites.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,12 @@ class SuitePlan:
         return heap == HEAP_ALL or (heap == HEAP_OURS and ours) or all(map(is_floor, team))
 
 
+def _start(suite: Suite, team: tuple[str, ...], setup: Setup, keep_heap: bool) -> WorkerProcess:
+    if team[0] not in ENGINE_PEERS:
+        return start_worker(suite.module, setup, keep_heap)
+    return start_worker(ENGINE_MODULE, setup, keep_heap, openmp=family(team[0]) in OPENMP)
+
+
 class Crew:
     """The workers of one suite. One that died in a case is started anew for the next."""
 
@@ -66,7 +85,7 @@ class Crew:
         missing = [team for team in self._plan.teams if team not in self._workers and team not in self._unfit]
         for team in missing:  # all at once: most of a start is imports
             keep_heap = self._plan.keeps_heap(team, self._setup.heap)
-            self._workers[team] = start_worker(self._plan.suite.name, self._setup, keep_heap)
+            self._workers[team] = _start(self._plan.suite, team, self._setup, keep_heap)
         for team in missing:
             self._greet(team)
         return {
@@ -86,8 +105,10 @@ class Crew:
 
 def _note(about: dict[str, Any], greeting: dict[str, Any]) -> None:
     """Adds what only a worker knows to the header."""
-    about.update(greeting["versions"] | greeting["device"], pinning=greeting["pinning"])
-    if greeting["heap_refused"]:
+    about.update(greeting["versions"] | greeting["device"])
+    if "pinning" in greeting:
+        about["pinning"] = greeting["pinning"]
+    if greeting.get("heap_refused"):
         about["heap_kept"] = HEAP_NONE
     if not greeting["queue_wait"]:
         about["disturbance"] = "unknown: this system has no schedstat, so no round was dropped"
@@ -100,18 +121,20 @@ def run(plans: Sequence[SuitePlan], setup: Setup, report: Report, save_report: C
             cases = _with_inputs(plan, Path(folder), report)
             with ExitStack() as stack:
                 crew = stack.enter_context(Crew(plan, setup, report))
+                artifacts = stack.enter_context(Artifacts(Path(folder), setup.cpus))
                 progress = stack.enter_context(CaseProgress(plan.suite.name, len(cases)))
                 for case in cases:
                     progress.case(f"{case.name} {case.dtype}")
-                    _run_case(case, plan, crew, setup, report, progress)
+                    part = [peer for peer in plan.peers if case.peers is None or peer in case.peers]
+                    case, part = artifacts.fitted(case, part, report.failures)
+                    _run_case(case, part, plan, crew, setup, report, progress)
                     save_report()
                     progress.done()
 
 
 def _run_case(
-    case: Case, plan: SuitePlan, crew: Crew, setup: Setup, report: Report, progress: CaseProgress
+    case: Case, part: list[str], plan: SuitePlan, crew: Crew, setup: Setup, report: Report, progress: CaseProgress
 ) -> None:
-    part = [peer for peer in plan.peers if case.peers is None or peer in case.peers]
     if TIME not in case.measures:
         memory = _weigh_all(case, part, plan, setup, report, progress)
         report.add_memory(memory, plan.candidates, plan.baselines)
@@ -127,7 +150,7 @@ def _weigh_all(
     for peer in peers:
         progress.step(f"{peer}: memory")
         try:
-            process = start_worker(case.suite, setup, plan.keeps_heap((peer,), setup.heap))
+            process = _start(plan.suite, (peer,), setup, plan.keeps_heap((peer,), setup.heap))
             memory.peak[peer], memory.traits[peer] = _weigh(case, PeerWorker(process, peer), report)
         except WorkerError as error:
             report.failures.append(Failure(case.suite, case.name, case.dtype, peer, str(error)))

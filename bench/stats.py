@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 P99_CALLS = 200
 RESAMPLES = 4000
+FASTER, SLOWER, NO_DIFFERENCE = "faster", "slower", "no difference"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Ratio:
     low: float
     high: float
 
+    @property
+    def verdict(self) -> str:
+        """What the interval says of the candidate, which is better above 1."""
+        return FASTER if self.low > 1 else SLOWER if self.high < 1 else NO_DIFFERENCE
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Median, p10, p90 and p99 (linear interpolation between order statistics) of `values`.
@@ -41,6 +47,12 @@ def spread(values: Sequence[float]) -> Spread:
         raise ValueError("no values to summarise")
     median, p10, p90, p99 = (float(q) for q in np.percentile(values, (50, 10, 90, 99)))
     return Spread(median, p10, p90, p99 if len(values) >= P99_CALLS else None)
+
+
+def drift(values: Sequence[float]) -> float:
+    """p90 / p10 - 1 of what should always be the same; raises as `spread`."""
+    found = spread(values)
+    return found.p90 / found.p10 - 1
 
 
 def bootstrap_median(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.compare import Change
 from bench.report import Report
 from bench.rows import Row
+from bench.stats import FASTER, NO_DIFFERENCE, SLOWER, drift
+from bench.suites import SUITES
 from bench.suites.suite import BANDWIDTH, FLOOR_RATIO, FLOP_RATE
 
 Rows = dict[tuple[str, ...], Row]
@@ -17,19 +24,40 @@ _BESIDE = (*_RATES, FLOOR_RATIO.name)
 _CELLS = (
     "candidate", "median", "p10-p90", "ratio [95%]", "rate", "x floor", "max_err", "rounds (dropped)", "backend",
 )
-_TEXTS = ("candidate", "backend")
+_TEXTS = ("candidate", "verdict", "backend")
+_STYLES = {FASTER: "green", SLOWER: "red", NO_DIFFERENCE: "default"}
 
 
 def show(report: Report, console: Console) -> None:
     """Prints the header, a table for each suite, and what failed."""
-    dropped = f"{report.dropped} slices of rounds, disturbed by other load"
-    for name, value in {**report.about, "dropped": dropped}.items():
+    told = {**report.about, "dropped": f"{report.dropped} slices of rounds, disturbed by other load"}
+    if report.canary:
+        told["canary"] = f"{1e3 * median(report.canary):.3g} ms, {drift(report.canary):.0%} from p10 to p90"
+    for name, value in told.items():
         console.print(f"[dim]{name + ':':16}[/] {value}", highlight=False, soft_wrap=True)
     for suite in dict.fromkeys(row["suite"] for row in report.rows):
         console.print(_table(suite, [row for row in report.rows if row["suite"] == suite]))
+    for reason in report.disturbances():
+        console.print(f"[bold yellow]busy[/] {reason}", highlight=False, soft_wrap=True)
+    for peer in report.left_out:
+        console.print(f"[yellow]left out[/] {peer.suite}, {peer.peer}: {peer.reason}", highlight=False, soft_wrap=True)
     for failure in report.failures:
         where = " ".join(filter(None, (failure.suite, failure.case, failure.dtype)))
         console.print(f"[bold red]failed[/] {where}, {failure.peer}: {failure.reason}", highlight=False, soft_wrap=True)
+
+
+def show_changes(changes: Sequence[Change], old: Path, console: Console) -> None:
+    """Prints what has changed since the run of the file `old`."""
+    if not changes:
+        console.print(f"nothing of this run is in {old}", highlight=False, soft_wrap=True)
+        return
+    table = _headed(f"against {old} (time of a call)", ["candidate", "before", "now", "change", "verdict"])
+    for change in changes:
+        suite, case, candidate, dtype, _ = change.key
+        style = _STYLES[change.verdict]
+        table.add_row(f"{suite} {case}", dtype, candidate, f"{change.old:.4g} {change.unit}",
+                      f"{change.new:.4g} {change.unit}", f"{change.change:+.1%}", f"[{style}]{change.verdict}[/]")
+    console.print(table)
 
 
 def _table(suite: str, rows: list[Row]) -> Table:
@@ -40,7 +68,7 @@ def _table(suite: str, rows: list[Row]) -> Table:
         if row["metric"] not in _BESIDE:
             lines.setdefault((*_measured(row), row["metric"]), []).append(row)
     units = dict.fromkeys(same[0]["unit"] for same in lines.values())
-    columns = _columns(beside)
+    columns = _columns(beside, SUITES[suite].has_ops)
     table = _headed(f"{suite} ({', '.join(units)})", columns)
     previous = None
     for same in lines.values():
@@ -52,10 +80,10 @@ def _table(suite: str, rows: list[Row]) -> Table:
     return table
 
 
-def _columns(beside: Rows) -> list[str]:
-    """What is told of a peer; where there are rates, they take the place of the spread."""
+def _columns(beside: Rows, ops: bool) -> list[str]:
+    """What is told of a peer; the rates of ops take the place of the spread."""
     metrics = {key[-1] for key in beside}
-    rates, floors = bool(metrics & set(_RATES)), FLOOR_RATIO.name in metrics
+    rates, floors = ops and bool(metrics & set(_RATES)), FLOOR_RATIO.name in metrics
     wanted = {"p10-p90": not rates, "rate": rates, "x floor": floors}
     return [name for name in _CELLS if wanted.get(name, True)]
 
@@ -88,11 +116,11 @@ def _measured(row: Row) -> tuple[str, str, str]:
 
 
 def _ratio_text(row: Row) -> str:
-    """The ratio; coloured when its whole interval lies on one side of 1."""
+    """The ratio, coloured by its verdict."""
     if row["ratio"] is None:
         return "-"
     if row["candidate"] == row["baseline"]:
         return "1 (baseline)"
-    style = "green" if row["ratio_lo"] > 1 else "red" if row["ratio_hi"] < 1 else "default"
+    style = _STYLES.get(row["verdict"], "default")
     low, high = row["ratio_lo"], row["ratio_hi"]
     return f"[{style}]{row['ratio']:.2f} \\[{low:.2f}, {high:.2f}] v {row['baseline']}[/]"

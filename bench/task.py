@@ -9,11 +9,13 @@ class Task(ABC):
     """One peer at work on one case.
 
     `flushed`: each call has to find an empty cache, which the device is asked to empty.
+    `resident`: its peak memory is the whole process's, of which that before the first model is taken off.
     `capturable`: on a GPU, a short call may be replaced by the replay of its CUDA graph.
     """
 
     flushed = False
     capturable = False
+    resident = False
 
     @abstractmethod
     def step(self) -> object:

@@ -1,4 +1,7 @@
-"""A process in which peers are measured: `worker.py SUITE CPUS DEVICE HEAP`, JSON lines in and out (client.py)."""
+"""A process in which peers are measured: `worker.py MODULE CPUS DEVICE HEAP`, JSON lines in and out (client.py).
+
+MODULE offers `builder`; those under bench.engines do without torch, and so does their process.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,8 @@ if __name__ == "__main__":  # this folder's own place on the path goes; an insta
     sys.path[:] = [*sys.path[1:], str(Path(__file__).resolve().parents[1])]
 
 from bench import machine
-from bench.client import KEPT
+from bench.client import ENGINES, KEPT
 from bench.harness import Case
-from bench.suites import SUITES
 
 if TYPE_CHECKING:
     from bench.device import Step
@@ -32,11 +34,10 @@ SAMPLES = 100  # a slice of more calls is timed in this many groups: microsecond
 class Server:
     """Answers the coordinator's requests; each public method is one request, for one of the peers of this process."""
 
-    def __init__(self, suite: str, device: str) -> None:
-        from bench.device import open_device
-
-        self._builder = importlib.import_module(SUITES[suite].module).builder
-        self._device = open_device(device)
+    def __init__(self, module: str, device: Any) -> None:
+        self._builder = importlib.import_module(module).builder
+        self._device = device
+        self._start = device.held() if machine.counts_peak_memory() else 0
         self._case: dict[str, Any] | None = None
         self._build: Callable[[str], Any] | None = None
         self._tasks: dict[str, Any] = {}
@@ -82,7 +83,8 @@ class Server:
         return {"seconds": seconds, "wait": None if waited is None or now is None else (now - waited) / wall}
 
     def peak_memory(self, peer: str) -> dict[str, Any]:
-        return {"bytes": self._tasks[peer].peak_memory()}
+        task = self._tasks[peer]
+        return {"bytes": task.peak_memory() - (self._start if task.resident else 0)}
 
 
 def _own_stdout() -> TextIO:
@@ -99,7 +101,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _greeting(cpus: list[int], device: str, keep_heap: bool) -> dict[str, Any]:
+def _with_torch(cpus: list[int], device: str, keep_heap: bool) -> dict[str, Any]:
     from bench.device import open_device
     from bench.runtime import settle
 
@@ -107,13 +109,40 @@ def _greeting(cpus: list[int], device: str, keep_heap: bool) -> dict[str, Any]:
     return {
         "pinning": machine.check_pinning(cpus),
         "heap_refused": keep_heap and not heap_kept,
-        "queue_wait": machine.queue_wait() is not None,
-        "versions": {package: _version(package) for package in ("torch", "transformers")},
         "device": open_device(device).describe(),
     }
 
 
-def _answer(server: Server, request: dict[str, Any]) -> dict[str, Any]:
+def _without_torch(cpus: list[int], device: str) -> dict[str, Any]:
+    """A runtime binds its threads itself; what is checked is which of them work in a call (engines.forward)."""
+    from bench.cpu import Cpu
+
+    if device != Cpu.name:
+        raise RuntimeError(f"measured on {Cpu.name} only")
+    machine.confine(cpus)
+    return {"device": Cpu().describe()}
+
+
+def _greeting(module: str, cpus: list[int], device: str, keep_heap: bool) -> dict[str, Any]:
+    foreign = module.startswith(ENGINES)
+    return {
+        **(_without_torch(cpus, device) if foreign else _with_torch(cpus, device, keep_heap)),
+        "queue_wait": machine.queue_wait() is not None,
+        "versions": {package: _version(package) for package in ("torch", "transformers")},
+    }
+
+
+def _opened(module: str, device: str) -> Any:
+    if module.startswith(ENGINES):
+        from bench.cpu import Cpu
+
+        return Cpu()
+    from bench.device import open_device
+
+    return open_device(device)
+
+
+def _answer(server: Any, request: dict[str, Any]) -> dict[str, Any]:
     do = request.pop("do")
     return getattr(server, do)(**request)
 
@@ -130,19 +159,28 @@ def _guarded(action: Any, *arguments: Any) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {said[0]}"}
 
 
-def main(suite: str, cpus: str, device: str, heap: str) -> None:
+def serve(greet: Callable[[], dict[str, Any]], server_of: Callable[[], Any]) -> None:
+    """Sends the greeting, then the answer to each request, until the input ends; without a greeting nothing more."""
     protocol = _own_stdout()
 
     def send(answer: dict[str, Any]) -> None:
         protocol.write(json.dumps(answer) + "\n")
 
-    greeting = _guarded(_greeting, [int(cpu) for cpu in cpus.split(",")], device, heap == KEPT)
+    greeting = _guarded(greet)
     send(greeting)
     if "failed" in greeting:
         return
-    server = Server(suite, device)
+    server = server_of()
     for line in sys.stdin:
         send(_guarded(_answer, server, json.loads(line)))
+
+
+def main(module: str, cpus: str, device: str, heap: str) -> None:
+    numbers = [int(cpu) for cpu in cpus.split(",")]
+    serve(
+        lambda: _greeting(module, numbers, device, heap == KEPT),
+        lambda: Server(module, _opened(module, device)),
+    )
 
 
 if __name__ == "__main__":

@@ -14,17 +14,37 @@ from typing import Any
 
 from bench.harness import Failure, Result, Slice
 from bench.rows import COLUMNS, Memory, Row, memory_of, memory_rows, time_rows
+from bench.stats import drift
+
+MOST_DROPPED = 0.1  # of all slices, on a quiet machine
+MOST_DRIFT = 0.1  # of the canary
 
 
 @dataclass
 class Report:
-    """Everything that a run found. `about` is the header, `rows` have the keys `COLUMNS`."""
+    """Everything that a run found. `about` is the header, `rows` have the keys `COLUMNS`, `left_out` are peers that are
+    not installed, `slices` counts the undisturbed ones, `canary` has its seconds in each round.
+    """
 
     about: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     dropped: int = 0
+    slices: int = 0
+    canary: list[float] = field(default_factory=list)
+    left_out: list[Failure] = field(default_factory=list)
+
+    def disturbances(self) -> list[str]:
+        """What shows that the machine was not quiet; figures of such a run are not to be relied on."""
+        found = []
+        tried = self.dropped + self.slices
+        if self.dropped > MOST_DROPPED * tried:
+            found.append(f"{self.dropped} of {tried} slices were disturbed by other load")
+        if self.canary and drift(self.canary) > MOST_DRIFT:
+            found.append(f"the same computation took from {1e3 * min(self.canary):.3g} to "
+                         f"{1e3 * max(self.canary):.3g} ms: other load, or a clock that changes")
+        return found
 
     def add(self, result: Result, candidates: Sequence[str], baselines: Sequence[str]) -> None:
         """Takes in one timed case: a row for each baseline, and for each candidate one against every baseline."""
@@ -33,6 +53,8 @@ class Report:
         self.add_memory(memory_of(result), candidates, baselines)
         self.failures += result.failures
         self.dropped += result.dropped
+        self.slices += sum(map(len, result.rounds))
+        self.canary += result.canary
         self.rounds += [
             {"suite": case.suite, "case": case.name, "dtype": case.dtype, "round": number,
              "peers": {peer: _stored(part) for peer, part in done.items()}}
@@ -66,7 +88,8 @@ def save(report: Report, folder: Path, stem: str) -> list[Path]:
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in report.rows)
-    texts = {f"{stem}.csv": table.getvalue(), f"{stem}.json": json.dumps(asdict(report), indent=1) + "\n"}
+    record = asdict(report) | {"disturbances": report.disturbances()}
+    texts = {f"{stem}.csv": table.getvalue(), f"{stem}.json": json.dumps(record, indent=1) + "\n"}
     return [_replace(folder / name, text) for name, text in texts.items()]
 
 

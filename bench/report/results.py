@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import is_floor
+from bench.stats import FASTER, NO_DIFFERENCE, SLOWER
 from bench.suites.suite import FLOOR_RATIO, PEAK_MEMORY
 from hbert.data.errors import HbertError
 
@@ -66,7 +67,7 @@ class Measurement:
     @property
     def verdict(self) -> str:
         """What the interval of the ratio says; memory, measured once, has none."""
-        words = ("faster", "slower", "no difference")
+        words = (FASTER, SLOWER, NO_DIFFERENCE)
         if self.metric == PEAK_MEMORY.name:
             words = ("less", "more", "the same")
         return words[0] if self.better else words[1] if self.worse else words[2]

@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 from bench.corpus import masked_batches
+from bench.names import BERT_OPTIMIZED, ENCODER_PEERS, ENCODERS, HBERTS, OPTIMIZE, PATCHED, TRAINED_PEERS
 from bench.suites.kernel_suite import KernelSuite
-from bench.suites.suite import Metric, Shapes, Suite
+from bench.suites.latency_suite import LatencySuite, VarlenSuite
+from bench.suites.suite import Metric, Shapes
 from bench.suites.training_suite import TrainingSuite
-from bench.suites.varlen_suite import VarlenSuite
 
-HBERTS = ("hbert-v1", "hbert-v2", "hbert-v1c", "hbert-v2c", "hbert-additive", "hbert-additive-c", "hbert-vanilla")
-PATCHED = "bert+patch"
-PEERS = ("hf", "hf-compile", "hf-fp32")
 SIZES = ("base", "4x256", "tiny")
-DTYPES = ("fp32", "bf16")
+FLOATS = ("fp32", "bf16")
 DEVICES = ("cpu", "cuda")
 
 _KERNELS = ("hbert", "hbert-direct", "hbert-key-free")
 _PLAIN = ("eager", "compile", "sdpa")
+# Of those with a fixed dtype the ones that have the case's take part.
+_RUNTIMES = ("hf", "ort-fp32", "ort-int8", "ov-fp32", "ov-bf16", "ov-int8")
 
 SUITES = {
     suite.name: suite
     for suite in (
-        Suite(
+        LatencySuite(
             name="latency",
             module="bench.suites.latency",
             metric=Metric("latency", "ms", scale=1e3),
-            candidates=(*HBERTS, PATCHED), baselines=PEERS,
-            default_candidates=("hbert-v1", "hbert-v2"), default_baselines=("hf",),
-            default_dtypes=DTYPES,
+            candidates=ENCODERS, baselines=ENCODER_PEERS,
+            default_candidates=(f"hbert-v1{OPTIMIZE}", f"hbert-v2{OPTIMIZE}", BERT_OPTIMIZED),
+            default_baselines=_RUNTIMES,
+            default_dtypes=FLOATS,
             shapes=dict.fromkeys(SIZES, Shapes(((1, 128), (8, 128), (1, 512)), quick=((1, 128),))),
         ),
         VarlenSuite(
             name="varlen",
             module="bench.suites.latency",
             metric=Metric("latency", "ms", scale=1e3),
-            candidates=(*HBERTS, PATCHED), baselines=PEERS,
-            default_candidates=("hbert-v1", PATCHED), default_baselines=("hf",),
-            default_dtypes=DTYPES,
-            shapes=dict.fromkeys(SIZES, Shapes(((8, 128), (8, 512)), quick=((8, 128),))),
+            candidates=ENCODERS, baselines=ENCODER_PEERS,
+            default_candidates=(f"hbert-v1{OPTIMIZE}", BERT_OPTIMIZED), default_baselines=_RUNTIMES,
+            default_dtypes=FLOATS,
+            shapes=dict.fromkeys(SIZES, Shapes(((16, 128), (8, 512)), quick=((16, 128),))),
         ),
         TrainingSuite(
             name="throughput",
             module="bench.suites.throughput",
             metric=Metric("throughput", "tokens/s", per_second=True),
-            candidates=(*HBERTS, PATCHED), baselines=PEERS,
+            candidates=(*HBERTS, PATCHED), baselines=TRAINED_PEERS,
             default_candidates=("hbert-v1", "hbert-v2"), default_baselines=("hf",),
             default_dtypes=("bf16",),
             shapes={
@@ -59,7 +60,7 @@ SUITES = {
             metric=Metric("time", "ms", scale=1e3),
             candidates=_KERNELS, baselines=_PLAIN,
             default_candidates=_KERNELS, default_baselines=_PLAIN,
-            default_dtypes=DTYPES,
+            default_dtypes=FLOATS,
         ),
     )
 }

@@ -11,7 +11,7 @@ import torch._functorch.config
 from torch import Tensor
 
 from bench import machine
-from bench.device import Device
+from bench.device import Device, peak_extra
 from bench.floor import Product, Stream
 from bench.gate import Gate, in_packed
 from bench.harness import FLOOR, MEMORY, Case
@@ -124,6 +124,8 @@ class Kernel(_Turns):
 class PeakMemory:
     """One peer's memory in forward and backward, in a process that has done nothing else."""
 
+    resident = Task.resident
+
     def __init__(self, subject: Subject, peer: str) -> None:
         self._subject, self._peer = subject, peer
 
@@ -135,7 +137,7 @@ class PeakMemory:
         subject = self._subject
         few = subject.op.problem(dataclasses.replace(subject.setting, batch=1, seq=_WARM_UP_TOKENS))
         _run_once(few, self._peer)
-        return subject.device.peak_extra(partial(_run_once, subject.problem, self._peer))
+        return peak_extra(subject.device, partial(_run_once, subject.problem, self._peer))
 
 
 class Floor(_Turns):

@@ -3,60 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench.device import Device
-from bench.harness import Case
-from bench.peers import build, compiled, dense_copy, dtype_of, ids_and_mask, plain_torch, traits
-from bench.runtime import WIDER
+from bench.floor import ProductsFloor
+from bench.forward_gate import error, expected, forward, valid_rows
+from bench.harness import FLOOR, Case, is_floor
+from bench.lengths import spread_lengths
+from bench.names import LOADED, is_packed
+from bench.peers import FROZEN, SIZES, batches, build, dtype_name, serving, source, traits
+from bench.products import of_forward
+from bench.runtime import DTYPES
 from bench.task import Task
+from hbert.convert import from_pretrained
 
 
 class Forward(Task):
-    """`step` is one forward in `dtype` (weights and activations) of `batch` sequences, without padding or `padded`."""
+    """`step` is one forward in `dtype` (weights and activations) of a batch, without padding, padded, or in parts."""
+
+    resident = True
 
     def __init__(self, peer: str, case: Case, device: Device) -> None:
-        self._peer, self._dtype, self._device = peer, dtype_of(peer, case.dtype), device
-        self._model = build(peer, "encoder", case.params["size"]).to(device.place, self._dtype).eval()
-        self._call = compiled(peer, self._model)
-        padded = case.params.get("padded", False)
-        self._inputs = ids_and_mask(case.batch, case.seq, device, padded)
-        self.capturable = not padded  # the models read the mask on the host
+        self._peer, self._case, self._device = peer, case, device
+        self._dtype = dtype_name(peer, case.dtype)
+        model = self._source()
+        params = case.params
+        self._batches = batches(
+            case.batch, case.seq, device, params, model.config.vocab_size, together=is_packed(peer)
+        )
+        self._model = serving(peer, model, case.dtype, device)
+        self.capturable = not params.get("padded", False)  # the models read the mask on the host
 
-    def _forward(self, model: torch.nn.Module) -> Tensor:
-        with torch.inference_mode():
-            return model(**self._inputs).last_hidden_state
+    def _source(self) -> torch.nn.Module:
+        return build(self._peer, "encoder", self._case.params["size"], self._case.seq)
 
-    def step(self) -> Tensor:
-        return self._forward(self._call)
+    def step(self) -> list[Tensor]:
+        return forward(self._model, self._batches, self._peer in FROZEN)
 
     def check(self) -> tuple[float, float]:
-        """Largest error of the last hidden state, padding left out.
-
-        Allowed: twice plain torch's, and 2 ulp of the largest value.
-        """
-        with plain_torch():
-            reference = self._valid(self._forward(dense_copy(self._model, WIDER[self._dtype])))
-            plain = self._valid(self._forward(dense_copy(self._model, self._dtype)))
-        slack = 2 * torch.finfo(self._dtype).eps * reference.abs().max().item()
-        return _largest_error(self._valid(self.step()), reference), 2 * _largest_error(plain, reference) + slack
-
-    def _valid(self, output: Tensor) -> Tensor:
-        """The rows [tokens, H] that are no padding: what transformers has there differs from model to model."""
-        mask = self._inputs.get("attention_mask")
-        return output.flatten(0, 1) if mask is None else output[mask == 1]
+        """Error of the last hidden state, padding left out, by the rule of `expected`."""
+        right, allowed = expected(self._source().eval().to(self._device.place), self._batches, self._dtype)
+        return error(valid_rows(self.step(), self._batches), right, self._dtype), allowed
 
     def traits(self) -> dict[str, str]:
-        return traits(self._peer, self._dtype, self._device)
+        return traits(self._peer, DTYPES.get(self._dtype, torch.float32), self._device)
+
+    def peak_memory(self) -> int:
+        """Bytes that the process has at the peak of a forward: weights count, and what libraries made of them."""
+        return self._device.peak(self.step)
 
 
-def _largest_error(output: Tensor, reference: Tensor) -> float:
-    return (output.to(reference.dtype) - reference).abs().max().item()
+def _floor(peer: str, case: Case, device: Device) -> ProductsFloor:
+    model, size = peer.removeprefix(f"{FLOOR}-"), case.params["size"]
+    lengths = spread_lengths(case.batch, case.seq) if case.params.get("padded") else [case.seq] * case.batch
+    if size in SIZES:
+        with torch.device("meta"):
+            found = source("hbert-vanilla" if model == "bert" else model, "encoder", size)
+    else:
+        found = source(LOADED, "encoder", size) if model == LOADED else from_pretrained(size)[0].base_model
+    return ProductsFloor(of_forward(found, lengths), case.dtype, device)
 
 
-def builder(case: Case, device: Device) -> Callable[[str], Forward]:
+def builder(case: Case, device: Device) -> Callable[[str], Task]:
     """What builds each peer's task of `case`."""
-    return partial(Forward, case=case, device=device)
+    def made(peer: str) -> Task:
+        return (_floor if is_floor(peer) else Forward)(peer, case, device)
+    return made

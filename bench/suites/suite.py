@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,14 @@ class Wanted:
     ops: tuple[str, ...] | None = None
     quick: bool = False
     sizes: tuple[str, ...] = ("base",)
+    checkpoint: Path | None = None
+
+    @property
+    def models(self) -> dict[str, str]:
+        """What is measured, as cases are named and as their workers are told: sizes, or the folder of a checkpoint."""
+        if self.checkpoint is not None:
+            return {self.checkpoint.name: str(self.checkpoint)}
+        return {size: size for size in self.sizes}
 
 
 @dataclass(frozen=True)
@@ -72,32 +81,39 @@ class Suite:
 
     one_process: ClassVar[bool] = False
     has_ops: ClassVar[bool] = False
+    dtypes: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+    takes_checkpoint: ClassVar[bool] = False
     max_seq: ClassVar[int] = 512
     effort: ClassVar[Effort] = Effort(min_time=2.0, min_rounds=5)
     quick_effort: ClassVar[Effort] = Effort(min_time=0.5, min_rounds=FEWEST)
 
     def cases(self, wanted: Wanted) -> list[Case]:
-        """One case for each size of model, dtype and shape."""
+        """One case for each model, dtype and shape."""
         return [
             Case(
-                self.name, f"{size}/{batch}x{seq}", dtype, batch, seq, self.work(batch, seq), self.params(size),
+                self.name, f"{name}/{batch}x{seq}", dtype, batch, seq, self.work(batch, seq), self.params(model),
                 measures=self.measures(),
             )
-            for size in wanted.sizes for dtype in wanted.dtypes or self.default_dtypes
-            for batch, seq in wanted.shapes or self._shapes_of(size, wanted.quick)
+            for name, model in wanted.models.items() for dtype in wanted.dtypes or self.default_dtypes
+            for batch, seq in wanted.shapes or self._shapes_of(model, wanted.quick)
         ]
 
+    @staticmethod
+    def named(case: Case, name: str, **params: Any) -> Case:
+        """A form of `case` under another name, with more for its workers."""
+        return dataclasses.replace(case, name=name, params={**case.params, **params})
+
     def _shapes_of(self, size: str, quick: bool) -> tuple[Shape, ...]:
-        shapes = self.shapes[size]
+        shapes = self.shapes.get(size, self.shapes["base"])
         return shapes.quick if quick else shapes.full
 
     def work(self, batch: int, seq: int) -> float:
         """The tokens of a batch."""
         return batch * seq
 
-    def params(self, size: str) -> dict[str, Any]:
+    def params(self, model: str) -> dict[str, Any]:
         """What a case tells its workers."""
-        return {"size": size}
+        return {"size": model}
 
     def measures(self) -> tuple[str, ...]:
         """What is measured of each case."""

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.device import Device
-from bench.floor import StepFloor
+from bench.device import Device, peak_extra
+from bench.floor import ProductsFloor
 from bench.harness import Case, is_floor
-from bench.peers import build, compiled, dense_copy, dtype_of, plain_torch, traits
+from bench.peers import build, compiled, dense_copy, dtype_name, plain_torch, traits
+from bench.products import of_training_step
 from bench.runtime import DTYPES, WIDER
 from bench.suites.training_suite import model_of
 from bench.task import Task
-from bench.training_products import products
 
 LEARNING_RATE = 1e-5
 
@@ -25,7 +25,7 @@ class TrainingStep(Task):
     """`step` trains on the next batch; bf16 is autocast over fp32 weights, fp32 is fp32 throughout."""
 
     def __init__(self, peer: str, case: Case, device: Device) -> None:
-        self._peer, self._dtype, self._device = peer, dtype_of(peer, case.dtype), device
+        self._peer, self._dtype, self._device = peer, DTYPES[dtype_name(peer, case.dtype)], device
         self._model = build(peer, "masked_lm", case.params["size"]).to(device.place).train()
         self._call = compiled(peer, self._model)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -66,7 +66,7 @@ class TrainingStep(Task):
         def once() -> tuple[()]:
             self.step()
             return ()
-        return self._device.peak_extra(once)
+        return peak_extra(self._device, once)
 
 
 def _load(path: str, device: Device) -> list[dict[str, Tensor]]:
@@ -91,12 +91,12 @@ def _gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> float
     return (wrong / total) ** 0.5
 
 
-def _floor(peer: str, case: Case, device: Device) -> StepFloor:
+def _floor(peer: str, case: Case, device: Device) -> ProductsFloor:
     with torch.device("meta"):
         model = build(model_of(peer), "masked_lm", case.params["size"])
     with np.load(case.params["batches"]) as stored:
         masked = round((stored["labels"] >= 0).sum() / len(stored["labels"]))
-    return StepFloor(products(model, case.batch, case.seq, masked), DTYPES[case.dtype], device)
+    return ProductsFloor(of_training_step(model, case.batch, case.seq, masked), case.dtype, device)
 
 
 def builder(case: Case, device: Device) -> Callable[[str], Task]:

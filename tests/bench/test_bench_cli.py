@@ -2,15 +2,18 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from bench_results import measured
+from bench_results import SECONDS, measured
 
-from bench import machine, run, session
+import bench.report
+from bench import engines, machine, run, session
 from bench.harness import FEWEST, MEMORY, TIME, Effort, Failure
+from bench.report import Report, save
 from bench.suites import SUITES
 
 RUN = Path(run.__file__)
@@ -20,10 +23,19 @@ RUN = Path(run.__file__)
     (["--suite", "speed"], "unknown suite 'speed'; allowed: latency, varlen, throughput, kernels"),
     (["--models", "hbert-v1,hbert-v9"], "unknown model 'hbert-v9'; allowed: hbert-v1, hbert-v2, hbert-v1c"),
     (["--peers", "ort"], "unknown peer 'ort'; allowed: hf, hf-compile, hf-fp32"),
-    (["--dtype", "fp16"], "unknown dtype 'fp16'; allowed: fp32, bf16"),
+    (["--dtype", "fp16"], "unknown dtype 'fp16'; allowed: fp32, bf16, int8"),
+    (["--suite", "throughput", "--dtype", "int8"], "--dtype: the suite throughput has no int8"),
+    (["--suite", "latency", "--dtype", "int8", "--models", "hbert-v1"], "--dtype int8: none of hbert-v1 has it"),
+    (["--suite", "latency", "--models", "hbert+optimize"], "has no hbert+optimize (of a --checkpoint); allowed"),
+    (["--suite", "throughput", "--peers", "ov-fp32"], "has no ov-fp32; allowed: hf, hf-compile, hf-fp32"),
+    (["--fail-if-slower", "5%"], "--fail-if-slower: than what? name an earlier run by --compare"),
+    (["--compare", "x.csv", "--fail-if-slower", "fast"], "'fast' is not a percentage above 0, such as 5%"),
+    (["--compare", "/no/such.csv"], "--compare /no/such.csv: [Errno 2]"),
+    (["--checkpoint", "/no/such"], "--checkpoint /no/such: no checkpoint of an encoder: FileNotFoundError"),
     (["--shapes", "8by128"], "'8by128' is not a shape; write BATCHxTOKENS, e.g. 8x128"),
     (["--shapes", "1x128,0x128"], "'0x128': batch and tokens must be at least 1"),
-    (["--shapes", "1x513"], "--shapes: the suite latency takes at most 512 tokens, got 513"),
+    (["--shapes", "1x4097"], "--shapes: the suite latency takes at most 4096 tokens, got 4097"),
+    (["--suite", "throughput", "--shapes", "1x513"], "the suite throughput takes at most 512 tokens, got 513"),
     (["--ops", "softmax"], "unknown op 'softmax'; allowed: layer_norm, activation_layer_norm"),
     (["--size", "4x128"], "unknown size '4x128'; allowed: base, 4x256, tiny"),
     (["--suite", "kernels", "--size", "4x256"], "--size: the suite kernels measures ops"),
@@ -32,7 +44,7 @@ RUN = Path(run.__file__)
     (["--device", "tpu"], "invalid choice: 'tpu'"),
     (["--ops", "layer_norm"], "--ops: the suite latency measures models"),
     (["--suite", "kernels", "--peers", "hf"], "--peers: the suite kernels has no hf; allowed: eager, compile, sdpa"),
-    (["--models", "hbert"], "--models: the suite latency has no hbert; allowed: hbert-v1"),
+    (["--models", "hbert"], "--models: the suite latency has no hbert (of a --checkpoint); allowed: hbert-v1"),
     (["--threads", "0"], f"'0': allowed are 1 to {len(machine.cores())}"),
     (["--threads", "1000000"], f"allowed are 1 to {len(machine.cores())}"),
     (["--min-time", "-1"], "'-1' is not a number of seconds above 0"),
@@ -65,15 +77,20 @@ def planned(*arguments):
     return run.plan(run.parser().parse_args(arguments))
 
 
+OURS = ("hbert-v1+optimize", "hbert-v2+optimize", "bert+optimize")
+FLOORS = ("floor-hbert-v1", "floor-hbert-v2", "floor-bert")
+
+
 def test_the_default_is_the_documented_one():
     latency, throughput = planned()
-    assert latency.peers == ("hf", "hbert-v1", "hbert-v2")
-    assert throughput.peers == (*latency.peers, "floor-hbert-v1", "floor-hbert-v2")
+    assert latency.peers == ("hf", "ort-fp32", "ort-int8", "ov-fp32", "ov-bf16", "ov-int8", *OURS, *FLOORS)
+    assert {case.dtype: case.peers for case in latency.cases} == {
+        "fp32": ("hf", "ort-fp32", "ov-fp32", *OURS, *FLOORS), "bf16": ("hf", "ov-bf16", *OURS, *FLOORS)}
+    assert throughput.peers == ("hf", "hbert-v1", "hbert-v2", "floor-hbert-v1", "floor-hbert-v2")
     assert [(case.name, case.dtype) for case in latency.cases] == [
         (f"base/{shape}", dtype) for dtype in ("fp32", "bf16") for shape in ("1x128", "8x128", "1x512")]
     assert [(case.name, case.dtype, case.work) for case in throughput.cases] == [("base/8x128", "bf16", 1024)]
     assert all(case.params == {"size": "base"} for case in latency.cases)
-    assert {case.measures for case in latency.cases} == {(TIME,)}
 
 
 def test_each_size_has_shapes_of_its_own():
@@ -82,10 +99,75 @@ def test_each_size_has_shapes_of_its_own():
     assert sizes == {"4x256/32x128": "4x256", "base/8x128": "base"}
 
 
+def test_peers_of_another_dtype_take_part_where_they_are_asked_for():
+    (only,) = planned("--suite", "latency", "--dtype", "bf16,int8", "--peers", "hf,hf-bf16,ov-int8",
+                      "--models", "hbert-v1,bert+optimize", "--shapes", "1x7")
+    theirs = ("hf-bf16", "ov-int8")
+    assert {case.dtype: case.peers for case in only.cases} == {
+        "bf16": ("hf", *theirs, "hbert-v1", "bert+optimize", "floor-hbert-v1", "floor-bert"),
+        "int8": (*theirs, "bert+optimize", "floor-bert")}
+
+
+def test_on_a_gpu_the_plain_models_stand_for_the_optimized_ones():
+    (only,) = planned("--suite", "latency", "--device", "cuda")
+    assert only.peers == ("hf", "hbert-v1", "hbert-v2", "floor-hbert-v1", "floor-hbert-v2")
+
+
+def test_each_padded_batch_is_also_measured_in_buckets():
+    (only,) = planned("--suite", "varlen", "--dtype", "fp32", "--shapes", "16x128,2x9,1x9")
+    assert [(case.name, case.params.get("buckets")) for case in only.cases] == [
+        ("base/16x128", None), ("base/16x128/buckets", 4), ("base/2x9", None), ("base/2x9/buckets", 2),
+        ("base/1x9", None)]
+    assert len({case.work for case in only.cases if case.batch == 16}) == 1
+
+
+def checkpoint(folder, kind):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "max_position_embeddings": 64}))
+    return ["--checkpoint", str(folder), "--dtype", "fp32", "--shapes", "2x64"]
+
+
+def planned_of(arguments):
+    options = run.parser().parse_args(arguments)
+    options.checkpoint = run.checkpoint.read(options.checkpoint)
+    return run.plan(options)
+
+
+@pytest.mark.parametrize("kind, ours, theirs", [
+    ("bert", ("bert+optimize",), ("hf", "ort-fp32", "ov-fp32")), ("hbert", ("hbert+optimize",), ("hbert",)),
+])
+def test_a_checkpoint_takes_the_place_of_the_sizes(kind, ours, theirs, tmp_path):
+    latency, varlen = planned_of(checkpoint(tmp_path / "mine", kind))
+    assert [(case.name, case.params["size"]) for case in latency.cases] == [("mine/2x64", str(tmp_path / "mine"))]
+    assert [case.name for case in varlen.cases] == ["mine/2x64", "mine/2x64/buckets"]
+    assert latency.cases[0].peers == (*theirs, *ours, f"floor-{kind}")
+
+
+@pytest.mark.parametrize("more, reason", [
+    (["--size", "tiny"], "--size: a checkpoint has its own"),
+    (["--shapes", "1x65"], "the checkpoint takes at most 64 tokens, got 65"),
+    (["--suite", "throughput"], "--checkpoint: the suite throughput takes none"),
+    (["--models", "hbert-v1"], "on a checkpoint of a bert has no hbert-v1; allowed: bert+optimize, bert+patch"),
+])
+def test_what_a_checkpoint_cannot_have(more, reason, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        planned_of([*checkpoint(tmp_path / "mine", "bert"), *more])
+
+
+def test_a_peer_that_is_not_installed_is_named_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda package: None if package in ("openvino", "nncf") else "found")
+    kept, left_out = run.installed(planned("--suite", "latency", "--peers", "hf,ov-fp32,ov-int8,ort-fp32"))
+    assert kept[0].baselines == ("hf", "ort-fp32") and "hbert-v1+optimize" in kept[0].peers
+    assert {one.peer: one.reason for one in left_out} == {
+        "ov-fp32": "openvino is not installed: pip install openvino",
+        "ov-int8": "openvino and nncf are not installed: pip install openvino nncf"}
+
+
 @pytest.mark.parametrize("counted", [True, False])
-def test_memory_of_training_is_measured_where_the_system_counts_it(counted, monkeypatch):
+@pytest.mark.parametrize("suite", ["latency", "varlen", "throughput"])
+def test_memory_is_measured_where_the_system_counts_it(suite, counted, monkeypatch):
     monkeypatch.setattr(machine, "counts_peak_memory", lambda: counted)
-    (only,) = planned("--suite", "throughput")
+    (only,) = planned("--suite", suite)
     assert only.cases[0].measures == ((TIME, MEMORY) if counted else (TIME,))
 
 
@@ -150,6 +232,58 @@ def test_a_failure_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(session, "run", lambda plans, setup, report, save: report.failures.append(failure))
     assert run.main(["--out", str(tmp_path)]) == 1
     assert "failed latency 1x128 fp32, hf: worker died" in capsys.readouterr().out
+
+
+def earlier(folder, **changed):
+    """The CSV of an earlier run with the rows of `measured`, in which a call took `times` as long."""
+    folder.mkdir()
+    report = Report({**run.about(run.parser().parse_args([]), [0], []), "device": "cpu", **changed})
+    report.add(measured(), ("hbert-v1",), ("hf",))
+    return save(report, folder, "old")[0]
+
+
+@pytest.fixture
+def same_run(monkeypatch):
+    """A run of twice the seconds of `measured`; noise=True: on a busy machine."""
+    def prepare(noise=False):
+        def measure(plans, setup, report, save_report):
+            slow = {peer: [tuple(2 * s for s in calls) for calls in rounds] for peer, rounds in SECONDS.items()}
+            report.add(measured(calls=slow), ("hbert-v1",), ("hf",))
+            if noise:
+                report.canary += [0.001, 0.002] * 9
+        monkeypatch.setattr(session, "run", measure)
+    return prepare
+
+
+@pytest.mark.parametrize("more, code", [
+    ([], 0), (["--fail-if-slower", "5%"], 3), (["--fail-if-slower", "150%"], 0),
+])
+def test_a_slower_candidate_makes_the_exit_code_3_where_that_is_asked_for(more, code, tmp_path, same_run, capsys):
+    same_run()
+    old = earlier(tmp_path / "old")
+    assert run.main(["--out", str(tmp_path / "new"), "--compare", str(old), *more]) == code
+    said = capsys.readouterr().out
+    assert "+100.0%" in said and (" slower" in said) is (code == 3 or not more)
+
+
+def test_runs_of_another_machine_are_not_compared(tmp_path, same_run, capsys):
+    same_run()
+    old = earlier(tmp_path / "old", cpu="another processor")
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--out", str(tmp_path / "new"), "--compare", str(old)])
+    assert stopped.value.code == 2 and "measured on another processor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("noise, flags, code", [
+    (True, ["--strict"], 4), (True, [], 0), (False, ["--strict"], 0),
+])
+def test_a_busy_machine_is_told_and_with_strict_makes_the_exit_code_4(
+    noise, flags, code, tmp_path, same_run, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench.report, "MOST_DROPPED", 0.9)
+    same_run(noise)
+    assert run.main(["--out", str(tmp_path), *flags]) == code
+    assert ("the same computation took from 1 to 2 ms" in capsys.readouterr().out) is noise
 
 
 def test_it_runs_as_a_script_from_any_folder(tmp_path):

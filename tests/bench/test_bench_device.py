@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import device, run, session, worker
-from bench.device import Cpu, Cuda, missing, open_device
+from bench.device import Cpu, Cuda, missing, open_device, peak_extra
 from bench.ops import NAMES
 from bench.suites.kernels import Kernel, Subject
 from bench.task import Task
@@ -146,7 +146,22 @@ def test_memory_of_a_gpu_is_what_the_allocator_had_beyond_the_start_and_the_resu
     def call():
         gpu.peak = max(gpu.peak, gpu.memory + 70)
         return [torch.zeros(5, dtype=torch.int32)]
-    assert cuda.peak_extra(call) == 50
+    assert peak_extra(cuda, call) == 50
+
+
+def test_memory_of_a_whole_process_is_without_what_it_had_before_the_model(gpu, cuda):
+    class Serving(Call):
+        resident = True
+
+        def step(self):
+            gpu.peak = max(gpu.peak, gpu.memory + 70)
+
+        def peak_memory(self):
+            return cuda.peak(self.step)
+    server = worker.Server("bench.suites.latency", cuda)
+    server._tasks["hbert-v1"] = Serving(gpu)
+    gpu.memory += 1000  # weights
+    assert server.peak_memory("hbert-v1") == {"bytes": 1070}
 
 
 def test_the_header_names_the_gpu_and_its_clocks(cuda, monkeypatch):
@@ -224,11 +239,9 @@ class Call(Task):
 
 
 @pytest.fixture
-def server_with(gpu, cuda, monkeypatch):
-    monkeypatch.setattr(device, "open_device", lambda name: cuda)
-
+def server_with(cuda, gpu):
     def made(**traits):
-        server = worker.Server("latency", "cuda")
+        server = worker.Server("bench.suites.latency", cuda)
         server._tasks["hbert-v1"] = Call(gpu, **traits)
         return server
     return made

@@ -87,6 +87,17 @@ def test_gate_refuses_to_time_a_wrong_peer(error):
     assert "not timed" in failure.reason and "0.1 is allowed" in failure.reason
 
 
+def test_the_canary_sings_in_every_round(monkeypatch):
+    songs = iter(range(1, 99))
+    monkeypatch.setattr(harness.canary, "sing", lambda: next(songs))
+    result, _, _ = run(a={}, b={"waits": [1.0] * TRIES})
+    assert result.canary == [1, 2, 3, 4, 5] and len(result.rounds) == 4  # one round was given up
+
+
+def test_the_canary_is_a_short_computation():
+    assert 1e-5 < harness.canary.sing() < 1.0
+
+
 def test_an_error_at_the_tolerance_passes():
     result, _, _ = run(a={"error": 0.1})
     assert result.gates["a"].error == 0.1 and not result.failures

@@ -88,7 +88,7 @@ def test_a_wrong_kernel_is_refused(step, monkeypatch):
 
 
 def test_a_slice_of_many_short_calls_is_timed_in_groups(monkeypatch):
-    server = worker.Server("kernels", "cpu")
+    server = worker.Server("bench.suites.kernels", CPU)
     steps = Counter()
 
     class Counted(Task):
@@ -119,7 +119,7 @@ def test_a_new_case_takes_the_place_of_all_tasks(monkeypatch):
         built.append(case.name)
         return lambda peer: Built()
     monkeypatch.setattr("bench.suites.kernels.builder", builder)
-    server = worker.Server("kernels", "cpu")
+    server = worker.Server("bench.suites.kernels", CPU)
     for name, peer in [("one", "a"), ("one", "b"), ("two", "a")]:
         server.prepare(peer, {"suite": "kernels", "name": name, "dtype": "fp32", "batch": 1, "seq": 1, "work": 1.0})
     assert built == ["one", "two"] and list(server._tasks) == ["a"]
@@ -129,12 +129,12 @@ PEAK = """
 import sys
 sys.path.append({root!r})
 import torch
-from bench.memory import peak_extra
+from bench.device import Cpu, peak_extra
 def call():
     scratch = torch.ones({scratch} << 18)
     return [scratch[: {kept} << 18].clone()]
 call()
-print(peak_extra(call) / (1 << 20))
+print(peak_extra(Cpu(), call) / (1 << 20))
 """
 
 

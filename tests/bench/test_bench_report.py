@@ -36,11 +36,11 @@ def test_the_columns_are_fixed(tmp_path):
     csv_path, json_path = save(report(measured()), tmp_path, "run")
     lines = csv_path.read_text().splitlines()
     assert lines[0] == (
-        "suite,case,candidate,baseline,dtype,batch,seq,metric,unit,median,p10,p90,p99,ratio,ratio_lo,ratio_hi,max_err,"
-        "rounds,dropped,device,threads,heap_kept,isa,backend,torch,cpu,git,date"
+        "suite,case,candidate,baseline,dtype,batch,seq,metric,unit,median,p10,p90,p99,ratio,ratio_lo,ratio_hi,verdict,"
+        "max_err,rounds,dropped,canary_ms,canary_drift,device,threads,heap_kept,isa,backend,torch,cpu,git,date"
     )
     assert lines[1] == (
-        "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,1,1,1,0,3,4,cpu,2,ours,avx2,backend of hf,2.13.0,"
+        "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,1,1,1,,0,3,4,1,0,cpu,2,ours,avx2,backend of hf,2.13.0,"
         "a processor,abc-dirty,2026-01-02T03:04:05"
     )
     assert len(lines) == 1 + 4  # two baselines, and one candidate against each
@@ -54,6 +54,13 @@ def test_a_time_is_better_when_it_is_smaller():
     assert (ours["metric"], ours["unit"], ours["median"]) == ("latency", "ms", 250.0)
     assert (ours["ratio"], ours["ratio_lo"], ours["ratio_hi"]) == pytest.approx((2.0, 1.0, 3.0))
     assert ours["max_err"] == pytest.approx(0.001) and ours["backend"] == "backend of hbert-v1"
+
+
+@pytest.mark.parametrize("seconds, verdict", [(0.1, "faster"), (0.9, "slower"), (0.45, "no difference")])
+def test_the_verdict_is_of_the_interval(seconds, verdict):
+    calls = {"hf": [(0.4,), (0.45,), (0.5,)], "hbert-v1": [(seconds,)] * 3}
+    made = report(measured(peers=tuple(calls), calls=calls))
+    assert row(made, "hbert-v1", "hf")["verdict"] == verdict and row(made, "hf", "hf")["verdict"] == ""
 
 
 def test_a_rate_is_better_when_it_is_larger():
@@ -147,6 +154,7 @@ def training_result():
         case, gates={peer: Gate(0.001, 1.0) for peer in seconds},
         traits={peer: {"isa": "avx2", "backend": "b"} for peer in seconds},
         rounds=[{peer: Slice((value,), 0.0) for peer, value in seconds.items()}] * 3,
+        canary=[0.001, 0.001, 0.0012],
         peak={"hf": 96 << 20, "hbert-v1": 24 << 20},
     )
 
@@ -162,6 +170,24 @@ def test_floor_and_memory_of_a_training_step_by_hand():
         (step, "hbert-v1", "floor-hbert-v1", "floor_ratio"): (2.0, 0.5),
         (peak, "hf", "hf", "peak_memory"): (96.0, 1.0), (peak, "hbert-v1", "hf", "peak_memory"): (24.0, 4.0),
     }
+
+
+def test_operations_a_second_are_those_of_the_floor():
+    result = training_result()
+    result.traits["floor-hbert-v1"]["gflop"] = "300"
+    made = Report(dict(ABOUT))
+    made.add(result, ("hbert-v1",), ("hf",))
+    found = {r["candidate"]: (r["median"], r["unit"]) for r in made.rows if r["metric"] == "flop_rate"}
+    assert found == {"hbert-v1": (150.0, "GFLOP/s"), "floor-hbert-v1": (300.0, "GFLOP/s")}
+
+
+def test_the_canary_of_a_case_is_in_its_rows():
+    made = Report(dict(ABOUT))
+    made.add(training_result(), ("hbert-v1",), ("hf",))
+    timed = [r for r in made.rows if r["metric"] != "peak_memory"]
+    assert {r["canary_ms"] for r in timed} == {1.0}
+    assert {round(r["canary_drift"], 3) for r in timed} == {0.16}  # p10 1 ms, p90 1.16 ms
+    assert {r["canary_ms"] for r in made.rows if r["metric"] == "peak_memory"} == {None}
 
 
 def test_a_table_without_rates_keeps_the_spread_beside_the_floor():

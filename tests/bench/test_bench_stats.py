@@ -6,7 +6,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from bench.stats import P99_CALLS, bootstrap_median, paired_ratio, spread
+from bench.stats import P99_CALLS, Ratio, bootstrap_median, drift, paired_ratio, spread
 
 
 def order_statistic(values, share):
@@ -76,3 +76,15 @@ def test_ratio_is_the_median_of_the_rounds_ratios():
 def test_unpaired_rounds_are_an_error(ours, theirs):
     with pytest.raises(ValueError, match="paired rounds"):
         paired_ratio(ours, theirs)
+
+
+@pytest.mark.parametrize("low, high, verdict", [
+    (1.01, 1.2, "faster"), (0.8, 0.99, "slower"), (0.99, 1.2, "no difference"), (1.0, 1.2, "no difference"),
+])
+def test_the_verdict_is_that_of_the_whole_interval(low, high, verdict):
+    assert Ratio(1.0, low, high).verdict == verdict
+
+
+def test_drift_is_from_p10_to_p90():
+    assert drift([1.0] * 50) == 0.0
+    assert drift(range(100, 201)) == pytest.approx(190 / 110 - 1)

@@ -1,4 +1,4 @@
-"""The floor of training: its products are those that the model's step makes."""
+"""Floors: their products are those that a model's forward or training step makes."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hbert_kernels
 from bench.device import Cpu
-from bench.floor import StepFloor
+from bench.floor import ProductsFloor
 from bench.ops import Gemm
 from bench.peers import build
-from bench.training_products import products
+from bench.products import of_forward, of_training_step
 
 BATCH, SEQ, MASKED = 3, 50, 20
 TOKENS = BATCH * SEQ
@@ -25,7 +25,7 @@ ADDITIVE = TOKENS * 2 * SQUARE + BATCH * (HEADS + 1) * SQUARE
 def flops(peer, batch=BATCH, seq=SEQ):
     with torch.device("meta"):
         model = build(peer, "masked_lm", "tiny")
-    return sum(gemm.flops for gemm in products(model, batch, seq, MASKED))
+    return sum(gemm.flops for gemm in of_training_step(model, batch, seq, MASKED))
 
 
 @pytest.mark.parametrize("peer, layers", [
@@ -53,7 +53,7 @@ def test_operations_are_those_that_torch_counts_in_a_step():
 
 def test_equal_products_are_one_product_many_times():
     with torch.device("meta"):
-        gemms = products(build("hbert-vanilla", "masked_lm", "tiny"), BATCH, SEQ, MASKED)
+        gemms = of_training_step(build("hbert-vanilla", "masked_lm", "tiny"), BATCH, SEQ, MASKED)
     assert len({(gemm.m, gemm.k, gemm.n) for gemm in gemms}) == len(gemms)
     assert {gemm.times for gemm in gemms if (gemm.m, gemm.k) == (FFN, TOKENS)} == {2}
 
@@ -72,10 +72,29 @@ class Results(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+LENGTHS = (50, 20, 7)
+ROWS = sum(LENGTHS)
+FORWARD_SELF = ROWS * 4 * 2 * WIDTH * WIDTH + 2 * 2 * sum(n * n for n in LENGTHS) * WIDTH
+FORWARD_ADDITIVE = ROWS * 2 * 2 * WIDTH * WIDTH + len(LENGTHS) * (HEADS + 1) * 2 * WIDTH * WIDTH
+
+
+@pytest.mark.parametrize("peer, layers", [
+    ("hbert-vanilla", 2 * FORWARD_SELF), ("hbert-v1", FORWARD_SELF + FORWARD_ADDITIVE),
+    ("hbert-additive", 2 * FORWARD_ADDITIVE),
+])
+def test_operations_of_a_packed_forward_by_hand(peer, layers):
+    with torch.device("meta"):
+        gemms = of_forward(build(peer, "encoder", "tiny"), LENGTHS)
+    found = sum(gemm.flops for gemm in gemms)
+    # Attention's columns are whole numbers: the mean of n * n over the tokens is rounded.
+    assert found == pytest.approx(2 * 2 * 2 * ROWS * WIDTH * FFN + layers, abs=2 * 2 * ROWS * WIDTH)
+    assert {gemm.m for gemm in gemms} <= {ROWS, len(LENGTHS) * (HEADS + 1)}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 def test_the_floor_makes_all_products(dtype):
-    floor = StepFloor([Gemm(4, 8, 16, 3), Gemm(16, 4, 8)], dtype, Cpu())
+    floor = ProductsFloor([Gemm(4, 8, 16, 3), Gemm(16, 4, 8)], dtype, Cpu())
     with Results() as results:
         floor.step()
     assert results.shapes == 3 * [(4, 16)] + [(16, 8)]
-    assert floor.traits()["backend"].endswith("products, 4.096e-06 GFLOP")
+    assert floor.traits()["backend"].endswith("products, 4.096e-06 GFLOP") and floor.traits()["gflop"] == "4.096e-06"

@@ -1,0 +1,77 @@
+"""What has changed since an earlier run: its CSV against the rows of this one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.stats import FASTER, NO_DIFFERENCE, SLOWER
+from bench.suites import SUITES
+
+SLACK_MS = 0.030  # a change of less is none, whatever its percentage (xformers' rule)
+THRESHOLD = 0.05
+_KEY = ("suite", "case", "candidate", "dtype", "device")
+_NEEDED = {*_KEY, "metric", "median", "cpu", "threads"}
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row in both runs. `change` is of the time a call takes: 0.1 is 10% slower, -0.1 faster."""
+
+    key: Key
+    unit: str
+    old: float
+    new: float
+    change: float
+    verdict: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether the row is about a candidate; a peer that is slower says something of the machine."""
+        suite, _, candidate = self.key[:3]
+        return candidate in SUITES[suite].candidates
+
+
+def read(path: Path, cpu: str, threads: int) -> dict[Key, float]:
+    """The medians of a run's CSV.
+
+    Raises:
+        ValueError: not such a file, or one of another processor or number of threads.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--compare {path}: {error}") from None
+    if not rows or not _NEEDED <= set(rows[0]):
+        raise ValueError(f"--compare {path}: not the CSV of a run, or an empty one")
+    here, there = (cpu, str(threads)), {(row["cpu"], row["threads"]) for row in rows}
+    if there != {here}:
+        told = "; ".join(f"{other}, {count} threads" for other, count in sorted(there))
+        raise ValueError(f"--compare {path}: measured on {told}; this is {cpu}, {threads} threads")
+    return _medians(rows)
+
+
+def _medians(rows: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
+    """Of the rows of each suite's own metric; those of a candidate against several baselines are one."""
+    return {
+        tuple(row[name] for name in _KEY): float(row["median"]) for row in rows
+        if row["suite"] in SUITES and row["metric"] == SUITES[row["suite"]].metric.name
+    }
+
+
+def compare(old: Mapping[Key, float], rows: Sequence[Mapping[str, Any]], threshold: float) -> list[Change]:
+    """What is in both, in the order of `rows`."""
+    return [_change(key, old[key], new, threshold) for key, new in _medians(rows).items() if key in old]
+
+
+def _change(key: Key, old: float, new: float, threshold: float) -> Change:
+    metric = SUITES[key[0]].metric
+    change = old / new - 1 if metric.per_second else new / old - 1
+    small = abs(change) <= threshold or (metric.unit == "ms" and abs(new - old) <= SLACK_MS)
+    return Change(key, metric.unit, old, new, change, NO_DIFFERENCE if small else SLOWER if change > 0 else FASTER)

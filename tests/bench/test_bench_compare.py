@@ -1,0 +1,84 @@
+"""Against an earlier run: what counts as a change, by hand."""
+
+import csv
+
+import pytest
+from bench_results import measured
+
+from bench.compare import SLACK_MS, compare, read
+from bench.report import Report, save
+from bench.rows import COLUMNS
+
+ABOUT = {
+    "device": "cpu", "threads": 2, "heap_kept": "all", "torch": "2", "cpu": "a processor", "git": "g", "date": "d",
+}
+
+
+def row(median, **others):
+    return {
+        "suite": "latency", "case": "base/1x128", "candidate": "hbert-v1", "baseline": "hf", "dtype": "bf16",
+        "device": "cpu", "metric": "latency", "median": median, **others,
+    }
+
+
+def changed(before, now, threshold=0.05, **others):
+    (key,) = {tuple(row(0, **others)[name] for name in ("suite", "case", "candidate", "dtype", "device"))}
+    (change,) = compare({key: before}, [row(now, **others)], threshold)
+    return change
+
+
+@pytest.mark.parametrize("before, now, verdict", [
+    (10.0, 10.4, "no difference"), (10.0, 10.6, "slower"), (10.0, 9.4, "faster"), (10.0, 9.6, "no difference"),
+    (0.1, 0.1 + 0.9 * SLACK_MS, "no difference"), (0.1, 0.1 + 1.1 * SLACK_MS, "slower"),
+    (0.1, 0.1 - 1.1 * SLACK_MS, "faster"),
+])
+def test_a_change_is_more_than_the_threshold_and_the_slack(before, now, verdict):
+    change = changed(before, now)
+    assert change.verdict == verdict and change.change == pytest.approx(now / before - 1) and change.ours
+
+
+@pytest.mark.parametrize("now, verdict, change", [(800.0, "slower", 0.25), (1250.0, "faster", -0.2)])
+def test_a_rate_that_falls_is_a_call_that_takes_longer(now, verdict, change):
+    others = {"suite": "throughput", "metric": "throughput"}
+    found = changed(1000.0, now, **others)
+    assert (found.verdict, found.change) == (verdict, pytest.approx(change))
+
+
+def test_a_peer_is_not_ours():
+    assert not changed(1.0, 2.0, candidate="ov-bf16").ours
+
+
+def test_only_rows_of_both_runs_and_of_the_main_metric_are_compared():
+    key = ("latency", "base/1x128", "hbert-v1", "bf16", "cpu")
+    rows = [row(5.0), row(5.0, baseline="ov-bf16"), row(9.0, case="base/8x128"), row(1.0, metric="floor_ratio"),
+            row(3.0, dtype="fp32")]
+    (change,) = compare({key: 5.0, (*key[:3], "int8", "cpu"): 1.0}, rows, 0.05)
+    assert (change.key, change.new, change.verdict) == (key, 5.0, "no difference")
+
+
+@pytest.fixture
+def written(tmp_path):
+    report = Report(dict(ABOUT))
+    report.add(measured(), ("hbert-v1",), ("hf",))
+    return save(report, tmp_path, "old")[0]
+
+
+def test_a_run_equals_itself(written):
+    old = read(written, "a processor", 2)
+    with written.open() as file:
+        changes = compare(old, list(csv.DictReader(file)), 0.0)
+    assert {change.key[2]: change.change for change in changes} == {"hf": 0.0, "hbert-v1": 0.0}
+    assert old["latency", "8x128", "hf", "bf16", "cpu"] == 450.0
+
+
+@pytest.mark.parametrize("cpu, threads", [("another", 2), ("a processor", 1)])
+def test_another_machine_is_refused(written, cpu, threads):
+    with pytest.raises(ValueError, match="measured on a processor, 2 threads; this is"):
+        read(written, cpu, threads)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\n"])
+def test_what_is_no_run_is_refused(tmp_path, text):
+    (tmp_path / "old.csv").write_text(text)
+    with pytest.raises(ValueError, match="not the CSV of a run"):
+        read(tmp_path / "old.csv", "a processor", 2)
