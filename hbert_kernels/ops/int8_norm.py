@@ -207,7 +207,8 @@ def quantize_rows_reference(x: Tensor, activation: str | None = None) -> Int8Row
         x = activation_function(activation)(x)
     magnitude = x.abs().amax(1)
     quantizable = (magnitude >= _LEAST_MAGNITUDE) & magnitude.isfinite()
-    inverse = torch.where(quantizable, 127 / magnitude, 0)
+    # A tensor divided: torch computes 127 / magnitude as 127 (1 / magnitude), rounded twice.
+    inverse = torch.where(quantizable, torch.full_like(magnitude, 127) / magnitude, 0)
     # Where the inverse is 0, x may be NaN or infinite, and then so is the product.
     values = torch.where(quantizable[:, None], (x * inverse[:, None]).round(), 0).to(torch.int8)
     return Int8Rows(values, torch.where(quantizable, magnitude / 127, torch.where(magnitude.isfinite(), 0, torch.nan)))
