@@ -42,7 +42,7 @@ class OptimizedHBertModel(HBertModel):
 
     def _save_to_state_dict(self, *_: Any) -> None:
         # Its layers hold no parameters: what would be written is a checkpoint without them.
-        raise ValueError("an optimized model cannot be saved: save the original and optimize it when it is loaded")
+        raise ValueError("an optimized model has no state_dict: save_pretrained of the whole model writes its original")
 
     @torch.no_grad()
     def _encode(self, x: Tensor, layout: Layout, keep_states: bool | None) -> tuple[Tensor, ...]:
