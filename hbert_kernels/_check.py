@@ -17,7 +17,7 @@ from torch import Tensor
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _GPU_DTYPES = (*_CPU_DTYPES, torch.float16)
-_USUAL_DTYPES = (torch.float32, torch.bfloat16)
+_USUAL_DTYPES = (torch.float32, torch.bfloat16)  # all that int8 inference computes with
 _CHECK_ON_GPU = os.environ.get("HBERT_CHECK", "0") == "1"
 
 
@@ -93,6 +93,26 @@ def packed(op: str, name: str, t: Tensor) -> None:
     _tensor(op, name, t)
     if t.dim() != 2 or t.shape[1] == 0:
         raise ValueError(f"{op}: {name} must be packed tokens [T, H] with H > 0, got shape {tuple(t.shape)}")
+
+
+def quantizable(op: str, **tensors: Tensor | None) -> None:
+    """All given tensors are float32 or bfloat16, on one device."""
+    floating(op, **tensors)
+    for name, t in tensors.items():
+        if t is not None and t.dtype not in _USUAL_DTYPES:
+            raise TypeError(f"{op}: {name} has dtype {t.dtype}; allowed: float32, bfloat16")
+
+
+def int8_rows(op: str, values: Tensor, scale: Tensor) -> None:
+    """``values`` is int8 [T, H] with H > 0, ``scale`` float32 [T] on the same device."""
+    packed(op, "x.values", values)
+    _tensor(op, "x.scale", scale)
+    for name, t, dtype in (("x.values", values, torch.int8), ("x.scale", scale, torch.float32)):
+        if t.dtype != dtype:
+            raise TypeError(f"{op}: {name} must be {dtype}, got {t.dtype}")
+    shape(op, "x.scale", scale, values.shape[0])
+    if scale.device != values.device:
+        raise ValueError(f"{op}: x.scale is on {scale.device}, but x.values are on {values.device}")
 
 
 def heads(op: str, hidden_size: int, num_heads: int) -> int:

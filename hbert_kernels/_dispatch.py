@@ -29,9 +29,18 @@ OPS = (
     "attention",
     "masked_lm_loss",
 )
+# For inference on CPUs: they have no gradients, and no kernels for GPUs.
+INT8_OPS = (
+    "quantize_rows",
+    "layer_norm_int8",
+    "add_layer_norm_int8",
+    "conv_layer_norm_int8",
+    "activation_layer_norm_int8",
+    "int8_linear",
+)
 _PREFERENCE = ("cpp", "cuda", "triton")
 _Refusal = Callable[..., "str | None"]
-_kernels: dict[str, dict[str, _Refusal]] = {op: {} for op in OPS}  # backends in order of preference
+_kernels: dict[str, dict[str, _Refusal]] = {op: {} for op in (*OPS, *INT8_OPS)}  # backends in order of preference
 _fallbacks_told: set[str] = set()
 
 
@@ -130,7 +139,7 @@ def explain(op: str, *tensors: Any) -> str:
         ValueError: unknown op.
     """
     if op not in _kernels:
-        raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
+        raise ValueError(f"unknown op {op!r}; known: {', '.join(_kernels)}")
     chosen = None
     lines = []
     for backend in (*_PREFERENCE, "reference"):

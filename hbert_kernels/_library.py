@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -107,3 +107,21 @@ def cpu_capability() -> str:
     name = ctypes.CDLL(str(_BINARY)).hbert_cpu_capability
     name.restype = ctypes.c_char_p
     return name().decode()
+
+
+class Int8WeightLayout(NamedTuple):
+    """How the compiled int8_linear reads a weight; see csrc/cpu/int8_linear.h."""
+
+    panel: int
+    group: int
+    offset: bool
+
+
+@functools.cache
+def int8_weight_layout() -> Int8WeightLayout:
+    """The layout of this process's instruction set level; any would do without compiled kernels."""
+    if load_failure() is not None:
+        return Int8WeightLayout(8, 1, False)
+    field = ctypes.CDLL(str(_BINARY)).hbert_int8_weight_layout
+    field.argtypes, field.restype = [ctypes.c_int32], ctypes.c_int64
+    return Int8WeightLayout(field(0), field(1), bool(field(2)))

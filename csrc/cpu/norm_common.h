@@ -64,6 +64,28 @@ inline StatisticsTensors new_statistics(int64_t rows, DType dtype) {
           allocate({rows}, compute_type(dtype))};
 }
 
+template <class Forward>
+void put_statistics(Forward& args, const StatisticsTensors& statistics) {
+  args.mean = statistics.mean.mutable_data_ptr();
+  args.rstd = statistics.rstd.mutable_data_ptr();
+}
+
+// The outputs of a norm that quantises; y is empty unless it is kept.
+struct Int8Outputs {
+  Tensor values, scale, y;
+};
+
+// Sets them in the arguments, whose x_dtype is known.
+template <class Forward>
+Int8Outputs new_int8_outputs(Forward& args, Rows rows, ScalarType dtype, bool keep, const char* op) {
+  STD_TORCH_CHECK(args.x_dtype != DType::kFloat64, op, ": x must be float32 or bfloat16");
+  Int8Outputs out{allocate({rows.count, rows.width}, ScalarType::Char), allocate({rows.count}, ScalarType::Float),
+                  keep ? allocate({rows.count, rows.width}, dtype) : allocate({0}, dtype)};
+  args.int8 = {static_cast<int8_t*>(out.values.mutable_data_ptr()), static_cast<float*>(out.scale.mutable_data_ptr())};
+  args.y = keep ? out.y.mutable_data_ptr() : nullptr;
+  return out;
+}
+
 inline void check_statistics(const Tensor& mean, const Tensor& rstd, int64_t rows, DType dtype, const char* op) {
   for (const Tensor* t : {&mean, &rstd})
     STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == rows && t->is_contiguous() && t->scalar_type() == compute_type(dtype), op,

@@ -1,4 +1,5 @@
-// Layer norms of independent rows on the CPU: layer_norm, add_layer_norm, activation_layer_norm. Checks, allocation, loops.
+// Layer norms of independent rows on the CPU: layer_norm, add_layer_norm, activation_layer_norm, and their forms with int8 rows
+// as output. Checks, allocation, loops.
 #include <tuple>
 
 #include "norm_common.h"
@@ -30,14 +31,12 @@ Parameters copy_parameters(const std::optional<Tensor>& weight, const std::optio
 }
 
 void run_forward(RowNormForward args, Rows rows, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                 const std::optional<Tensor>& input_bias, const StatisticsTensors& statistics, const char* op) {
+                 const std::optional<Tensor>& input_bias, const char* op) {
   const Parameters parameters = copy_parameters(weight, bias, input_bias, rows.width, args.x_dtype, 0, op);
   args.width = rows.width;
   args.weight = parameters.weight;
   args.bias = parameters.bias;
   args.input_bias = parameters.input_bias;
-  args.mean = statistics.mean.mutable_data_ptr();
-  args.rstd = statistics.rstd.mutable_data_ptr();
   const RowNormKernels& k = table_for(args.x_dtype, kTables);
   torch::stable::parallel_for(0, rows.count, row_grain(rows.width), [&](int64_t begin, int64_t end) {
     k.forward(args, {begin, end, 0, 0, rows.count}, workspace<Slot::kTask>(2 * rows.width * compute_size(args.x_dtype)));
@@ -55,8 +54,22 @@ std::tuple<Tensor, Tensor, Tensor> norm_of_rows(RowNormForward args, const Tenso
   args.x = dense.const_data_ptr();
   args.y = y.mutable_data_ptr();
   const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
-  run_forward(args, rows, weight, bias, input_bias, statistics, op);
+  put_statistics(args, statistics);
+  run_forward(args, rows, weight, bias, input_bias, op);
   return {y, statistics.mean, statistics.rstd};
+}
+
+// The same with int8 rows as output, and y if it is to be kept.
+std::tuple<Tensor, Tensor, Tensor> int8_rows(RowNormForward args, const Tensor& x, const std::optional<Tensor>& weight,
+                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& input_bias,
+                                             bool keep, const char* op) {
+  const Rows rows = check_rows(x, op);
+  const Tensor dense = as_dense(x);
+  args.x_dtype = dtype_of(x, op, "x");
+  args.x = dense.const_data_ptr();
+  const Int8Outputs out = new_int8_outputs(args, rows, x.scalar_type(), keep, op);
+  run_forward(args, rows, weight, bias, input_bias, op);
+  return {out.values, out.scale, out.y};
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
@@ -67,30 +80,60 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::option
   return norm_of_rows(args, x, weight, bias, std::nullopt, "layer_norm");
 }
 
+std::tuple<Tensor, Tensor, Tensor> layer_norm_int8(const Tensor& x, const std::optional<Tensor>& weight,
+                                                   const std::optional<Tensor>& bias, double eps, bool keep) {
+  RowNormForward args{};
+  args.source = RowSource::kPlain;
+  args.eps = eps;
+  return int8_rows(args, x, weight, bias, std::nullopt, keep, "layer_norm_int8");
+}
+
+// The inputs of a residual sum, dense as long as this lives, and the sum.
+struct ResidualSum {
+  Rows rows;
+  Tensor x, residual, total;
+
+  ResidualSum(RowNormForward& args, const Tensor& branch, const Tensor& stream, double eps, const char* op)
+      : rows(check_rows(branch, op)), x(as_dense(branch)), residual(as_dense(stream)) {
+    check_shape(residual, rows.count, rows.width, op, "residual");
+    args.source = RowSource::kResidual;
+    args.eps = eps;
+    args.x_dtype = dtype_of(x, op, "x");
+    args.residual_dtype = dtype_of(residual, op, "residual");
+    STD_TORCH_CHECK((args.x_dtype == DType::kFloat64) == (args.residual_dtype == DType::kFloat64), op,
+                    ": float64 does not mix");
+    const Tensor& wider = args.x_dtype == DType::kBFloat16 ? residual : x;
+    total = allocate({rows.count, rows.width}, wider.scalar_type());
+    args.x = x.const_data_ptr();
+    args.residual = residual.const_data_ptr();
+    args.total = total.mutable_data_ptr();
+  }
+};
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual,
                                                           const std::optional<Tensor>& weight,
                                                           const std::optional<Tensor>& bias, double eps) {
   const char* op = "add_layer_norm";
-  const Rows rows = check_rows(x, op);
-  check_shape(residual, rows.count, rows.width, op, "residual");
-  const Tensor dense_x = as_dense(x), dense_residual = as_dense(residual);
   RowNormForward args{};
-  args.source = RowSource::kResidual;
-  args.eps = eps;
-  args.x_dtype = dtype_of(x, op, "x");
-  args.residual_dtype = dtype_of(residual, op, "residual");
-  STD_TORCH_CHECK((args.x_dtype == DType::kFloat64) == (args.residual_dtype == DType::kFloat64), op,
-                  ": float64 does not mix");
-  const Tensor& wider = args.x_dtype == DType::kBFloat16 ? residual : x;
-  Tensor y = allocate({rows.count, rows.width}, x.scalar_type());
-  Tensor total = allocate({rows.count, rows.width}, wider.scalar_type());
-  args.x = dense_x.const_data_ptr();
-  args.residual = dense_residual.const_data_ptr();
-  args.total = total.mutable_data_ptr();
+  const ResidualSum sum(args, x, residual, eps, op);
+  Tensor y = allocate({sum.rows.count, sum.rows.width}, x.scalar_type());
   args.y = y.mutable_data_ptr();
-  const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
-  run_forward(args, rows, weight, bias, std::nullopt, statistics, op);
-  return {y, total, statistics.mean, statistics.rstd};
+  const StatisticsTensors statistics = new_statistics(sum.rows.count, args.x_dtype);
+  put_statistics(args, statistics);
+  run_forward(args, sum.rows, weight, bias, std::nullopt, op);
+  return {y, sum.total, statistics.mean, statistics.rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_int8(const Tensor& x, const Tensor& residual,
+                                                               const std::optional<Tensor>& weight,
+                                                               const std::optional<Tensor>& bias, double eps,
+                                                               bool keep) {
+  const char* op = "add_layer_norm_int8";
+  RowNormForward args{};
+  const ResidualSum sum(args, x, residual, eps, op);
+  const Int8Outputs out = new_int8_outputs(args, sum.rows, x.scalar_type(), keep, op);
+  run_forward(args, sum.rows, weight, bias, std::nullopt, op);
+  return {out.values, out.scale, out.y, sum.total};
 }
 
 Activation activation_of(int64_t code, const char* op) {
@@ -108,6 +151,28 @@ std::tuple<Tensor, Tensor, Tensor> activation_layer_norm(const Tensor& x, const 
   args.activation = activation_of(activation, op);
   args.eps = eps;
   return norm_of_rows(args, x, weight, bias, input_bias, op);
+}
+
+std::tuple<Tensor, Tensor> activation_layer_norm_int8(const Tensor& x, const std::optional<Tensor>& weight,
+                                                      const std::optional<Tensor>& bias, double eps, int64_t activation,
+                                                      const std::optional<Tensor>& input_bias) {
+  const char* op = "activation_layer_norm_int8";
+  RowNormForward args{};
+  args.source = RowSource::kActivation;
+  args.activation = activation_of(activation, op);
+  args.eps = eps;
+  const auto [values, scale, _] = int8_rows(args, x, weight, bias, input_bias, false, op);
+  return {values, scale};
+}
+
+std::tuple<Tensor, Tensor> quantize_rows(const Tensor& x, std::optional<int64_t> activation) {
+  const char* op = "quantize_rows";
+  RowNormForward args{};
+  args.source = activation.has_value() ? RowSource::kActivation : RowSource::kPlain;
+  if (activation.has_value()) args.activation = activation_of(*activation, op);
+  args.skip_norm = true;
+  const auto [values, scale, _] = int8_rows(args, x, std::nullopt, std::nullopt, std::nullopt, false, op);
+  return {values, scale};
 }
 
 // The inputs of a backward call, dense as long as this lives.
@@ -210,6 +275,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> activation_layer_norm_backward(
 STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) {
   m.impl("layer_norm", TORCH_BOX(&layer_norm));
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
+  m.impl("layer_norm_int8", TORCH_BOX(&layer_norm_int8));
+  m.impl("add_layer_norm_int8", TORCH_BOX(&add_layer_norm_int8));
+  m.impl("activation_layer_norm_int8", TORCH_BOX(&activation_layer_norm_int8));
+  m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
   m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
   m.impl("activation_layer_norm", TORCH_BOX(&activation_layer_norm));
   m.impl("activation_layer_norm_backward", TORCH_BOX(&activation_layer_norm_backward));

@@ -15,10 +15,17 @@ enum class RowSource : int32_t {
 
 enum class Activation : int32_t { kGelu, kGeluTanh, kRelu };
 
+// Rows quantised one by one: values scale is the row. Nothing is quantised where the pointers are null.
+struct Int8Rows {
+  int8_t* values;  // [rows, width]
+  float* scale;    // [rows]
+};
+
 // Parameters, gates and statistics are in the compute type: double for float64 inputs, float otherwise.
 struct RowNormForward {
   RowSource source;
   Activation activation;
+  bool skip_norm;          // the rows of the source go out as they are
   int64_t width;
   double eps;
   DType x_dtype, residual_dtype;
@@ -29,9 +36,10 @@ struct RowNormForward {
   const void* gate;        // [sequences, width]
   const void* weight;      // [width]
   const void* bias;        // [width]
-  void* y;                 // [rows, width], x_dtype
-  void* mean;              // [rows]
-  void* rstd;              // [rows]
+  void* y;                 // [rows, width], x_dtype; may be null beside values
+  Int8Rows int8;           // not of float64
+  void* mean;              // [rows], or null
+  void* rstd;              // [rows], or null
 };
 
 // dx = rstd (g - mean(g) - xhat mean(g xhat)) + dtotal with g = dy weight, carried through the source to x.
@@ -67,9 +75,10 @@ struct ConvNormForward {
   const void* weight;       // [width]
   const void* bias;         // [width]
   const void* conv_weight;  // [taps, width], the residual's 1 added to the middle tap
-  void* y;                  // [rows, width], x_dtype
-  void* mean;               // [rows]
-  void* rstd;               // [rows]
+  void* y;                  // [rows, width], x_dtype; may be null beside values
+  Int8Rows int8;            // not of float64
+  void* mean;               // [rows], or null
+  void* rstd;               // [rows], or null
 };
 
 struct ConvNormBackward {
@@ -98,7 +107,7 @@ struct RowNormKernels {
 };
 
 struct ConvNormKernels {
-  void (*forward)(const ConvNormForward&, RowRange, void* scratch);  // taps width
+  void (*forward)(const ConvNormForward&, RowRange, void* scratch);  // (taps + 1) width
   void (*backward)(const ConvNormBackward&, RowRange, RowNormSums, void* scratch);  // width; dsource: [taps, width]
 };
 

@@ -48,8 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> gated_layer_norm(const Tensor& x, const Tenso
   args.weight = parameters;
   args.bias = parameters + size;
   args.y = y.mutable_data_ptr();
-  args.mean = statistics.mean.mutable_data_ptr();
-  args.rstd = statistics.rstd.mutable_data_ptr();
+  put_statistics(args, statistics);
   const RowNormKernels& k = table_for(args.x_dtype, kRowTables);
   for_each_chunk(sequences, rows.width, 2 * size, [&](const Chunk& chunk, char* scratch) { k.forward(args, chunk.rows, scratch); });
   zero_dead_outputs(y, statistics, sequences.num_rows);
@@ -127,34 +126,57 @@ char* copy_conv_parameters(const std::optional<Tensor>& weight, const std::optio
   return memory;
 }
 
+// A conv norm whose outputs are set in the arguments.
+void run_conv_forward(ConvNormForward args, const Tensor& x, Rows rows, const Sequences& sequences,
+                      const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const Tensor& conv_weight,
+                      const char* op) {
+  const Tensor dense = as_dense(x);
+  const size_t size = rows.width * compute_size(args.x_dtype);
+  char* parameters = copy_conv_parameters(weight, bias, conv_weight, rows.width, args.x_dtype, 0, op);
+  args.width = rows.width;
+  args.taps = conv_weight.size(0);
+  args.x = dense.const_data_ptr();
+  args.weight = parameters;
+  args.bias = parameters + size;
+  args.conv_weight = parameters + 2 * size;
+  const ConvNormKernels& k = table_for(args.x_dtype, kConvTables);
+  for_each_chunk(sequences, rows.width, (args.taps + 1) * size,
+                 [&](const Chunk& chunk, char* scratch) { k.forward(args, chunk.rows, scratch); });
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv_layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                                    const std::optional<Tensor>& bias, const Tensor& conv_weight,
                                                    const Tensor& cu_seqlens, double eps) {
   const char* op = "conv_layer_norm";
   const Rows rows = check_rows(x, op);
   const Sequences sequences = split_sequences(cu_seqlens, rows.count, op);
-  const Tensor dense = as_dense(x);
   ConvNormForward args{};
-  args.width = rows.width;
   args.eps = eps;
   args.x_dtype = dtype_of(x, op, "x");
   Tensor y = allocate({rows.count, rows.width}, x.scalar_type());
-  const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
-  const size_t size = rows.width * compute_size(args.x_dtype);
-  char* parameters = copy_conv_parameters(weight, bias, conv_weight, rows.width, args.x_dtype, 0, op);
-  args.taps = conv_weight.size(0);
-  args.x = dense.const_data_ptr();
-  args.weight = parameters;
-  args.bias = parameters + size;
-  args.conv_weight = parameters + 2 * size;
   args.y = y.mutable_data_ptr();
-  args.mean = statistics.mean.mutable_data_ptr();
-  args.rstd = statistics.rstd.mutable_data_ptr();
-  const ConvNormKernels& k = table_for(args.x_dtype, kConvTables);
-  for_each_chunk(sequences, rows.width, args.taps * size,
-                 [&](const Chunk& chunk, char* scratch) { k.forward(args, chunk.rows, scratch); });
+  const StatisticsTensors statistics = new_statistics(rows.count, args.x_dtype);
+  put_statistics(args, statistics);
+  run_conv_forward(args, x, rows, sequences, weight, bias, conv_weight, op);
   zero_dead_outputs(y, statistics, sequences.num_rows);
   return {y, statistics.mean, statistics.rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_layer_norm_int8(const Tensor& x, const std::optional<Tensor>& weight,
+                                                        const std::optional<Tensor>& bias, const Tensor& conv_weight,
+                                                        const Tensor& cu_seqlens, double eps, bool keep) {
+  const char* op = "conv_layer_norm_int8";
+  const Rows rows = check_rows(x, op);
+  const Sequences sequences = split_sequences(cu_seqlens, rows.count, op);
+  ConvNormForward args{};
+  args.eps = eps;
+  args.x_dtype = dtype_of(x, op, "x");
+  const Int8Outputs out = new_int8_outputs(args, rows, x.scalar_type(), keep, op);
+  run_conv_forward(args, x, rows, sequences, weight, bias, conv_weight, op);
+  zero_dead_rows(out.values, sequences.num_rows);
+  zero_dead_rows(out.scale, sequences.num_rows);
+  if (keep) zero_dead_rows(out.y, sequences.num_rows);
+  return {out.values, out.scale, out.y};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_layer_norm_backward(
@@ -204,6 +226,7 @@ STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) {
   m.impl("gated_layer_norm", TORCH_BOX(&gated_layer_norm));
   m.impl("gated_layer_norm_backward", TORCH_BOX(&gated_layer_norm_backward));
   m.impl("conv_layer_norm", TORCH_BOX(&conv_layer_norm));
+  m.impl("conv_layer_norm_int8", TORCH_BOX(&conv_layer_norm_int8));
   m.impl("conv_layer_norm_backward", TORCH_BOX(&conv_layer_norm_backward));
 }
 

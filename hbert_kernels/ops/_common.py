@@ -40,6 +40,12 @@ def run(function: type[torch.autograd.Function], op: Callable[..., Any], *argume
     return results[0] if outputs == 1 else results[:outputs]
 
 
+def without_gradients(op: str, *arguments: Any) -> None:
+    """``RuntimeError`` where a derivative of a call on these arguments can be asked for: int8 numbers have none."""
+    if _has_derivative(arguments):
+        raise RuntimeError(f"{op} has no gradient: call it under torch.no_grad() or torch.inference_mode()")
+
+
 def as_rows(x: Tensor) -> Tensor:
     """[..., H] -> [rows, H]."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])

@@ -30,7 +30,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 # The order is that of the codes in csrc/cpu/row_norm.h.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu}
-_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
 def activation_layer_norm(
@@ -64,7 +64,7 @@ def activation_layer_norm(
     _check.rows(op, x, weight=weight, bias=bias, input_bias=input_bias)
     if _dispatch.select(op, x, weight, bias, input_bias) == "reference":
         return activation_layer_norm_reference(x, weight, bias, eps, activation, input_bias)
-    arguments = as_rows(x), weight, bias, eps, _CODES[activation], input_bias
+    arguments = as_rows(x), weight, bias, eps, CODES[activation], input_bias
     return rows_as(run(_ActivationLayerNorm, torch.ops.hbert_kernels.activation_layer_norm, *arguments), x)
 
 

@@ -55,14 +55,19 @@ def conv_layer_norm(
     _check.packed(op, "x", x)
     _check.rows(op, x, weight=weight, bias=bias)
     _check.floating(op, x=x, conv_weight=conv_weight)
-    if conv_weight.dim() != 2 or conv_weight.shape[0] % 2 == 0 or conv_weight.shape[1] != x.shape[1]:
-        found = tuple(conv_weight.shape)
-        raise ValueError(f"{op}: conv_weight must be [k, {x.shape[1]}] with k odd, got shape {found}")
+    check_conv_weight(op, conv_weight, x.shape[1])
     _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device)
     if _dispatch.select(op, x, weight, bias, conv_weight) == "reference":
         return conv_layer_norm_reference(x, weight, bias, conv_weight, cu_seqlens, eps)
     arguments = x, weight, bias, conv_weight, cu_seqlens, eps
     return run(_ConvLayerNorm, torch.ops.hbert_kernels.conv_layer_norm, *arguments)
+
+
+def check_conv_weight(op: str, conv_weight: Tensor, width: int) -> None:
+    """``ValueError`` unless the taps are [k, width] with k odd."""
+    if conv_weight.dim() != 2 or conv_weight.shape[0] % 2 == 0 or conv_weight.shape[1] != width:
+        found = tuple(conv_weight.shape)
+        raise ValueError(f"{op}: conv_weight must be [k, {width}] with k odd, got shape {found}")
 
 
 @without_autocast

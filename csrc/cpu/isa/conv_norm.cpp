@@ -6,36 +6,35 @@ namespace {
 using hbert::ConvNormBackward;
 using hbert::ConvNormForward;
 
-template <class V, class X>
-void forward_as(const ConvNormForward& a, RowRange range, void* scratch) {
+template <class V, class X, class Sinks>
+void forward_as(const ConvNormForward& a, RowRange range, typename V::real* ring, Sinks sinks) {
   using R = typename V::real;
   const int64_t reach = a.taps / 2, first = range.begin - reach;
-  R* ring = static_cast<R*>(scratch);
   const R* weight = static_cast<const R*>(a.weight);
   const R* bias = static_cast<const R*>(a.bias);
   const R* conv = static_cast<const R*>(a.conv_weight);
-  R unused[2];
   for (int64_t row = first < range.first_row ? range.first_row : first; row < range.end + reach; ++row) {
     if (row < range.end_row) {
       // Rows of the neighbouring chunks are normalized again here; their own chunk stores the statistics.
       const bool own = row >= range.begin && row < range.end;
       const X* x = row_of<const X>(a.x, row, a.width);
-      const Statistics<V> s = statistics<V>(x, row_sum<V>(x, a.width), a.width, a.eps, own ? a.mean : unused,
-                                            own ? a.rstd : unused + 1, own ? row : 0);
-      normalize<V>(x, s, weight, bias, ring + (row % a.taps) * a.width, a.width);
+      const Statistics<V> s = statistics<V>(x, row_sum<V>(x, a.width), a.width, a.eps, own ? a.mean : nullptr,
+                                            own ? a.rstd : nullptr, row);
+      normalize<V>(x, s, weight, bias, StoredRow<V, R>{ring + (row % a.taps) * a.width}, a.width);
     }
     const int64_t target = row - reach;
     if (target < range.begin) continue;
     const int64_t from = target - reach < range.first_row ? range.first_row : target - reach;
     const int64_t to = target + reach >= range.end_row ? range.end_row - 1 : target + reach;
-    X* y = row_of<X>(a.y, target, a.width);
+    auto sink = sinks(target);
     for_each<V>(a.width, [&](int64_t i, auto part) {
       V sum = V::set(0);
       for (int64_t t = from; t <= to; ++t)
         sum = fma(V::load(conv + (t - target + reach) * a.width + i, part),
                   V::load(ring + (t % a.taps) * a.width + i, part), sum);
-      V::store(y + i, sum, part);
+      sink.put(i, sum, part);
     });
+    sink.finish(a.width);
   }
 }
 
@@ -73,7 +72,12 @@ void backward_as(const ConvNormBackward& a, RowRange range, RowNormSums sums, vo
 }
 
 void forward(const ConvNormForward& a, RowRange range, void* scratch) {
-  with_types(a.x_dtype, [&](auto v, auto x) { forward_as<decltype(v), decltype(x)>(a, range, scratch); });
+  with_types(a.x_dtype, [&](auto v, auto x) {
+    using V = decltype(v);
+    using X = decltype(x);
+    auto* ring = static_cast<typename V::real*>(scratch);
+    with_sinks<V, X>(a, ring + a.taps * a.width, [&](auto sinks) { forward_as<V, X>(a, range, ring, sinks); });
+  });
 }
 
 void backward(const ConvNormBackward& a, RowRange range, RowNormSums sums, void* scratch) {

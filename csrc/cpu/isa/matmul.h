@@ -4,6 +4,8 @@
 // compute type (Plain), or a pair of bfloat16 numbers (Bf16Pairs, AVX512-BF16). Unit is what A and B hold per step: A is
 // [rows, steps], B is [panels, steps, kLanes]. Whoever packs fills the last pair of an odd inner dimension with zero.
 #pragma once
+#include <stddef.h>
+
 #include "vec.h"
 
 namespace {

@@ -71,54 +71,67 @@ struct GatedForward {
   }
 };
 
-template <class V, class Y, class Source>
-void forward_rows(const RowNormForward& a, RowRange range, Source source) {
+template <class V, class T, class Sink>
+void pass(const T* x, Sink sink, int64_t width) {
+  for_each<V>(width, [&](int64_t i, auto part) { sink.put(i, V::load(x + i, part), part); });
+  sink.finish(width);
+}
+
+template <class V, class Source, class Sinks>
+void forward_rows(const RowNormForward& a, RowRange range, Source source, Sinks sinks) {
   using R = typename V::real;
   for (int64_t row = range.begin; row < range.end; ++row) {
     R sum;
     const auto* x = source.load(row, &sum);
+    if (a.skip_norm) {
+      pass<V>(x, sinks(row), a.width);
+      continue;
+    }
     const Statistics<V> s = statistics<V>(x, sum, a.width, a.eps, a.mean, a.rstd, row);
-    normalize<V>(x, s, static_cast<const R*>(a.weight), static_cast<const R*>(a.bias), row_of<Y>(a.y, row, a.width),
-                 a.width);
+    normalize<V>(x, s, static_cast<const R*>(a.weight), static_cast<const R*>(a.bias), sinks(row), a.width);
   }
 }
 
-template <class V, class X>
-void forward_activation(const RowNormForward& a, RowRange range, typename V::real* scratch) {
+template <class V, class X, class Sinks>
+void forward_activation(const RowNormForward& a, RowRange range, typename V::real* cached, Sinks sinks) {
   switch (a.activation) {
-    case Activation::kGelu: return forward_rows<V, X>(a, range, ActivationForward<V, X, Gelu>{a, scratch});
-    case Activation::kGeluTanh: return forward_rows<V, X>(a, range, ActivationForward<V, X, GeluTanh>{a, scratch});
-    case Activation::kRelu: return forward_rows<V, X>(a, range, ActivationForward<V, X, Relu>{a, scratch});
+    case Activation::kGelu: return forward_rows<V>(a, range, ActivationForward<V, X, Gelu>{a, cached}, sinks);
+    case Activation::kGeluTanh: return forward_rows<V>(a, range, ActivationForward<V, X, GeluTanh>{a, cached}, sinks);
+    case Activation::kRelu: return forward_rows<V>(a, range, ActivationForward<V, X, Relu>{a, cached}, sinks);
   }
 }
 
-template <class V, class X>
-void forward_residual(const RowNormForward& a, RowRange range) {
+template <class V, class X, class Sinks>
+void forward_residual(const RowNormForward& a, RowRange range, Sinks sinks) {
   if constexpr (sizeof(X) == sizeof(double)) {
-    forward_rows<V, X>(a, range, ResidualForward<V, X, X, X>{a});
+    forward_rows<V>(a, range, ResidualForward<V, X, X, X>{a}, sinks);
   } else {
     if (a.residual_dtype == DType::kFloat32)
-      return forward_rows<V, X>(a, range, ResidualForward<V, X, float, float>{a});
-    return forward_rows<V, X>(a, range, ResidualForward<V, X, bf16, X>{a});  // the sum has the wider type, X
+      return forward_rows<V>(a, range, ResidualForward<V, X, float, float>{a}, sinks);
+    return forward_rows<V>(a, range, ResidualForward<V, X, bf16, X>{a}, sinks);  // the sum has the wider type, X
   }
 }
 
-template <class V, class X>
-void forward_as(const RowNormForward& a, RowRange range, void* scratch) {
+template <class V, class X, class Sinks>
+void forward_as(const RowNormForward& a, RowRange range, typename V::real* cached, Sinks sinks) {
   using R = typename V::real;
-  R* cached = static_cast<R*>(scratch);
   switch (a.source) {
-    case RowSource::kPlain: return forward_rows<V, X>(a, range, PlainForward<V, X>{a});
-    case RowSource::kResidual: return forward_residual<V, X>(a, range);
-    case RowSource::kActivation: return forward_activation<V, X>(a, range, cached);
+    case RowSource::kPlain: return forward_rows<V>(a, range, PlainForward<V, X>{a}, sinks);
+    case RowSource::kResidual: return forward_residual<V, X>(a, range, sinks);
+    case RowSource::kActivation: return forward_activation<V, X>(a, range, cached, sinks);
     case RowSource::kGated:
-      return forward_rows<V, X>(
-          a, range, GatedForward<V, X>{a, row_of<const R>(a.gate, range.sequence, a.width), cached});
+      return forward_rows<V>(
+          a, range, GatedForward<V, X>{a, row_of<const R>(a.gate, range.sequence, a.width), cached}, sinks);
   }
 }
 
 void forward(const RowNormForward& a, RowRange range, void* scratch) {
-  with_types(a.x_dtype, [&](auto v, auto x) { forward_as<decltype(v), decltype(x)>(a, range, scratch); });
+  with_types(a.x_dtype, [&](auto v, auto x) {
+    using V = decltype(v);
+    using X = decltype(x);
+    auto* cached = static_cast<typename V::real*>(scratch);
+    with_sinks<V, X>(a, cached + a.width, [&](auto sinks) { forward_as<V, X>(a, range, cached, sinks); });
+  });
 }
 
 // The gradient of the normalized row, as stored.

@@ -40,8 +40,8 @@ inline Statistics<V> statistics(const T* x, typename V::real sum, int64_t width,
   const R variance = squares / static_cast<R>(width) + static_cast<R>(eps);
   const R scale = sizeof(R) == sizeof(double) ? static_cast<R>(1 / __builtin_sqrt(variance))
                                               : static_cast<R>(1 / __builtin_sqrtf(static_cast<float>(variance)));
-  static_cast<R*>(mean)[row] = center;
-  static_cast<R*>(rstd)[row] = scale;
+  if (mean != nullptr) static_cast<R*>(mean)[row] = center;
+  if (rstd != nullptr) static_cast<R*>(rstd)[row] = scale;
   return {c, V::set(scale)};
 }
 
@@ -50,14 +50,70 @@ inline typename V::real row_sum(const T* x, int64_t width) {
   return reduce<V>(width, [&](int64_t i, auto part) { return V::load(x + i, part); });
 }
 
-// y = (x - mean) rstd weight + bias
-template <class V, class T, class Y>
-inline void normalize(const T* x, Statistics<V> s, const typename V::real* weight, const typename V::real* bias, Y* y,
+// Sinks: what a row becomes. put(i, v, part) for each vector of it, then finish(width).
+template <class V, class Y>
+struct StoredRow {
+  Y* y;
+  template <class Part>
+  void put(int64_t i, V v, Part part) {
+    V::store(y + i, v, part);
+  }
+  void finish(int64_t) {}
+};
+
+// A row without a magnitude of this has scale 0: 127 over less might be infinite.
+constexpr float kLeastMagnitude = 0x1p-119f;
+
+// int8 numbers in [-127, 127], beside the row itself if y is not null. A row that holds NaN or infinity has scale NaN.
+template <class V, class Y>
+struct QuantizedRow {
+  Y* y;
+  int8_t* values;
+  float* scale;
+  float* cached;  // [width], scratch
+  V largest = V::set(0), zero_or_nan = V::set(0);
+
+  template <class Part>
+  void put(int64_t i, V v, Part part) {
+    if (y != nullptr) V::store(y + i, v, part);
+    v = V::keep(v, part);
+    V::store(cached + i, v, part);
+    largest = max(largest, V::abs(v));
+    zero_or_nan = fma(v, V::set(0), zero_or_nan);
+  }
+  void finish(int64_t width) {
+    const float magnitude = V::max(largest) + V::sum(zero_or_nan);
+    const bool quantizable = magnitude >= kLeastMagnitude;  // false for NaN
+    *scale = quantizable ? magnitude / 127 : 0 * magnitude;
+    const V inverse = V::set(quantizable ? 127 / magnitude : 0);
+    for_each<V>(width, [&](int64_t i, auto part) {
+      V::store(values + i, quantizable ? V::load(cached + i, part) * inverse : inverse, part);
+    });
+  }
+};
+
+// f(sinks), where sinks(row) is the sink of a row of the outputs of `a`. cached: [width], scratch.
+template <class V, class Y, class Forward, class F>
+inline void with_sinks(const Forward& a, typename V::real* cached, F f) {
+  if constexpr (sizeof(typename V::real) == sizeof(float)) {
+    if (a.int8.values != nullptr)
+      return f([&a, cached](int64_t row) {
+        Y* y = a.y == nullptr ? nullptr : row_of<Y>(a.y, row, a.width);
+        return QuantizedRow<V, Y>{y, a.int8.values + row * a.width, a.int8.scale + row, cached};
+      });
+  }
+  f([&a](int64_t row) { return StoredRow<V, Y>{row_of<Y>(a.y, row, a.width)}; });
+}
+
+// (x - mean) rstd weight + bias
+template <class V, class T, class Sink>
+inline void normalize(const T* x, Statistics<V> s, const typename V::real* weight, const typename V::real* bias, Sink sink,
                       int64_t width) {
   for_each<V>(width, [&](int64_t i, auto part) {
     const V xhat = (V::load(x + i, part) - s.mean) * s.rstd;
-    V::store(y + i, fma(xhat, V::load(weight + i, part), V::load(bias + i, part)), part);
+    sink.put(i, fma(xhat, V::load(weight + i, part), V::load(bias + i, part)), part);
   });
+  sink.finish(width);
 }
 
 template <class V, class Part>

@@ -58,11 +58,18 @@ struct Vec {
   static Vec load(const float* p, Tail t) { return {_mm512_maskz_loadu_ps(mask(t), p)}; }
   static Vec load(const bf16* p, Full) { return from_bits(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static Vec load(const bf16* p, Tail t) { return from_bits(_mm256_maskz_loadu_epi16(mask(t), p)); }
+  static Vec load(const int32_t* p, Full) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
+  static Vec load(const int32_t* p, Tail t) { return {_mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask(t), p))}; }
 
   static void store(float* p, Vec a, Full) { _mm512_storeu_ps(p, a.v); }
   static void store(float* p, Vec a, Tail t) { _mm512_mask_storeu_ps(p, mask(t), a.v); }
   static void store(bf16* p, Vec a, Full) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bits(a)); }
   static void store(bf16* p, Vec a, Tail t) { _mm256_mask_storeu_epi16(p, mask(t), to_bits(a)); }
+  // Rounded to the nearest integer, ties to even.
+  static void store(int8_t* p, Vec a, Full) { store(p, a, Tail{kWidth}); }
+  static void store(int8_t* p, Vec a, Tail t) {
+    _mm512_mask_cvtsepi32_storeu_epi8(p, mask(t), _mm512_cvtps_epi32(a.v));
+  }
 
   static Vec keep(Vec a, Full) { return a; }
   static Vec keep(Vec a, Tail t) { return {_mm512_maskz_mov_ps(mask(t), a.v)}; }
@@ -71,6 +78,7 @@ struct Vec {
     store_sums(out, quarter(a), quarter(b), quarter(c), quarter(d));
   }
   static float max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+  static Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   // b where a > 0, otherwise 0
   static Vec where_positive(Vec a, Vec b) {
@@ -132,11 +140,27 @@ struct Vec {
     return load(lanes, Full{});
   }
 
+  static Vec load(const int32_t* p, Full) {
+    return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static Vec load(const int32_t* p, Tail t) { return {_mm256_cvtepi32_ps(_mm256_maskload_epi32(p, mask(t)))}; }
+
   static void store(float* p, Vec a, Full) { _mm256_storeu_ps(p, a.v); }
   static void store(float* p, Vec a, Tail t) { _mm256_maskstore_ps(p, mask(t), a.v); }
   static void store(bf16* p, Vec a, Full) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_bits(a)); }
   static void store(bf16* p, Vec a, Tail t) {
     alignas(16) bf16 lanes[kWidth];
+    store(lanes, a, Full{});
+    for (int i = 0; i < t.count; ++i) p[i] = lanes[i];
+  }
+  // Rounded to the nearest integer, ties to even.
+  static void store(int8_t* p, Vec a, Full) {
+    const __m256i whole = _mm256_cvtps_epi32(a.v);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storeu_si64(p, _mm_packs_epi16(words, words));
+  }
+  static void store(int8_t* p, Vec a, Tail t) {
+    int8_t lanes[kWidth];
     store(lanes, a, Full{});
     for (int i = 0; i < t.count; ++i) p[i] = lanes[i];
   }
@@ -150,6 +174,7 @@ struct Vec {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
+  static Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
   static Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   // b where a > 0, otherwise 0
   static Vec where_positive(Vec a, Vec b) {
@@ -201,8 +226,14 @@ struct Lanes {
   static int count(Tail t) { return t.count; }
   static R get(R x) { return x; }
   static R get(bf16 x) { return widen(x); }
+  static R get(int32_t x) { return static_cast<R>(x); }
   static void put(R* p, R x) { *p = x; }
   static void put(bf16* p, R x) { *p = narrow(x); }
+  // Rounded to the nearest integer, ties to even: beside 1.5 2^23, a float32 has no bit for a fraction.
+  static void put(int8_t* p, R x) {
+    const float shift = 12582912.0f, shifted = static_cast<float>(x) + shift;
+    *p = static_cast<int8_t>(shifted - shift);
+  }
 
   static Lanes set(R x) {
     Lanes out;
@@ -229,6 +260,10 @@ struct Lanes {
   }
   static void sums(R* out, Lanes a, Lanes b, Lanes c, Lanes d) {
     out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
+  }
+  static Lanes abs(Lanes a) {
+    for (int i = 0; i < kWidth; ++i) a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i];
+    return a;
   }
   static Lanes where_positive(Lanes a, Lanes b) {
     for (int i = 0; i < kWidth; ++i) b.v[i] = a.v[i] > 0 ? b.v[i] : 0;

@@ -1,0 +1,141 @@
+// Op int8_linear on the CPU: checks, allocation, division of the work among threads.
+#include "int8_linear.h"
+
+#include <algorithm>
+
+#include "norm_common.h"
+
+namespace hbert {
+namespace {
+
+#define HBERT_TABLE(level) &level::kInt8Linear,
+constexpr const Int8LinearKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+#undef HBERT_TABLE
+
+constexpr int64_t kTaskColumns = 64;
+constexpr int64_t kMinRows = 24, kMaxRows = 96;   // of a task
+constexpr int64_t kRowsBytes = 192 << 10;         // of the packed rows of a task: they stay in the second cache
+constexpr int64_t kMinProducts = 1 << 18;         // of what one thread does
+constexpr int64_t kMaxWidth = 1 << 17;            // sums of more products of int8 numbers may leave 32 bits
+
+bool is_vector(const Tensor& t, int64_t count, ScalarType dtype) {
+  return t.dim() == 1 && t.size(0) == count && t.scalar_type() == dtype;
+}
+
+void check_weight(const Tensor& weight, const Tensor& start, int64_t width, int64_t columns,
+                  const Int8LinearKernels& k) {
+  const char* op = "int8_linear";
+  const int64_t panels = (columns + k.panel - 1) / k.panel, steps = (width + k.group - 1) / k.group;
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Char && weight.is_contiguous() &&
+                      start.dim() == 2 && start.scalar_type() == ScalarType::Int && start.is_contiguous(),
+                  op, ": weight must be contiguous int8 [panels, steps, panel, group], start contiguous int32");
+  STD_TORCH_CHECK(weight.size(2) == k.panel && weight.size(3) == k.group, op,
+                  ": the weight is laid out for another instruction set level, pack it in this process");
+  STD_TORCH_CHECK(weight.size(0) == panels && weight.size(1) == steps && start.size(0) == panels &&
+                      start.size(1) == k.panel,
+                  op, ": the weight is not one of ", columns, " x ", width);
+}
+
+DType output_dtype(ScalarType dtype) {
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+                  "int8_linear: out_dtype must be float32 or bfloat16");
+  return dtype == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
+}
+
+// The rows are cut into equal blocks, whatever the number of threads, each multiplied by blocks of columns. A thread packs
+// the rows of a block once for all neighbouring blocks of columns that it gets.
+struct Plan {
+  int64_t rows, columns, block_rows, row_blocks, column_blocks, grain;
+
+  Plan(const Int8LinearKernels& k, int64_t num_rows, int64_t width, int64_t num_columns)
+      : rows(num_rows), columns(num_columns) {
+    const int64_t most = std::clamp(kRowsBytes / k.row_bytes(width), kMinRows, kMaxRows);
+    row_blocks = (rows + most - 1) / most;
+    const int64_t equal = (rows + std::max<int64_t>(row_blocks, 1) - 1) / std::max<int64_t>(row_blocks, 1);
+    block_rows = (equal + k.tile_rows - 1) / k.tile_rows * k.tile_rows;
+    column_blocks = (columns + kTaskColumns - 1) / kTaskColumns;
+    grain = 1 + kMinProducts / (std::max<int64_t>(equal, 1) * width * kTaskColumns);
+  }
+
+  template <class Pack, class Multiply>
+  void run(int64_t begin, int64_t end, Pack pack, Multiply multiply) const {
+    int64_t packed = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task / column_blocks, column = task % column_blocks * kTaskColumns;
+      const int64_t first = block * block_rows, last = std::min(first + block_rows, rows);
+      if (first >= last) continue;  // rounding to whole tiles has left nothing to the last block
+      if (block != packed) pack(first, last);
+      packed = block;
+      multiply(first, last, column, std::min(kTaskColumns, columns - column));
+    }
+  }
+};
+
+void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
+  const Plan plan(k, rows, args.width, args.columns);
+  const size_t packed_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
+  const size_t sums_bytes = plan.block_rows * k.panel * sizeof(int32_t);
+  torch::stable::parallel_for(0, plan.row_blocks * plan.column_blocks, plan.grain, [&](int64_t begin, int64_t end) {
+    char* packed = workspace<Slot::kTask>(packed_bytes + sums_bytes);
+    int32_t* sums = reinterpret_cast<int32_t*>(packed + packed_bytes);
+    plan.run(begin, end, [&](int64_t first, int64_t last) { k.pack(args, first, last, packed); },
+             [&](int64_t first, int64_t last, int64_t column, int64_t columns) {
+               k.multiply(args, first, last, column, columns, packed, sums);
+             });
+  });
+}
+
+Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_start,
+                   const Tensor& weight_scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& other,
+                   ScalarType out_dtype) {
+  const char* op = "int8_linear";
+  const Rows rows = check_rows(x, op);
+  const int64_t columns = weight_scale.numel();
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Char, op, ": x must be int8");
+  STD_TORCH_CHECK(rows.width <= kMaxWidth, op, ": rows are at most ", kMaxWidth, " wide, got ", rows.width);
+  STD_TORCH_CHECK(is_vector(x_scale, rows.count, ScalarType::Float), op, ": x_scale must be float32 [", rows.count, "]");
+  STD_TORCH_CHECK(columns > 0 && is_vector(weight_scale, columns, ScalarType::Float), op,
+                  ": weight_scale must be float32 [N]");
+  const Int8LinearKernels& k = *kTables[level_index()];
+  check_weight(weight, weight_start, rows.width, columns, k);
+  Int8Linear args{};
+  args.out_dtype = output_dtype(out_dtype);
+  args.width = rows.width;
+  args.columns = columns;
+  const Tensor dense_x = as_dense(x), dense_scale = as_dense(x_scale), dense_weight_scale = as_dense(weight_scale);
+  std::optional<Tensor> dense_other;
+  if (other.has_value()) {
+    check_shape(*other, rows.count, columns, op, "other");
+    args.other_dtype = dtype_of(*other, op, "other");
+    STD_TORCH_CHECK(args.other_dtype != DType::kFloat64, op, ": other must be float32 or bfloat16");
+    dense_other = as_dense(*other);
+    args.other = dense_other->const_data_ptr();
+  }
+  char* dense_bias = workspace<Slot::kCall>(columns * sizeof(float));
+  copy_parameter(bias, 0, columns, DType::kFloat32, dense_bias, op);
+  Tensor out = allocate({rows.count, columns}, out_dtype);
+  args.x = static_cast<const int8_t*>(dense_x.const_data_ptr());
+  args.x_scale = static_cast<const float*>(dense_scale.const_data_ptr());
+  args.weight = static_cast<const int8_t*>(weight.const_data_ptr());
+  args.start = static_cast<const int32_t*>(weight_start.const_data_ptr());
+  args.weight_scale = static_cast<const float*>(dense_weight_scale.const_data_ptr());
+  args.bias = reinterpret_cast<const float*>(dense_bias);
+  args.out = out.mutable_data_ptr();
+  run(k, args, rows.count);
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) {
+  m.impl("int8_linear", TORCH_BOX(&int8_linear));
+}
+
+}  // namespace hbert
+
+// The layout of a weight that this process reads: panel, group, and 1 if rows are read with 128 added (see int8_linear.h).
+extern "C" __attribute__((visibility("default"))) int64_t hbert_int8_weight_layout(int32_t field) {
+  const hbert::Int8LinearKernels& k = *hbert::kTables[hbert::level_index()];
+  const int64_t fields[] = {k.panel, k.group, k.offset};
+  return fields[field];
+}

@@ -1,0 +1,39 @@
+// The int8 linear layer as the torch side sees it.
+#pragma once
+#include "level.h"
+
+namespace hbert {
+
+// out[t, n] = (sum_k x[t, k] w[n, k]) x_scale[t] weight_scale[n] + bias[n] + other[t, n]; the sum is exact.
+struct Int8Linear {
+  int64_t width, columns;     // K, N
+  DType out_dtype, other_dtype;
+  const int8_t* x;            // [rows, width]
+  const float* x_scale;       // [rows]
+  const int8_t* weight;       // [panels, steps, panel, group]: w[n, k] at n = (panel index) panel + ..., k = step group + ...
+  const int32_t* start;       // [panels, panel], where the sums start from
+  const float* weight_scale;  // [columns]
+  const float* bias;          // [columns]
+  const void* other;          // [rows, columns], or null
+  void* out;                  // [rows, columns]
+};
+
+struct Int8LinearKernels {
+  int64_t panel, group;     // the layout of the weight at this level: columns side by side, and numbers of each
+  bool offset;              // rows are read with 128 added, so that `start` has to be -128 sum_k w[n, k], otherwise 0
+  int64_t tile_rows;        // rows that are computed together
+
+  // Bytes of one row as pack leaves it.
+  int64_t (*row_bytes)(int64_t width);
+  void (*pack)(const Int8Linear&, int64_t begin, int64_t end, void* rows);
+  // Rows [begin, end), which pack has left in `rows`, times the columns [column, column + columns), from a whole panel on.
+  // sums: [end - begin, panel], scratch.
+  void (*multiply)(const Int8Linear&, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
+                   int32_t* sums);
+};
+
+#define HBERT_DECLARE(level) namespace level { extern const Int8LinearKernels kInt8Linear; }
+HBERT_FOR_LEVELS(HBERT_DECLARE)
+#undef HBERT_DECLARE
+
+}  // namespace hbert

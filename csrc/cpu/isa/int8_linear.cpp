@@ -1,0 +1,237 @@
+// Matrix product of int8 numbers with exact sums, and its epilogue, compiled once per instruction set level (HBERT_LEVEL). No
+// torch, no standard library.
+#include "../int8_linear.h"
+#include "matmul.h"
+
+namespace {
+
+using hbert::DType;
+using hbert::Int8Linear;
+
+// Per level: how rows and weights are held, and one step of the sums. No instruction here saturates: vpmaddubsw would.
+#if defined(__AVX2__)
+
+#if defined(__AVX512F__)
+
+struct IntVec {
+  static constexpr int kWidth = 16;
+  __m512i v;
+
+  static IntVec set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static IntVec load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+  static void store(int32_t* p, IntVec a) { _mm512_storeu_si512(p, a.v); }
+};
+
+#else
+
+struct IntVec {
+  static constexpr int kWidth = 8;
+  __m256i v;
+
+  static IntVec set(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  static IntVec load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  static void store(int32_t* p, IntVec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+};
+
+#endif
+
+// What a row holds per step, whatever the numbers are of which it is made.
+typedef uint32_t __attribute__((may_alias)) Step;
+
+#if defined(__AVX512VNNI__)
+
+// Four products a step, of unsigned and signed numbers: the rows are read as x + 128.
+struct Int8Dot {
+  using Unit = Step;
+  using Operand = IntVec;
+  using Number = uint8_t;
+  struct Weight { int8_t of[4]; };
+  static constexpr int kGroup = 4;
+  static constexpr bool kOffset = true;
+
+  static Operand load(const Weight* p) { return {_mm512_loadu_si512(p)}; }
+  static Operand broadcast(Unit x) { return IntVec::set(static_cast<int32_t>(x)); }
+  static IntVec multiply_add(Operand x, Operand w, IntVec sum) { return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)}; }
+  static Number number(int8_t x) { return static_cast<Number>(x + 128); }
+};
+
+#else
+
+// Two products a step, of numbers of 16 bits.
+struct Int8Dot {
+  using Unit = Step;
+  using Operand = IntVec;
+  using Number = int16_t;
+  struct Weight { int8_t of[2]; };
+  static constexpr int kGroup = 2;
+  static constexpr bool kOffset = false;
+
+#if defined(__AVX512F__)
+  static Operand load(const Weight* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static IntVec multiply_add(Operand x, Operand w, IntVec sum) {
+    return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(x.v, w.v))};
+  }
+#else
+  static Operand load(const Weight* p) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static IntVec multiply_add(Operand x, Operand w, IntVec sum) {
+    return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(x.v, w.v))};
+  }
+#endif
+  static Operand broadcast(Unit x) { return IntVec::set(static_cast<int32_t>(x)); }
+  static Number number(int8_t x) { return x; }
+};
+
+#endif
+
+#else
+
+struct IntVec {
+  static constexpr int kWidth = 8;
+  int32_t v[kWidth];
+
+  static IntVec load(const int32_t* p) {
+    IntVec out;
+    for (int i = 0; i < kWidth; ++i) out.v[i] = p[i];
+    return out;
+  }
+  static void store(int32_t* p, IntVec a) {
+    for (int i = 0; i < kWidth; ++i) p[i] = a.v[i];
+  }
+};
+
+struct Int8Dot {
+  using Unit = int16_t;
+  using Number = int16_t;
+  struct Weight { int8_t of[1]; };
+  struct Operand { int16_t v[IntVec::kWidth]; };
+  static constexpr int kGroup = 1;
+  static constexpr bool kOffset = false;
+
+  static Operand load(const Weight* p) {
+    Operand out;
+    for (int i = 0; i < IntVec::kWidth; ++i) out.v[i] = p[i].of[0];
+    return out;
+  }
+  static Operand broadcast(Unit x) {
+    Operand out;
+    for (int i = 0; i < IntVec::kWidth; ++i) out.v[i] = x;
+    return out;
+  }
+  static IntVec multiply_add(Operand x, Operand w, IntVec sum) {
+    for (int i = 0; i < IntVec::kWidth; ++i) sum.v[i] += static_cast<int32_t>(x.v[i]) * w.v[i];
+    return sum;
+  }
+  static Number number(int8_t x) { return x; }
+};
+
+#endif
+
+using Unit = Int8Dot::Unit;
+using Weight = Int8Dot::Weight;
+constexpr int kPanel = kLanes<IntVec>;
+// Steps of a panel whose weights stay in the first cache while the rows pass by.
+constexpr int64_t kBlockSteps = 16384 / static_cast<int64_t>(kPanel * sizeof(Weight));
+
+inline int64_t steps_in(int64_t width) { return (width + Int8Dot::kGroup - 1) / Int8Dot::kGroup; }
+
+int64_t row_bytes(int64_t width) { return steps_in(width) * static_cast<int64_t>(sizeof(Unit)); }
+
+void pack(const Int8Linear& a, int64_t begin, int64_t end, void* rows) {
+  using Number = Int8Dot::Number;
+  const int64_t padded = steps_in(a.width) * Int8Dot::kGroup;
+  Number* to = static_cast<Number*>(rows);
+  for (int64_t row = begin; row < end; ++row, to += padded) {
+    const int8_t* x = a.x + row * a.width;
+    for (int64_t k = 0; k < a.width; ++k) to[k] = Int8Dot::number(x[k]);
+    for (int64_t k = a.width; k < padded; ++k) to[k] = 0;
+  }
+}
+
+// Adds to the sums of kRows rows with a panel. Not inlined: inside a big function, compilers spill the tile. One loop over the
+// tile: GCC 12 leaves what two nested ones index in memory, and so it does where it knows that there is a step.
+template <int kRows>
+[[gnu::noinline]] void add_tile(const Unit* rows, int64_t stride, const Weight* weights, int64_t steps, int32_t* sums) {
+  constexpr int kSums = kRows * kTileVectors, kWidth = IntVec::kWidth;
+  IntVec tile[kSums];
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i) tile[i] = IntVec::load(sums + i * kWidth);
+  asm("" : "+r"(steps));
+  for (int64_t k = 0; k < steps; ++k) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; ++i) {
+      const Int8Dot::Operand row = Int8Dot::broadcast(rows[i / kTileVectors * stride + k]);
+      const Int8Dot::Operand column = Int8Dot::load(weights + k * kPanel + i % kTileVectors * kWidth);
+      tile[i] = Int8Dot::multiply_add(row, column, tile[i]);
+    }
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i) IntVec::store(sums + i * kWidth, tile[i]);
+}
+
+inline void add_rows(int64_t count, const Unit* rows, int64_t stride, const Weight* weights, int64_t steps, int32_t* sums) {
+  switch (count) {
+    case 1: return add_tile<1>(rows, stride, weights, steps, sums);
+    case 2: return add_tile<2>(rows, stride, weights, steps, sums);
+    case 3: return add_tile<3>(rows, stride, weights, steps, sums);
+    case 4: return add_tile<4>(rows, stride, weights, steps, sums);
+    case 5: return add_tile<5>(rows, stride, weights, steps, sums);
+    default: return add_tile<kTileRows>(rows, stride, weights, steps, sums);
+  }
+}
+
+// The sums of `count` rows with one panel.
+void multiply_panel(const Unit* rows, int64_t count, const Weight* weights, const int32_t* start, int64_t steps,
+                    int32_t* sums) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int i = 0; i < kPanel; ++i) sums[r * kPanel + i] = start[i];
+  for (int64_t step = 0; step < steps; step += kBlockSteps)
+    for (int64_t r = 0; r < count; r += kTileRows)
+      add_rows(smaller(kTileRows, count - r), rows + r * steps + step, steps, weights + step * kPanel,
+               smaller(kBlockSteps, steps - step), sums + r * kPanel);
+}
+
+template <class Out, class Other>
+void finish_row(const Int8Linear& a, int64_t row, int64_t column, int64_t count, const int32_t* sums) {
+  const Vec scale = Vec::set(a.x_scale[row]);
+  const float* weight_scale = a.weight_scale + column;
+  const float* bias = a.bias + column;
+  const Other* other = a.other == nullptr ? nullptr : static_cast<const Other*>(a.other) + row * a.columns + column;
+  Out* out = static_cast<Out*>(a.out) + row * a.columns + column;
+  for_each<Vec>(count, [&](int64_t i, auto part) {
+    const Vec y = fma(Vec::load(sums + i, part) * scale, Vec::load(weight_scale + i, part), Vec::load(bias + i, part));
+    Vec::store(out + i, other == nullptr ? y : y + Vec::load(other + i, part), part);
+  });
+}
+
+using FinishRow = void (*)(const Int8Linear&, int64_t row, int64_t column, int64_t count, const int32_t* sums);
+
+FinishRow finish_for(const Int8Linear& a) {
+  const bool narrow_other = a.other_dtype == DType::kBFloat16;
+  if (a.out_dtype == DType::kBFloat16) return narrow_other ? finish_row<bf16, bf16> : finish_row<bf16, float>;
+  return narrow_other ? finish_row<float, bf16> : finish_row<float, float>;
+}
+
+void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
+              int32_t* sums) {
+  const FinishRow finish = finish_for(a);
+  const int64_t steps = steps_in(a.width);
+  for (int64_t c = column; c < column + columns; c += kPanel) {
+    const Weight* weights = reinterpret_cast<const Weight*>(a.weight) + c * steps;
+    multiply_panel(static_cast<const Unit*>(rows), end - begin, weights, a.start + c, steps, sums);
+    for (int64_t row = begin; row < end; ++row)
+      finish(a, row, c, smaller(kPanel, column + columns - c), sums + (row - begin) * kPanel);
+  }
+}
+
+}  // namespace
+
+namespace hbert {
+namespace HBERT_LEVEL {
+extern const Int8LinearKernels kInt8Linear = {kPanel, Int8Dot::kGroup, Int8Dot::kOffset, kTileRows, row_bytes,
+                                              pack,   multiply};
+}
+}  // namespace hbert
