@@ -19,13 +19,13 @@ from transformers import BertModel, DistilBertModel, PreTrainedModel, RobertaMod
 from hbert.modeling import HBertModel
 from hbert.patching.encoder import has_patch
 
+from .arithmetic import DTYPES
 from .bert import OptimizedBertModel
 from .checkpoint import Original, load_model, read_recipe
 from .encoder import OptimizedHBertModel
 
 __all__ = ["OptimizedBertModel", "OptimizedHBertModel", "optimize"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ENCODERS: dict[type[nn.Module], Any] = {
     HBertModel: OptimizedHBertModel,
     BertModel: OptimizedBertModel,
@@ -81,14 +81,16 @@ def _optimized(model: nn.Module, dtype: str) -> nn.Module:
     encoders = [module for module in model.modules() if type(module) in _ENCODERS]
     if not encoders:
         raise ValueError(f"{type(model).__name__} cannot be optimized: {_why_not(model)}")
-    made: dict[int, Any] = {id(e): _ENCODERS[type(e)](e, DTYPES[dtype]) for e in encoders}
+    if dtype == "int8" and any(parameter.device.type != "cpu" for e in encoders for parameter in e.parameters()):
+        raise ValueError("int8 runs on CPUs, and the model is on another device: move it, or take 'bf16'")
+    made: dict[int, Any] = {id(e): _ENCODERS[type(e)](e, dtype) for e in encoders}
     inside = {id(part) for module in made.values() for part in module.modules()}
     # Where deepcopy meets an encoder it takes the one that was made for it.
-    twin = copy.deepcopy(model, made)
+    twin, around = copy.deepcopy(model, made), torch.bfloat16 if dtype == "bf16" else torch.float32
     for module in twin.modules():
         if id(module) not in inside:
             for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(DTYPES[dtype])
+                parameter.data = parameter.data.to(around)
     save: Any = Original(model, dtype).save_pretrained
     # On the object: its class stays the one that pipelines and other libraries know.
     for name in ("save_pretrained", "save"):

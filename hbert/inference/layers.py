@@ -7,8 +7,7 @@ query and key, since the K-free form reads the layer's input through the key's w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,40 +23,44 @@ from hbert.layers import (
     stream_of,
 )
 from hbert.layout import PackedLayout
-from hbert_kernels import (
-    activation_layer_norm,
-    add_layer_norm,
-    additive_attention,
-    conv_layer_norm,
-    layer_norm,
-)
 from hbert_kernels.nn import ConvLayerNorm, SubLNFeedForward
+from hbert_kernels.ops.additive_attention import prefers_key_free
 
-from .linear import PackedLinear
-
-Layer = Callable[[Carry, PackedLayout], Carry]
+from .arithmetic import Arithmetic, Parameters, Rows, own
 
 
-def build(layer: nn.Module, dtype: torch.dtype) -> Layer:
-    """What computes the same as a layer of an HBERT encoder in evaluation mode, with weights of its own."""
+class Batch(NamedTuple):
+    """What all layers of a forward pass are called with."""
+
+    ops: Arithmetic
+    layout: PackedLayout
+
+
+class State(NamedTuple):
+    """What travels between layers: a carry, and behind a norm the rows that linear layers read of it."""
+
+    carry: Carry
+    rows: Rows | None = None
+
+
+def build(layer: nn.Module, activation: str, ops: Arithmetic) -> PreNorm | PostNorm:
+    """What computes the same as a layer of an HBERT encoder in evaluation mode, with weights of its own.
+
+    Raises:
+        ValueError: it has a linear layer of a class that is not torch's, such as that of an adapter.
+    """
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            kind = type(module)
+            raise ValueError(f"its {name} is a {kind.__name__} of {kind.__module__}: merge or remove it first")
     if isinstance(layer, HBertPreNormLayer):
-        return _PreNorm(layer, dtype)
+        return PreNorm(layer, activation, ops)
     assert isinstance(layer, HBertPostNormLayer)
-    return _PostNorm(layer, dtype)
-
-
-def _own(parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A copy. What has one number a channel stays in float32 beside activations of any dtype."""
-    return parameter.detach().to(dtype, copy=True)
-
-
-def _folded(linear: nn.Linear, norm: Any, dtype: torch.dtype) -> PackedLinear:
-    """The linear layer, with the parameters of the norm in front of it inside; no norm: as it is."""
-    weight, bias = _fold(linear, norm)
-    return PackedLinear(weight, bias, dtype)
+    return PostNorm(layer, activation, ops)
 
 
 def _fold(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of a linear layer, with the parameters of the norm in front of it inside."""
     if norm is None:
         return linear.weight, linear.bias
     weight = linear.weight.double()
@@ -68,162 +71,150 @@ def _fold(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor | None]:
     return (weight * norm.weight.double()).float(), bias.float()
 
 
-class _Conv:
-    """``y + conv(y)``, y = LN(x), whose parameters stay: a border of zeros lies between them and the product."""
-
-    def __init__(self, norm: ConvLayerNorm):
-        self.weight, self.bias, self.taps = (_own(p) for p in (norm.weight, norm.bias, norm.conv_weight))
-        self.eps = norm.eps
-
-    def __call__(self, x: Tensor, layout: PackedLayout) -> Tensor:
-        return conv_layer_norm(x, self.weight, self.bias, self.taps, layout.cu_seqlens, self.eps)
-
-
 class _SelfAttention:
     """The attention of an S layer up to and with its output projection."""
 
-    def __init__(self, module: HBertSelfAttention, norm: Any, dtype: torch.dtype):
+    def __init__(self, module: HBertSelfAttention, norm: Any, ops: Arithmetic):
         self.num_heads, self.inner = module.num_heads, module.norm
-        self.qkv = _folded(module.qkv, norm, dtype)
-        self.out = _folded(module.out, module.norm, dtype)
+        self.qkv = ops.pack(*_fold(module.qkv, norm))
+        self.out = ops.pack(*_fold(module.out, module.norm))
 
-    def __call__(self, x: Tensor, layout: PackedLayout, other: Tensor | None) -> Tensor:
-        heads = layout.attend(self.qkv(x), self.num_heads, 0.0)
-        if self.inner is not None:
-            heads = layer_norm(heads, None, None, self.inner.eps)
-        return self.out(heads, other)
+    def __call__(self, rows: Rows, batch: Batch, other: Tensor | None) -> Tensor:
+        ops = batch.ops
+        heads = ops.kernels.attention(ops.linear(self.qkv, rows), batch.layout, self.num_heads)
+        inner = ops.rows(heads) if self.inner is None else ops.norm(heads, None, self.inner.eps, keep=False)[0]
+        return ops.linear(self.out, inner, other)
 
 
 class _AdditiveAttention:
-    """The attention of an A layer; it adds its query, so that ``other`` is not added here."""
+    """The attention of an A layer; it adds its query, so that the residual stream is not added here.
 
-    def __init__(self, module: HBertAdditiveAttention, norm: Any, dtype: torch.dtype):
+    The K-free form reads the layer's input and the key's weight as they are, so that weight is there twice.
+    """
+
+    def __init__(self, module: HBertAdditiveAttention, norm: Any, ops: Arithmetic):
         self.num_heads, self.sub_norm = module.num_heads, module.norm is not None
         self.eps = 1e-12 if module.norm is None else module.norm.eps
-        self.query = _folded(module.query, norm, dtype)
+        self.scorer = "dense" if isinstance(module.query_att, nn.Linear) else "per_head"
+        self.query_att, self.key_att = (own(s.weight) for s in (module.query_att, module.key_att))
+        self.query = ops.pack(*_fold(module.query, norm))
         weight, bias = _fold(module.key, norm)
-        self.key_weight = _own(weight, dtype)
-        self.key_bias = None if bias is None else _own(bias)
-        self.query_att, self.key_att = (_own(s.weight) for s in (module.query_att, module.key_att))
-        self.transform = _folded(module.transform, module.norm, dtype)
+        self.key = ops.pack(weight, bias)
+        self.key_weight: Tensor | None = own(weight, ops.dtype)
+        self.key_bias = None if bias is None else own(bias)
+        self.transform = ops.pack(*_fold(module.transform, module.norm))
 
-    def __call__(self, x: Tensor, layout: PackedLayout) -> Tensor:
-        query = self.query(x)
-        mixed = additive_attention(
-            query,
-            x,
-            self.query_att,
-            self.key_weight,
-            self.key_bias,
-            self.key_att,
-            layout.cu_seqlens,
-            layout.max_seqlen,
-            self.num_heads,
-            sub_norm=self.sub_norm,
-            eps=self.eps,
+    def is_key_free(self, layout: PackedLayout) -> bool:
+        """Whether a call reads the layer's input as it is, beside the rows of it."""
+        return prefers_key_free(layout.positions.shape[0], layout.cu_seqlens.shape[0] - 1, self.scorer)
+
+    def __call__(self, rows: Rows, x: Tensor, batch: Batch) -> Tensor:
+        ops, weight, bias = batch.ops, self.key_weight, self.key_bias
+        query = ops.linear(self.query, rows)
+        if not self.is_key_free(batch.layout):
+            # Projected here, from packed weights: the core takes the key.
+            x, weight, bias = ops.linear(self.key, rows), None, None
+        mixed = ops.kernels.additive_attention(
+            query, x, self.query_att, self.key_att, batch.layout, self.num_heads, weight, bias, self.sub_norm, self.eps
         )
-        return self.transform(mixed, query)
+        return ops.linear(self.transform, ops.rows(mixed), query)
 
 
 class _FeedForward:
-    def __init__(self, module: SubLNFeedForward | HBertFeedForward, norm: Any, dtype: torch.dtype):
-        self.fc1 = _folded(module.fc1, norm, dtype)
-        if isinstance(module, HBertFeedForward):
-            self.activate: Callable[[Tensor], Tensor] = module.activation
-            self.fc2 = _folded(module.fc2, None, dtype)
+    def __init__(self, module: SubLNFeedForward | HBertFeedForward, norm: Any, activation: str, ops: Arithmetic):
+        self.activation = activation
+        self.inner = None if isinstance(module, HBertFeedForward) else module.norm
+        self.fc1 = ops.pack(*_fold(module.fc1, norm))
+        self.fc2 = ops.pack(*_fold(module.fc2, self.inner))
+
+    def __call__(self, rows: Rows, other: Tensor, ops: Arithmetic) -> Tensor:
+        if self.inner is None:
+            inner = ops.activated(self.fc1, rows, self.activation)
         else:
-            inner, name = module.norm, module.norm.activation
-            self.activate = lambda x: activation_layer_norm(x, None, None, inner.eps, activation=name)
-            self.fc2 = _folded(module.fc2, inner, dtype)
-
-    def __call__(self, x: Tensor, other: Tensor) -> Tensor:
-        return self.fc2(self.activate(self.fc1(x)), other)
+            inner = ops.activation_norm(ops.linear(self.fc1, rows), self.inner.eps, self.activation)
+        return ops.linear(self.fc2, inner, other)
 
 
-class _PreNorm:
+class PreNorm:
     """A layer in style sub_ln or pre_ln."""
 
-    def __init__(self, layer: HBertPreNormLayer, dtype: torch.dtype):
+    def __init__(self, layer: HBertPreNormLayer, activation: str, ops: Arithmetic):
         norm = layer.attention_norm
-        self.branch = None if layer.conv is None else _Conv(layer.conv)
-        self.conv = _Conv(norm) if isinstance(norm, ConvLayerNorm) else None
+        self.branch = None if layer.conv is None else Parameters(layer.conv)
+        # Behind it lies a border of zeros, so that its parameters cannot go into the product.
+        self.conv = Parameters(norm) if isinstance(norm, ConvLayerNorm) else None
         self.eps, self.ffn_eps = norm.eps, layer.ffn_norm.eps
         folded = None if self.conv is not None else norm
         self.additive = self.attention = None
         if isinstance(layer.attention, HBertAdditiveAttention):
-            self.additive = _AdditiveAttention(layer.attention, folded, dtype)
+            self.additive = _AdditiveAttention(layer.attention, folded, ops)
         else:
-            self.attention = _SelfAttention(layer.attention, folded, dtype)
-        self.ffn = _FeedForward(layer.ffn, layer.ffn_norm, dtype)
+            self.attention = _SelfAttention(layer.attention, folded, ops)
+        self.ffn = _FeedForward(layer.ffn, layer.ffn_norm, activation, ops)
 
-    def __call__(self, carry: Carry, layout: PackedLayout) -> Carry:
-        if self.branch is not None:
-            stream = stream_of(carry)
-            carry = self.branch(stream, layout), stream
-        if self.conv is not None:
-            stream = stream_of(carry)
-            normed = self.conv(stream, layout)
-        else:
-            normed, stream = _norm(carry, self.eps)
+    def __call__(self, state: State, batch: Batch) -> State:
+        ops, layout = batch
+        keep = self.additive is not None and self.additive.is_key_free(layout)
+        rows, x, stream = self._attention_input(state.carry, batch, keep)
         if self.additive is not None:
-            carry = self.additive(normed, layout), stream
+            carry: Carry = self.additive(rows, x, batch), stream
         else:
             assert self.attention is not None
-            carry = self.attention(normed, layout, stream), None
-        normed, stream = _norm(carry, self.ffn_eps)
-        return self.ffn(normed, stream), None
+            carry = self.attention(rows, batch, stream), None
+        rows, _, stream = ops.norm_of_stream(carry, self.ffn_eps, keep=False)
+        return State((self.ffn(rows, stream, ops), None))
+
+    def _attention_input(self, carry: Carry, batch: Batch, keep: bool) -> tuple[Rows, Tensor, Tensor]:
+        ops, layout = batch
+        if self.branch is not None:
+            stream = stream_of(carry)
+            assert self.branch.taps is not None
+            carry = ops.kernels.conv_layer_norm(
+                stream, self.branch.weight, self.branch.bias, self.branch.taps, layout.cu_seqlens, self.branch.eps
+            ), stream
+        if self.conv is None:
+            return ops.norm_of_stream(carry, self.eps, keep)
+        stream = stream_of(carry)
+        return *ops.conv_norm(stream, self.conv, layout, keep), stream
 
 
-class _PostNorm:
+class PostNorm:
     """A layer in style post_ln or merge."""
 
-    def __init__(self, layer: HBertPostNormLayer, dtype: torch.dtype):
+    def __init__(self, layer: HBertPostNormLayer, activation: str, ops: Arithmetic):
         self.additive = self.attention = None
         if isinstance(layer.attention, HBertAdditiveAttention):
-            self.additive = _AdditiveAttention(layer.attention, None, dtype)
+            self.additive = _AdditiveAttention(layer.attention, None, ops)
         else:
-            self.attention = _SelfAttention(layer.attention, None, dtype)
-        self.merge = None if layer.merge is None else _Merge(layer.merge, dtype)
-        self.ffn = _FeedForward(layer.ffn, None, dtype)
-        self.norms = [_Norm(norm) for norm in (layer.attention_norm, layer.ffn_norm)]
+            self.attention = _SelfAttention(layer.attention, None, ops)
+        self.merge = None if layer.merge is None else _Merge(layer.merge, ops)
+        self.ffn = _FeedForward(layer.ffn, None, activation, ops)
+        # Their outputs are the stream too, so that their parameters stay.
+        self.norms = [Parameters(norm) for norm in (layer.attention_norm, layer.ffn_norm)]
 
-    def __call__(self, carry: Carry, layout: PackedLayout) -> Carry:
-        x, _ = carry
-        y = self.norms[0](self._attend(x, layout))
-        return self.norms[1](self.ffn(y, y)), None
+    def __call__(self, state: State, batch: Batch) -> State:
+        ops = batch.ops
+        x, _ = state.carry
+        rows = ops.rows(x) if state.rows is None else state.rows
+        rows, y = ops.norm(self._attend(rows, x, batch), self.norms[0], self.norms[0].eps, keep=True)
+        rows, z = ops.norm(self.ffn(rows, y, ops), self.norms[1], self.norms[1].eps, keep=True)
+        return State((z, None), rows)
 
-    def _attend(self, x: Tensor, layout: PackedLayout) -> Tensor:
+    def _attend(self, rows: Rows, x: Tensor, batch: Batch) -> Tensor:
         """x + the branch."""
         if self.attention is not None:
             if self.merge is None:
-                return self.attention(x, layout, x)
-            return self.merge(x, self.attention(x, layout, None))
+                return self.attention(rows, batch, x)
+            return self.merge(x, self.attention(rows, batch, None), batch.ops)
         assert self.additive is not None
-        branch = self.additive(x, layout)
-        return branch.add_(x) if self.merge is None else self.merge(x, branch)
+        branch = self.additive(rows, x, batch)
+        return branch.add_(x) if self.merge is None else self.merge(x, branch, batch.ops)
 
 
 class _Merge:
-    def __init__(self, module: HBertMerge, dtype: torch.dtype):
-        self.eps, self.out = module.norm.eps, _folded(module.out, module.norm, dtype)
+    def __init__(self, module: HBertMerge, ops: Arithmetic):
+        self.eps, self.out = module.norm.eps, ops.pack(*_fold(module.out, module.norm))
 
-    def __call__(self, x: Tensor, branch: Tensor) -> Tensor:
-        return self.out(layer_norm(torch.cat([x, branch], dim=-1), None, None, self.eps), x)
-
-
-class _Norm:
-    """A norm whose output is a residual stream too, so that its parameters stay."""
-
-    def __init__(self, norm: Any):
-        self.weight, self.bias, self.eps = _own(norm.weight), _own(norm.bias), norm.eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias, self.eps)
-
-
-def _norm(carry: Carry, eps: float) -> tuple[Tensor, Tensor]:
-    """The normalized rows of a stream, without parameters, and the stream."""
-    x, residual = carry
-    if residual is None:
-        return layer_norm(x, None, None, eps), x
-    return add_layer_norm(x, residual, None, None, eps)
+    def __call__(self, x: Tensor, branch: Tensor, ops: Arithmetic) -> Tensor:
+        rows, _ = ops.norm(torch.cat([x, branch], dim=-1), None, self.eps, keep=False)
+        return ops.linear(self.out, rows, x)
