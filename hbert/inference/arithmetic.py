@@ -7,10 +7,11 @@ as it is, too, which is undefined without.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hbert.layers import Carry
 from hbert.layout import PackedLayout
@@ -18,27 +19,50 @@ from hbert_kernels.nn import ConvLayerNorm
 
 from .kernels import Kernels
 from .linear import Int8Linear, PackedLinear
+from .smoothing import smoothing_scale
 
 # By arithmetic: PackedLinear or Int8Linear, and what that reads, a tensor or Int8Rows.
 Packed = Any
 Rows = Any
+Affine = tuple[Tensor, "Tensor | None"]
 
 
-class Parameters:
-    """The parameters of a norm; they stay in float32 beside activations of any dtype.
+class Norm(NamedTuple):
+    """A norm as the kernels take it: parameters in float32, or none."""
 
-    Args:
-        norm: nothing of it is shared.
-    """
-
-    def __init__(self, norm: Any):
-        self.weight, self.bias, self.eps = own(norm.weight), own(norm.bias), norm.eps
-        self.taps = own(norm.conv_weight) if isinstance(norm, ConvLayerNorm) else None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    taps: Tensor | None = None
 
 
 def own(parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A copy."""
+    """A copy; what has one number a channel stays in float32 beside activations of any dtype."""
     return parameter.detach().to(dtype, copy=True)
+
+
+def whole(norm: Any) -> Norm:
+    """A norm with its parameters: where its output is the residual stream, or goes through a convolution."""
+    return Norm(own(norm.weight), own(norm.bias), norm.eps, own(norm.conv_weight) if _has_conv(norm) else None)
+
+
+def fold(norm: Any, linear: nn.Linear) -> Affine:
+    """The weight and bias of a linear layer with the parameters of the norm in front of it inside, which needs none."""
+    weight = linear.weight.double()
+    bias = weight @ norm.bias.double()
+    if linear.bias is not None:
+        bias = bias + linear.bias.double()
+    # float32: the folded weight is rounded once more, when it becomes that of its dtype.
+    return (weight * norm.weight.double()).float(), bias.float()
+
+
+def affine(linear: nn.Linear) -> Affine:
+    """The weight and bias of a linear layer."""
+    return linear.weight, linear.bias
+
+
+def _has_conv(norm: Any) -> bool:
+    return isinstance(norm, ConvLayerNorm)
 
 
 class Floating:
@@ -46,6 +70,17 @@ class Floating:
 
     def __init__(self, kernels: type[Kernels], dtype: torch.dtype):
         self.kernels, self.dtype = kernels, dtype
+
+    def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
+        """A norm of the residual stream, and the linear layers that read it; ``name`` is that of the first of these."""
+        if _has_conv(norm):
+            # Behind it lies a border of zeros, so that its parameters cannot go into the product.
+            return whole(norm), [affine(linear) for linear in linears]
+        return Norm(None, None, norm.eps), [fold(norm, linear) for linear in linears]
+
+    def read_stream(self, linears: Sequence[nn.Linear], name: str) -> tuple[Tensor | None, list[Affine]]:
+        """The same for linear layers that read the stream itself: what it is multiplied by for :meth:`rows`."""
+        return None, [affine(linear) for linear in linears]
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         """A linear layer, as the next two take it."""
@@ -59,27 +94,25 @@ class Floating:
         """``act(x W^T + b)``, as a linear layer reads it."""
         return layer(rows, activation=activation)
 
-    def rows(self, x: Tensor) -> Rows:
-        """What a linear layer reads, where no norm gives it."""
+    def rows(self, x: Tensor, scale: Tensor | None = None) -> Rows:
+        """What a linear layer reads, where no norm gives it: x, or x o scale."""
         return x
 
-    def norm(self, x: Tensor, norm: Parameters | None, eps: float, keep: bool) -> tuple[Rows, Tensor]:
-        """A norm, with parameters or without."""
-        weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-        y = self.kernels.layer_norm(x, weight, bias, eps)
+    def norm(self, x: Tensor, norm: Norm, keep: bool) -> tuple[Rows, Tensor]:
+        """A norm."""
+        y = self.kernels.layer_norm(x, norm.weight, norm.bias, norm.eps)
         return y, y
 
-    def norm_of_stream(self, carry: Carry, eps: float, keep: bool) -> tuple[Rows, Tensor, Tensor]:
-        """The norm, without parameters, of the stream that a carry stands for; and the stream."""
+    def norm_of_stream(self, carry: Carry, norm: Norm, keep: bool) -> tuple[Rows, Tensor, Tensor]:
+        """The norm of the stream that a carry stands for; and the stream."""
         x, residual = carry
         if residual is None:
-            return *self.norm(x, None, eps, keep), x
-        y, total = self.kernels.add_layer_norm(x, residual, eps)
+            return *self.norm(x, norm, keep), x
+        y, total = self.kernels.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
         return y, y, total
 
-    def conv_norm(self, x: Tensor, norm: Parameters, layout: PackedLayout, keep: bool) -> tuple[Rows, Tensor]:
+    def conv_norm(self, x: Tensor, norm: Norm, layout: PackedLayout, keep: bool) -> tuple[Rows, Tensor]:
         """A norm and the short convolution behind it."""
-        assert norm.taps is not None
         y = self.kernels.conv_layer_norm(x, norm.weight, norm.bias, norm.taps, layout.cu_seqlens, norm.eps)
         return y, y
 
@@ -89,13 +122,26 @@ class Floating:
 
 
 class Int8:
-    """int8 weights, one scale for each output; activations quantised row by row where a linear layer reads them."""
+    """int8 weights, one scale for each output; activations quantised row by row where a linear layer reads them.
+
+    Args:
+        magnitudes: of the inputs of linear layers by their names, from :func:`.smoothing.input_magnitudes`.
+    """
 
     # Of activations between linear layers, and of what is around the encoder.
     dtype = torch.float32
 
-    def __init__(self, kernels: type[Kernels]):
-        self.kernels = kernels
+    def __init__(self, kernels: type[Kernels], magnitudes: Mapping[str, Tensor]):
+        self.kernels, self.magnitudes = kernels, magnitudes
+
+    def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
+        # Channels are evened out by the parameters of the norm, at no cost.
+        inverse, parameters = self.read_stream(linears, name)
+        return whole(norm)._replace(weight=norm.weight * inverse, bias=norm.bias * inverse), parameters
+
+    def read_stream(self, linears: Sequence[nn.Linear], name: str) -> tuple[Tensor, list[Affine]]:
+        scale = smoothing_scale(self.magnitudes[name], [linear.weight for linear in linears])
+        return 1 / scale, [(linear.weight * scale, linear.bias) for linear in linears]
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         return Int8Linear(weight, bias)
@@ -106,21 +152,19 @@ class Int8:
     def activated(self, layer: Packed, rows: Rows, activation: str) -> Rows:
         return self.kernels.quantize_rows(self.linear(layer, rows), activation)
 
-    def rows(self, x: Tensor) -> Rows:
-        return self.kernels.quantize_rows(x)
+    def rows(self, x: Tensor, scale: Tensor | None = None) -> Rows:
+        return self.kernels.quantize_rows(x if scale is None else x * scale)
 
-    def norm(self, x: Tensor, norm: Parameters | None, eps: float, keep: bool) -> tuple[Rows, Tensor]:
-        weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-        return self.kernels.layer_norm_int8(x, weight, bias, eps, keep)
+    def norm(self, x: Tensor, norm: Norm, keep: bool) -> tuple[Rows, Tensor]:
+        return self.kernels.layer_norm_int8(x, norm.weight, norm.bias, norm.eps, keep)
 
-    def norm_of_stream(self, carry: Carry, eps: float, keep: bool) -> tuple[Rows, Tensor, Tensor]:
+    def norm_of_stream(self, carry: Carry, norm: Norm, keep: bool) -> tuple[Rows, Tensor, Tensor]:
         x, residual = carry
         if residual is None:
-            return *self.norm(x, None, eps, keep), x
-        return self.kernels.add_layer_norm_int8(x, residual, eps, keep)
+            return *self.norm(x, norm, keep), x
+        return self.kernels.add_layer_norm_int8(x, residual, norm.weight, norm.bias, norm.eps, keep)
 
-    def conv_norm(self, x: Tensor, norm: Parameters, layout: PackedLayout, keep: bool) -> tuple[Rows, Tensor]:
-        assert norm.taps is not None
+    def conv_norm(self, x: Tensor, norm: Norm, layout: PackedLayout, keep: bool) -> tuple[Rows, Tensor]:
         return self.kernels.conv_layer_norm_int8(
             x, norm.weight, norm.bias, norm.taps, layout.cu_seqlens, norm.eps, keep
         )
@@ -131,10 +175,3 @@ class Int8:
 
 Arithmetic = Floating | Int8
 DTYPES = ("fp32", "bf16", "int8")
-
-
-def arithmetic(dtype: str, kernels: type[Kernels]) -> Arithmetic:
-    """One of :data:`DTYPES`, by the kernels given."""
-    if dtype == "int8":
-        return Int8(kernels)
-    return Floating(kernels, torch.bfloat16 if dtype == "bf16" else torch.float32)

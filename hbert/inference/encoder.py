@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbert.layers import norm_of_stream, stream_of
+from hbert.layers import Carry, norm_of_stream, stream_of
 from hbert.layout import Layout, PackedLayout
 from hbert.modeling import HBertModel, HBertPreTrainedModel
 
-from .arithmetic import arithmetic
+from .arithmetic import Arithmetic, Floating, Int8
 from .kernels import CompiledKernels, Kernels, kernels_for
-from .layers import Batch, State, build
+from .layers import Batch, build
+from .smoothing import input_magnitudes
 
 
 class OptimizedHBertModel(HBertModel):
@@ -28,11 +29,12 @@ class OptimizedHBertModel(HBertModel):
     def __init__(self, source: HBertModel, dtype: str):
         # Not the constructor of HBertModel, which would draw weights.
         HBertPreTrainedModel.__init__(self, copy.deepcopy(source.config))
-        self._ops = {kernels: arithmetic(dtype, kernels) for kernels in (Kernels, CompiledKernels)}
+        self._ops = _arithmetics(source, dtype)
         ops = self._ops[Kernels]
         self.embeddings = copy.deepcopy(source.embeddings).to(ops.dtype)
         self.norm = None if source.norm is None else copy.deepcopy(source.norm).to(ops.dtype)
-        self._plan = [build(layer, self.config.hidden_act, ops) for layer in source.layers]
+        layers = source.layers.named_children()
+        self._plan = [build(layer, name, self.config.hidden_act, ops) for name, layer in layers]
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> OptimizedHBertModel:
@@ -73,10 +75,20 @@ class OptimizedHBertModel(HBertModel):
             with torch.autocast(x.device.type, enabled=False):
                 return self._encode(x, layout, keep_states)
         batch = Batch(self._ops[kernels_for(x)], layout)
-        state = State((x, None))
+        carry: Carry = (x, None)
         states: list[Tensor] = []
         for layer in self._plan:
             if keep_states:
-                states.append(stream_of(state.carry))
-            state = layer(state, batch)
-        return *states, state.carry[0] if self.norm is None else norm_of_stream(self.norm, state.carry)[0]
+                states.append(stream_of(carry))
+            carry = layer(carry, batch)
+        return *states, carry[0] if self.norm is None else norm_of_stream(self.norm, carry)[0]
+
+
+def _arithmetics(source: HBertModel, dtype: str) -> dict[type[Kernels], Arithmetic]:
+    """The arithmetic of that dtype by each of the two kinds of kernels."""
+    both = (Kernels, CompiledKernels)
+    if dtype == "int8":
+        magnitudes = input_magnitudes(source)
+        return {kernels: Int8(kernels, magnitudes) for kernels in both}
+    storage = torch.bfloat16 if dtype == "bf16" else torch.float32
+    return {kernels: Floating(kernels, storage) for kernels in both}

@@ -28,12 +28,14 @@ class Kernels:
         return hbert_kernels.layer_norm(x, weight, bias, eps)
 
     @staticmethod
-    def add_layer_norm(x: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return hbert_kernels.add_layer_norm(x, residual, None, None, eps)
+    def add_layer_norm(
+        x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return hbert_kernels.add_layer_norm(x, residual, weight, bias, eps)
 
     @staticmethod
     def conv_layer_norm(
-        x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, cu_seqlens: Tensor, eps: float
+        x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float
     ) -> Tensor:
         return hbert_kernels.conv_layer_norm(x, weight, bias, taps, cu_seqlens, eps)
 
@@ -80,13 +82,13 @@ class Kernels:
 
     @staticmethod
     def add_layer_norm_int8(
-        x: Tensor, residual: Tensor, eps: float, keep: bool
+        x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep: bool
     ) -> tuple[Int8Rows, Any, Tensor]:
-        return hbert_kernels.add_layer_norm_int8(x, residual, None, None, eps, keep=keep)
+        return hbert_kernels.add_layer_norm_int8(x, residual, weight, bias, eps, keep=keep)
 
     @staticmethod
     def conv_layer_norm_int8(
-        x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, cu_seqlens: Tensor, eps: float, keep: bool
+        x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float, keep: bool
     ) -> tuple[Int8Rows, Any]:
         return hbert_kernels.conv_layer_norm_int8(x, weight, bias, taps, cu_seqlens, eps, keep=keep)
 
@@ -103,12 +105,14 @@ class CompiledKernels(Kernels):
         return _OPS.layer_norm(x, weight, bias, eps)[0]
 
     @staticmethod
-    def add_layer_norm(x: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return _OPS.add_layer_norm(x, residual, None, None, eps)[:2]
+    def add_layer_norm(
+        x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return _OPS.add_layer_norm(x, residual, weight, bias, eps)[:2]
 
     @staticmethod
     def conv_layer_norm(
-        x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, cu_seqlens: Tensor, eps: float
+        x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float
     ) -> Tensor:
         return _OPS.conv_layer_norm(x, weight, bias, taps, cu_seqlens, eps)[0]
 
@@ -155,14 +159,14 @@ class CompiledKernels(Kernels):
 
     @staticmethod
     def add_layer_norm_int8(
-        x: Tensor, residual: Tensor, eps: float, keep: bool
+        x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep: bool
     ) -> tuple[Int8Rows, Any, Tensor]:
-        values, scale, y, total = _OPS.add_layer_norm_int8(x, residual, None, None, eps, keep)
+        values, scale, y, total = _OPS.add_layer_norm_int8(x, residual, weight, bias, eps, keep)
         return Int8Rows(values, scale), y, total
 
     @staticmethod
     def conv_layer_norm_int8(
-        x: Tensor, weight: Tensor, bias: Tensor, taps: Tensor, cu_seqlens: Tensor, eps: float, keep: bool
+        x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float, keep: bool
     ) -> tuple[Int8Rows, Any]:
         values, scale, y = _OPS.conv_layer_norm_int8(x, weight, bias, taps, cu_seqlens, eps, keep)
         return Int8Rows(values, scale), y

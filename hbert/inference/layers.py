@@ -7,7 +7,7 @@ query and key, since the K-free form reads the layer's input through the key's w
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,10 @@ from hbert.layers import (
     stream_of,
 )
 from hbert.layout import PackedLayout
-from hbert_kernels.nn import ConvLayerNorm, SubLNFeedForward
+from hbert_kernels.nn import SubLNFeedForward
 from hbert_kernels.ops.additive_attention import prefers_key_free
 
-from .arithmetic import Arithmetic, Parameters, Rows, own
+from .arithmetic import Affine, Arithmetic, Norm, Rows, affine, fold, own, whole
 
 
 class Batch(NamedTuple):
@@ -36,53 +36,54 @@ class Batch(NamedTuple):
     layout: PackedLayout
 
 
-class State(NamedTuple):
-    """What travels between layers: a carry, and behind a norm the rows that linear layers read of it."""
-
-    carry: Carry
-    rows: Rows | None = None
-
-
-def build(layer: nn.Module, activation: str, ops: Arithmetic) -> PreNorm | PostNorm:
+def build(layer: nn.Module, name: str, activation: str, ops: Arithmetic) -> PreNorm | PostNorm:
     """What computes the same as a layer of an HBERT encoder in evaluation mode, with weights of its own.
+
+    Args:
+        name: of the layer, as linear layers are called in ``ops``.
+        activation: of its feed-forward block.
 
     Raises:
         ValueError: it has a linear layer of a class that is not torch's, such as that of an adapter.
     """
-    for name, module in layer.named_modules():
+    for part, module in layer.named_modules():
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
             kind = type(module)
-            raise ValueError(f"its {name} is a {kind.__name__} of {kind.__module__}: merge or remove it first")
+            raise ValueError(
+                f"layer {name} cannot be optimized: its {part} is a {kind.__name__} of {kind.__module__}; merge or"
+                " remove it first"
+            )
     if isinstance(layer, HBertPreNormLayer):
-        return PreNorm(layer, activation, ops)
+        return PreNorm(layer, name, activation, ops)
     assert isinstance(layer, HBertPostNormLayer)
-    return PostNorm(layer, activation, ops)
+    return PostNorm(layer, name, activation, ops)
 
 
-def _fold(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias of a linear layer, with the parameters of the norm in front of it inside."""
-    if norm is None:
-        return linear.weight, linear.bias
-    weight = linear.weight.double()
-    bias = weight @ norm.bias.double()
-    if linear.bias is not None:
-        bias = bias + linear.bias.double()
-    # float32: the folded weight is rounded once more, when it becomes that of its dtype.
-    return (weight * norm.weight.double()).float(), bias.float()
+def readers(attention: nn.Module) -> tuple[str, list[nn.Linear]]:
+    """The linear layers that read a layer's input, and the name of the first of them in the attention."""
+    if isinstance(attention, HBertAdditiveAttention):
+        return "query", [attention.query, attention.key]
+    assert isinstance(attention, HBertSelfAttention)
+    return "qkv", [attention.qkv]
+
+
+def _packed(ops: Arithmetic, norm: nn.Module | None, linear: nn.Linear) -> object:
+    """A linear layer behind the norm inside of a branch, if there is one."""
+    return ops.pack(*(affine(linear) if norm is None else fold(norm, linear)))
 
 
 class _SelfAttention:
-    """The attention of an S layer up to and with its output projection."""
+    """The attention of an S layer up to and with its output projection; ``qkv`` as its input wants it."""
 
-    def __init__(self, module: HBertSelfAttention, norm: Any, ops: Arithmetic):
-        self.num_heads, self.inner = module.num_heads, module.norm
-        self.qkv = ops.pack(*_fold(module.qkv, norm))
-        self.out = ops.pack(*_fold(module.out, module.norm))
+    def __init__(self, module: HBertSelfAttention, ops: Arithmetic, qkv: Affine):
+        self.num_heads = module.num_heads
+        self.inner = None if module.norm is None else Norm(None, None, module.norm.eps)
+        self.qkv, self.out = ops.pack(*qkv), _packed(ops, module.norm, module.out)
 
     def __call__(self, rows: Rows, batch: Batch, other: Tensor | None) -> Tensor:
         ops = batch.ops
         heads = ops.kernels.attention(ops.linear(self.qkv, rows), batch.layout, self.num_heads)
-        inner = ops.rows(heads) if self.inner is None else ops.norm(heads, None, self.inner.eps, keep=False)[0]
+        inner = ops.rows(heads) if self.inner is None else ops.norm(heads, self.inner, keep=False)[0]
         return ops.linear(self.out, inner, other)
 
 
@@ -92,17 +93,15 @@ class _AdditiveAttention:
     The K-free form reads the layer's input and the key's weight as they are, so that weight is there twice.
     """
 
-    def __init__(self, module: HBertAdditiveAttention, norm: Any, ops: Arithmetic):
+    def __init__(self, module: HBertAdditiveAttention, ops: Arithmetic, query: Affine, key: Affine):
         self.num_heads, self.sub_norm = module.num_heads, module.norm is not None
         self.eps = 1e-12 if module.norm is None else module.norm.eps
         self.scorer = "dense" if isinstance(module.query_att, nn.Linear) else "per_head"
         self.query_att, self.key_att = (own(s.weight) for s in (module.query_att, module.key_att))
-        self.query = ops.pack(*_fold(module.query, norm))
-        weight, bias = _fold(module.key, norm)
-        self.key = ops.pack(weight, bias)
-        self.key_weight: Tensor | None = own(weight, ops.dtype)
-        self.key_bias = None if bias is None else own(bias)
-        self.transform = ops.pack(*_fold(module.transform, module.norm))
+        self.query, self.key = ops.pack(*query), ops.pack(*key)
+        self.key_weight: Tensor | None = own(key[0], ops.dtype)
+        self.key_bias = None if key[1] is None else own(key[1])
+        self.transform = _packed(ops, module.norm, module.transform)
 
     def is_key_free(self, layout: PackedLayout) -> bool:
         """Whether a call reads the layer's input as it is, beside the rows of it."""
@@ -121,87 +120,89 @@ class _AdditiveAttention:
 
 
 class _FeedForward:
-    def __init__(self, module: SubLNFeedForward | HBertFeedForward, norm: Any, activation: str, ops: Arithmetic):
-        self.activation = activation
-        self.inner = None if isinstance(module, HBertFeedForward) else module.norm
-        self.fc1 = ops.pack(*_fold(module.fc1, norm))
-        self.fc2 = ops.pack(*_fold(module.fc2, self.inner))
+    """Both linear layers and what is between them; ``fc1`` as its input wants it."""
+
+    def __init__(self, module: SubLNFeedForward | HBertFeedForward, fc1: Affine, activation: str, ops: Arithmetic):
+        norm = None if isinstance(module, HBertFeedForward) else module.norm
+        self.activation, self.inner_eps = activation, None if norm is None else norm.eps
+        self.fc1, self.fc2 = ops.pack(*fc1), _packed(ops, norm, module.fc2)
 
     def __call__(self, rows: Rows, other: Tensor, ops: Arithmetic) -> Tensor:
-        if self.inner is None:
+        if self.inner_eps is None:
             inner = ops.activated(self.fc1, rows, self.activation)
         else:
-            inner = ops.activation_norm(ops.linear(self.fc1, rows), self.inner.eps, self.activation)
+            inner = ops.activation_norm(ops.linear(self.fc1, rows), self.inner_eps, self.activation)
         return ops.linear(self.fc2, inner, other)
+
+
+def _attention(
+    module: nn.Module, inputs: list[Affine], ops: Arithmetic
+) -> tuple[_SelfAttention | None, _AdditiveAttention | None]:
+    """An attention of either type; ``inputs`` are those of :func:`readers`."""
+    if isinstance(module, HBertAdditiveAttention):
+        return None, _AdditiveAttention(module, ops, *inputs)
+    assert isinstance(module, HBertSelfAttention)
+    return _SelfAttention(module, ops, *inputs), None
 
 
 class PreNorm:
     """A layer in style sub_ln or pre_ln."""
 
-    def __init__(self, layer: HBertPreNormLayer, activation: str, ops: Arithmetic):
-        norm = layer.attention_norm
-        self.branch = None if layer.conv is None else Parameters(layer.conv)
-        # Behind it lies a border of zeros, so that its parameters cannot go into the product.
-        self.conv = Parameters(norm) if isinstance(norm, ConvLayerNorm) else None
-        self.eps, self.ffn_eps = norm.eps, layer.ffn_norm.eps
-        folded = None if self.conv is not None else norm
-        self.additive = self.attention = None
-        if isinstance(layer.attention, HBertAdditiveAttention):
-            self.additive = _AdditiveAttention(layer.attention, folded, ops)
-        else:
-            self.attention = _SelfAttention(layer.attention, folded, ops)
-        self.ffn = _FeedForward(layer.ffn, layer.ffn_norm, activation, ops)
+    def __init__(self, layer: HBertPreNormLayer, name: str, activation: str, ops: Arithmetic):
+        self.branch = None if layer.conv is None else whole(layer.conv)
+        first, linears = readers(layer.attention)
+        self.norm, inputs = ops.read(layer.attention_norm, linears, f"{name}.attention.{first}")
+        self.attention, self.additive = _attention(layer.attention, inputs, ops)
+        self.ffn_norm, (fc1,) = ops.read(layer.ffn_norm, [layer.ffn.fc1], f"{name}.ffn.fc1")
+        self.ffn = _FeedForward(layer.ffn, fc1, activation, ops)
 
-    def __call__(self, state: State, batch: Batch) -> State:
+    def __call__(self, carry: Carry, batch: Batch) -> Carry:
         ops, layout = batch
-        keep = self.additive is not None and self.additive.is_key_free(layout)
-        rows, x, stream = self._attention_input(state.carry, batch, keep)
+        rows, x, stream = self._attention_input(carry, batch)
         if self.additive is not None:
-            carry: Carry = self.additive(rows, x, batch), stream
+            carry = self.additive(rows, x, batch), stream
         else:
             assert self.attention is not None
             carry = self.attention(rows, batch, stream), None
-        rows, _, stream = ops.norm_of_stream(carry, self.ffn_eps, keep=False)
-        return State((self.ffn(rows, stream, ops), None))
+        rows, _, stream = ops.norm_of_stream(carry, self.ffn_norm, keep=False)
+        return self.ffn(rows, stream, ops), None
 
-    def _attention_input(self, carry: Carry, batch: Batch, keep: bool) -> tuple[Rows, Tensor, Tensor]:
+    def _attention_input(self, carry: Carry, batch: Batch) -> tuple[Rows, Tensor, Tensor]:
+        """The normalized stream as rows and, where that is read too, as it is; and the stream."""
         ops, layout = batch
+        keep = self.additive is not None and self.additive.is_key_free(layout)
         if self.branch is not None:
-            stream = stream_of(carry)
-            assert self.branch.taps is not None
-            carry = ops.kernels.conv_layer_norm(
-                stream, self.branch.weight, self.branch.bias, self.branch.taps, layout.cu_seqlens, self.branch.eps
-            ), stream
-        if self.conv is None:
-            return ops.norm_of_stream(carry, self.eps, keep)
+            stream, norm = stream_of(carry), self.branch
+            x = ops.kernels.conv_layer_norm(stream, norm.weight, norm.bias, norm.taps, layout.cu_seqlens, norm.eps)
+            carry = x, stream
+        if self.norm.taps is None:
+            return ops.norm_of_stream(carry, self.norm, keep)
         stream = stream_of(carry)
-        return *ops.conv_norm(stream, self.conv, layout, keep), stream
+        return *ops.conv_norm(stream, self.norm, layout, keep), stream
 
 
 class PostNorm:
-    """A layer in style post_ln or merge."""
+    """A layer in style post_ln or merge. The output of a norm is the residual stream, so that its parameters stay."""
 
-    def __init__(self, layer: HBertPostNormLayer, activation: str, ops: Arithmetic):
-        self.additive = self.attention = None
-        if isinstance(layer.attention, HBertAdditiveAttention):
-            self.additive = _AdditiveAttention(layer.attention, None, ops)
-        else:
-            self.attention = _SelfAttention(layer.attention, None, ops)
+    def __init__(self, layer: HBertPostNormLayer, name: str, activation: str, ops: Arithmetic):
+        first, linears = readers(layer.attention)
+        self.scale, inputs = ops.read_stream(linears, f"{name}.attention.{first}")
+        self.attention, self.additive = _attention(layer.attention, inputs, ops)
         self.merge = None if layer.merge is None else _Merge(layer.merge, ops)
-        self.ffn = _FeedForward(layer.ffn, None, activation, ops)
-        # Their outputs are the stream too, so that their parameters stay.
-        self.norms = [Parameters(norm) for norm in (layer.attention_norm, layer.ffn_norm)]
+        self.ffn_scale, (fc1,) = ops.read_stream([layer.ffn.fc1], f"{name}.ffn.fc1")
+        self.ffn = _FeedForward(layer.ffn, fc1, activation, ops)
+        self.norms = whole(layer.attention_norm), whole(layer.ffn_norm)
 
-    def __call__(self, state: State, batch: Batch) -> State:
-        ops = batch.ops
-        x, _ = state.carry
-        rows = ops.rows(x) if state.rows is None else state.rows
-        rows, y = ops.norm(self._attend(rows, x, batch), self.norms[0], self.norms[0].eps, keep=True)
-        rows, z = ops.norm(self.ffn(rows, y, ops), self.norms[1], self.norms[1].eps, keep=True)
-        return State((z, None), rows)
+    def __call__(self, carry: Carry, batch: Batch) -> Carry:
+        ops, layer_norm = batch.ops, batch.ops.kernels.layer_norm
+        first, second = self.norms
+        y = layer_norm(self._attend(carry[0], batch), first.weight, first.bias, first.eps)
+        z = self.ffn(ops.rows(y, self.ffn_scale), y, ops)
+        return layer_norm(z, second.weight, second.bias, second.eps), None
 
-    def _attend(self, rows: Rows, x: Tensor, batch: Batch) -> Tensor:
+    def _attend(self, x: Tensor, batch: Batch) -> Tensor:
         """x + the branch."""
+        rows = batch.ops.rows(x, self.scale)
         if self.attention is not None:
             if self.merge is None:
                 return self.attention(rows, batch, x)
@@ -213,8 +214,8 @@ class PostNorm:
 
 class _Merge:
     def __init__(self, module: HBertMerge, ops: Arithmetic):
-        self.eps, self.out = module.norm.eps, ops.pack(*_fold(module.out, module.norm))
+        self.norm, self.out = Norm(None, None, module.norm.eps), _packed(ops, module.norm, module.out)
 
     def __call__(self, x: Tensor, branch: Tensor, ops: Arithmetic) -> Tensor:
-        rows, _ = ops.norm(torch.cat([x, branch], dim=-1), None, self.eps, keep=False)
+        rows, _ = ops.norm(torch.cat([x, branch], dim=-1), self.norm, keep=False)
         return ops.linear(self.out, rows, x)
