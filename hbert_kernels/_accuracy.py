@@ -48,15 +48,20 @@ def error_bound(exact: Tensor, plain_error: float, dtype: torch.dtype, summed_ro
 
 
 def evaluate(function: Function, inputs: Sequence[Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """All outputs of ``function`` and the gradients of all floating inputs under fixed random output gradients."""
+    """All outputs of ``function`` and the gradients of all floating inputs under fixed random output gradients.
+
+    Outputs alone, if they have no gradient.
+    """
     leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
     outputs = function(*leaves)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    values = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+    if not any(o.requires_grad for o in outputs):
+        return values
     generator = torch.Generator().manual_seed(seed)
     cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
     wanted = [(i, leaf) for i, leaf in enumerate(leaves) if leaf.requires_grad]
     gradients = torch.autograd.grad(outputs, [leaf for _, leaf in wanted], cotangents)
-    values = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
     return values | {f"gradient {i}": g for (i, _), g in zip(wanted, gradients, strict=True)}
 
 

@@ -97,10 +97,21 @@ def packed(op: str, name: str, t: Tensor) -> None:
 
 def quantizable(op: str, **tensors: Tensor | None) -> None:
     """All given tensors are float32 or bfloat16, on one device."""
+    if _usual(tensors.values()):
+        return
     floating(op, **tensors)
     for name, t in tensors.items():
         if t is not None and t.dtype not in _USUAL_DTYPES:
             raise TypeError(f"{op}: {name} has dtype {t.dtype}; allowed: float32, bfloat16")
+
+
+def quantizable_rows(op: str, x: Tensor, **parameters: Tensor | None) -> None:
+    """``x`` is [T, H] with H > 0, each parameter is None or [H], and all are as :func:`quantizable` wants them."""
+    if _usual_rows(x, parameters.values()) and x.dim() == 2:
+        return
+    packed(op, "x", x)
+    rows(op, x, **parameters)
+    quantizable(op, x=x, **parameters)
 
 
 def int8_rows(op: str, values: Tensor, scale: Tensor) -> None:
@@ -111,7 +122,7 @@ def int8_rows(op: str, values: Tensor, scale: Tensor) -> None:
         if t.dtype != dtype:
             raise TypeError(f"{op}: {name} must be {dtype}, got {t.dtype}")
     shape(op, "x.scale", scale, values.shape[0])
-    if scale.device != values.device:
+    if not (scale.is_cpu and values.is_cpu) and scale.device != values.device:
         raise ValueError(f"{op}: x.scale is on {scale.device}, but x.values are on {values.device}")
 
 

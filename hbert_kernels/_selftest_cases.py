@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _dispatch, ops
@@ -180,8 +181,75 @@ def _loss_cases(device: str) -> Iterator[Case]:
         yield Case("masked_lm_loss", f"{rows}x{width}x{vocab} {name}", losses, inputs)
 
 
+def _quantized(rows: ops.Int8Rows) -> Tensor:
+    return rows.values.float() * rows.scale[:, None]
+
+
+def _int8_norm_cases() -> Iterator[Case]:
+    """In float64, what is quantised: then the policy's error of plain torch is half a step."""
+
+    def quantize(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return x.clone() if x.dtype == torch.float64 else _quantized(ops.quantize_rows(x))
+
+    def plain(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return ops.layer_norm(x, w, b) if x.dtype == torch.float64 else _quantized(ops.layer_norm_int8(x, w, b)[0])
+
+    def residual(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dtype == torch.float64:
+            return ops.add_layer_norm(x, x, w, b)
+        rows, _, total = ops.add_layer_norm_int8(x, x, w, b)
+        return _quantized(rows), total
+
+    def activation(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return ops.activation_layer_norm(x, w, b)
+        return _quantized(ops.activation_layer_norm_int8(x, w, b))
+
+    def conv(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        cu, taps = _cu_seqlens([x.shape[0] // 3, x.shape[0] - x.shape[0] // 3], "cpu"), w.expand(3, -1)
+        if x.dtype == torch.float64:
+            return ops.conv_layer_norm(x, w, b, taps, cu)
+        return _quantized(ops.conv_layer_norm_int8(x, w, b, taps, cu)[0])
+
+    functions = {
+        "quantize_rows": quantize,
+        "layer_norm_int8": plain,
+        "add_layer_norm_int8": residual,
+        "activation_layer_norm_int8": activation,
+        "conv_layer_norm_int8": conv,
+    }
+    for rows, width in _ROWS:
+        random = _normal(rows * 1039 + width)
+        x, weight, bias = random(rows, width) * 2, 1 + random(width) / 4, random(width)
+        for dtype in (torch.float32, torch.bfloat16):
+            for name, function in functions.items():
+                inputs = [x.to(dtype), weight.to(dtype), bias.to(dtype)]
+                yield Case(name, f"{rows}x{width} {dtype}", torch.no_grad()(function), inputs)
+
+
+def _int8_linear_cases() -> Iterator[Case]:
+    """Rows and weights of integers with a largest of 127 are quantised without an error."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return F.linear(x, weight, bias)
+        return ops.int8_linear(ops.quantize_rows(x), ops.pack_int8_weight(weight), bias, out_dtype=x.dtype)
+
+    generator = torch.Generator().manual_seed(1049)
+    for tokens, width, columns in ((6, 768, 3072), (129, 1000, 130), (16, 3072, 65)):
+        x, weight = (torch.randint(-127, 128, (n, width), generator=generator).double() for n in (tokens, columns))
+        x[:, 0], weight[:, 0] = 127, -127
+        bias = torch.randn(columns, generator=generator, dtype=torch.float64) * 1000
+        for dtype in (torch.float32, torch.bfloat16):
+            inputs = [x.to(dtype), weight.to(dtype), bias.to(dtype)]
+            yield Case("int8_linear", f"{tokens}x{width}x{columns} {dtype}", torch.no_grad()(linear), inputs)
+
+
 def cases(device: str) -> Iterator[Case]:
-    """All cases of the ops that have kernels."""
+    """All cases of the ops that have kernels; those of int8 inference have none for GPUs."""
+    if device == "cpu":
+        yield from _int8_norm_cases()
+        yield from _int8_linear_cases()
     yield from _norm_cases(device)
     yield from _activation_cases(device)
     yield from _sequence_norm_cases(device)

@@ -15,6 +15,7 @@ from hbert_kernels._library import CPU_CAPABILITIES
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_OPS = [op for op in hk.OPS if refusal(op, "cpp") is None]
 KERNEL_TESTS = [f"tests/ops/test_{op}.py" for op in KERNEL_OPS if op != "add_layer_norm"]  # tested with layer_norm
+KERNEL_TESTS += ["tests/ops/test_int8_norm.py", "tests/ops/test_int8_linear.py"]
 # What no level changes: float64 has one code path for all, and the rest is about what surrounds the kernels.
 THE_SAME_AT_ALL_LEVELS = " or ".join(
     ["float64", "formula", "gradcheck", "compile", "opcheck", "refuses", "autocast", "65536", "chunks"]
@@ -86,6 +87,6 @@ torch.save(hk.add_layer_norm(x, residual, torch.randn(100), torch.randn(100)), "
 def test_selftest_reports_success_at_this_level():
     result = run(hk.cpu_capability(), "-m", "hbert_kernels.selftest")
     assert result.returncode == 0, result.stdout
-    for op in ("layer_norm", "activation_layer_norm", "gated_layer_norm", "conv_layer_norm", "additive_pool"):
+    for op in (*KERNEL_OPS, *hk.INT8_OPS):
         assert f"\n{op:24s} cpp" in result.stdout
     assert " 0 failed" in result.stdout

@@ -96,8 +96,10 @@ def int8_linear(
     _check_operands(op, x, weight)
     columns = weight.scale.shape[0]
     _check.quantizable(op, scale=x.scale, bias=bias, other=other)
-    _check.shape(op, "bias", bias, columns)
-    _check.shape(op, "other", other, x.values.shape[0], columns)
+    if bias is not None:
+        _check.shape(op, "bias", bias, columns)
+    if other is not None:
+        _check.shape(op, "other", other, x.values.shape[0], columns)
     if out_dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"{op}: out_dtype must be torch.float32 or torch.bfloat16, got {out_dtype}")
     without_gradients(op, bias, other)
@@ -116,7 +118,7 @@ def _check_operands(op: str, x: Int8Rows, weight: PackedInt8Weight) -> None:
     _check.int8_rows(op, x.values, x.scale)
     if x.values.shape[1] != weight.in_features:
         raise ValueError(f"{op}: x has {x.values.shape[1]} features, the weight takes {weight.in_features}")
-    if weight.data.device != x.values.device:
+    if not (weight.data.is_cpu and x.values.is_cpu) and weight.data.device != x.values.device:
         raise ValueError(f"{op}: weight is on {weight.data.device}, but x is on {x.values.device}")
 
 

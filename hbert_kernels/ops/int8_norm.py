@@ -52,8 +52,7 @@ def quantize_rows(x: Tensor, *, activation: str | None = None) -> Int8Rows:
         RuntimeError: a gradient could be asked for.
     """
     op = "quantize_rows"
-    _check.packed(op, "x", x)
-    _check.quantizable(op, x=x)
+    _check.quantizable_rows(op, x)
     if activation is not None:
         activation_function(activation)
     without_gradients(op, x)
@@ -81,7 +80,8 @@ def layer_norm_int8(
         RuntimeError: a gradient could be asked for.
     """
     op = "layer_norm_int8"
-    _check_norm(op, x, weight=weight, bias=bias)
+    _check.quantizable_rows(op, x, weight=weight, bias=bias)
+    without_gradients(op, x, weight, bias)
     if _dispatch.select(op, x, weight, bias) == "reference":
         return _quantized(layer_norm_reference(x.float(), weight, bias, eps), x, keep)
     return _outputs(keep, *torch.ops.hbert_kernels.layer_norm_int8(x, weight, bias, eps, keep))
@@ -110,9 +110,10 @@ def add_layer_norm_int8(
         TypeError, ValueError, RuntimeError: as in :func:`layer_norm_int8`; residual has not the shape of x.
     """
     op = "add_layer_norm_int8"
-    _check_norm(op, x, residual, weight=weight, bias=bias)
+    _check.quantizable_rows(op, x, weight=weight, bias=bias)
     _check.quantizable(op, x=x, residual=residual)
     _check.shape(op, "residual", residual, *x.shape)
+    without_gradients(op, x, residual, weight, bias)
     if _dispatch.select(op, x, residual, weight, bias) == "reference":
         # In float32 from the rounded sum on: y is rounded after the rows are quantised.
         total = x + residual
@@ -142,7 +143,8 @@ def activation_layer_norm_int8(
     """
     op = "activation_layer_norm_int8"
     activation_function(activation)
-    _check_norm(op, x, weight=weight, bias=bias, input_bias=input_bias)
+    _check.quantizable_rows(op, x, weight=weight, bias=bias, input_bias=input_bias)
+    without_gradients(op, x, weight, bias, input_bias)
     if _dispatch.select(op, x, weight, bias, input_bias) == "reference":
         y = activation_layer_norm_reference(x.float(), weight, bias, eps, activation, input_bias)
         return quantize_rows_reference(y)
@@ -174,21 +176,15 @@ def conv_layer_norm_int8(
         TypeError, ValueError: as in :func:`conv_layer_norm`; float64. RuntimeError: a gradient could be asked for.
     """
     op = "conv_layer_norm_int8"
-    _check_norm(op, x, conv_weight, weight=weight, bias=bias)
+    _check.quantizable_rows(op, x, weight=weight, bias=bias)
     _check.quantizable(op, x=x, conv_weight=conv_weight)
     check_conv_weight(op, conv_weight, x.shape[1])
     _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device)
+    without_gradients(op, x, weight, bias, conv_weight)
     if _dispatch.select(op, x, weight, bias, conv_weight) == "reference":
         return _quantized(conv_layer_norm_reference(x.float(), weight, bias, conv_weight, cu_seqlens, eps), x, keep)
     arguments = x, weight, bias, conv_weight, cu_seqlens, eps, keep
     return _outputs(keep, *torch.ops.hbert_kernels.conv_layer_norm_int8(*arguments))
-
-
-def _check_norm(op: str, x: Tensor, *others: Tensor, **parameters: Tensor | None) -> None:
-    _check.packed(op, "x", x)
-    _check.rows(op, x, **parameters)
-    _check.quantizable(op, x=x, **parameters)
-    without_gradients(op, x, *others, *parameters.values())
 
 
 def _outputs(keep: bool, values: Tensor, scale: Tensor, y: Tensor) -> tuple[Int8Rows, Tensor | None]:
@@ -207,7 +203,8 @@ def quantize_rows_reference(x: Tensor, activation: str | None = None) -> Int8Row
         x = activation_function(activation)(x)
     magnitude = x.abs().amax(1)
     quantizable = (magnitude >= _LEAST_MAGNITUDE) & magnitude.isfinite()
-    inverse = torch.where(quantizable, 127 / magnitude, 0)
+    # A tensor divided: torch computes 127 / magnitude as 127 (1 / magnitude), rounded twice.
+    inverse = torch.where(quantizable, torch.full_like(magnitude, 127) / magnitude, 0)
     # Where the inverse is 0, x may be NaN or infinite, and then so is the product.
     values = torch.where(quantizable[:, None], (x * inverse[:, None]).round(), 0).to(torch.int8)
     return Int8Rows(values, torch.where(quantizable, magnitude / 127, torch.where(magnitude.isfinite(), 0, torch.nan)))

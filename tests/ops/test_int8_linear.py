@@ -47,7 +47,8 @@ def problem(tokens, width, columns):
 
 def formula(x, weight, bias=None, other=None):
     """In float64: the sum over the inputs, scaled, plus bias and residual."""
-    y = (x.values.double() @ unpack_int8_weight(weight).double().t()) * x.scale.double()[:, None] * weight.scale.double()
+    sums = x.values.double() @ unpack_int8_weight(weight).double().t()
+    y = sums * x.scale.double()[:, None] * weight.scale.double()
     y = y if bias is None else y + bias.double()
     return y if other is None else y + other.double()
 
@@ -208,7 +209,7 @@ def test_compiles_without_graph_breaks_or_recompiles():
         return hk.int8_linear(hk.quantize_rows(x), weight, bias, other, out_dtype=BF16)
 
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
-    for tokens in (2, 3, 17, 64):
+    for tokens in (5, 2, 17, 64):  # the first is no other dimension: the compiler would take both for one
         x, other = torch.randn(tokens, 24), torch.randn(tokens, 20)
         assert torch.equal(compiled(x, other), layer(x, other))
     assert counter.frame_count == 1
@@ -228,31 +229,27 @@ def test_a_gradient_is_an_error():
     assert not hk.pack_int8_weight(torch.randn(4, 4, requires_grad=True)).scale.requires_grad
 
 
+INT8, ONES = torch.zeros(6, 24, dtype=torch.int8), torch.ones(6)
+
+
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(x=(torch.zeros(6, 24), torch.ones(6))), TypeError, "x must be Int8Rows, .* got tuple"),
+        (dict(x=(INT8, ONES)), TypeError, "x must be Int8Rows, .* got tuple"),
         (dict(weight=torch.zeros(20, 24)), TypeError, "weight must be from pack_int8_weight, got Tensor"),
-        (dict(x=hk.Int8Rows(torch.zeros(6, 24), torch.ones(6))), TypeError, "x.values must be torch.int8, got .*float32"),
-        (
-            dict(x=hk.Int8Rows(torch.zeros(6, 24, dtype=torch.int8), torch.ones(6).double())),
-            TypeError,
-            "x.scale must be torch.float32",
-        ),
-        (dict(x=hk.Int8Rows(torch.zeros(6, 24, dtype=torch.int8), torch.ones(5))), ValueError, "x.scale has shape"),
-        (dict(x=hk.Int8Rows(torch.zeros(24, dtype=torch.int8), torch.ones(6))), ValueError, "x.values must be packed"),
-        (
-            dict(x=hk.Int8Rows(torch.zeros(6, 25, dtype=torch.int8), torch.ones(6))),
-            ValueError,
-            "x has 25 features, the weight takes 24",
-        ),
+        (dict(x=hk.Int8Rows(INT8.float(), ONES)), TypeError, "x.values must be torch.int8, got torch.float32"),
+        (dict(x=hk.Int8Rows(INT8, ONES.double())), TypeError, "x.scale must be torch.float32, got torch.float64"),
+        (dict(x=hk.Int8Rows(INT8, ONES[1:])), ValueError, r"x.scale has shape \(5,\), expected \(6,\)"),
+        (dict(x=hk.Int8Rows(INT8[0], ONES)), ValueError, "x.values must be packed"),
+        (dict(x=hk.Int8Rows(INT8[:, 1:], ONES)), ValueError, "x has 23 features, the weight takes 24"),
         (dict(bias=torch.zeros(19)), ValueError, r"bias has shape \(19,\), expected \(20,\)"),
         (dict(bias=torch.zeros(20).double()), TypeError, "float64 does not mix"),
         (dict(other=torch.zeros(5, 20)), ValueError, r"other has shape \(5, 20\), expected \(6, 20\)"),
         (dict(other=torch.zeros(6, 20, device="meta")), ValueError, "other is on meta"),
-        (dict(out_dtype=torch.float64), TypeError, "out_dtype must be torch.float32 or torch.bfloat16, got torch.float64"),
+        (dict(out_dtype=torch.half), TypeError, "out_dtype must be torch.float32 or torch.bfloat16, got torch.float16"),
     ],
+    ids=str,
 )
 def test_what_is_refused(change, error, message, backend):
     x, weight = problem(6, 24, 20)
@@ -267,7 +264,7 @@ def test_what_is_refused(change, error, message, backend):
         (torch.zeros(3, 4, dtype=torch.int8), TypeError, "weight has dtype torch.int8"),
         (torch.zeros(3), ValueError, r"weight must be \[N, K\]"),
         (torch.zeros(0, 4), ValueError, r"weight must be \[N, K\] with N > 0"),
-        (torch.zeros(1, 131_073), ValueError, "K <= 131072"),
+        (torch.zeros(1, 131_073), ValueError, ".*K <= 131072"),
         (torch.tensor([[1.0, torch.nan]]), ValueError, "weight holds NaN or infinity"),
         (torch.tensor([[1.0, -torch.inf]]), ValueError, "weight holds NaN or infinity"),
     ],
