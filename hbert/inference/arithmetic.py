@@ -137,11 +137,11 @@ class Int8:
     def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
         # Channels are evened out by the parameters of the norm, at no cost.
         inverse, parameters = self.read_stream(linears, name)
-        return whole(norm)._replace(weight=norm.weight * inverse, bias=norm.bias * inverse), parameters
+        return whole(norm)._replace(weight=own(norm.weight) * inverse, bias=own(norm.bias) * inverse), parameters
 
     def read_stream(self, linears: Sequence[nn.Linear], name: str) -> tuple[Tensor, list[Affine]]:
         scale = smoothing_scale(self.magnitudes[name], [linear.weight for linear in linears])
-        return 1 / scale, [(linear.weight * scale, linear.bias) for linear in linears]
+        return 1 / scale, [(own(linear.weight) * scale, linear.bias) for linear in linears]
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         return Int8Linear(weight, bias)

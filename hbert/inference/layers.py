@@ -90,17 +90,22 @@ class _SelfAttention:
 class _AdditiveAttention:
     """The attention of an A layer; it adds its query, so that the residual stream is not added here.
 
-    The K-free form reads the layer's input and the key's weight as they are, so that weight is there twice.
+    Args:
+        query, key: as the rows want them.
+        core_key: as the layer's input wants it, which the K-free form reads beside the rows: so that weight is there
+            twice.
     """
 
-    def __init__(self, module: HBertAdditiveAttention, ops: Arithmetic, query: Affine, key: Affine):
+    def __init__(
+        self, module: HBertAdditiveAttention, ops: Arithmetic, query: Affine, key: Affine, core_key: Affine
+    ):
         self.num_heads, self.sub_norm = module.num_heads, module.norm is not None
         self.eps = 1e-12 if module.norm is None else module.norm.eps
         self.scorer = "dense" if isinstance(module.query_att, nn.Linear) else "per_head"
         self.query_att, self.key_att = (own(s.weight) for s in (module.query_att, module.key_att))
         self.query, self.key = ops.pack(*query), ops.pack(*key)
-        self.key_weight: Tensor | None = own(key[0], ops.dtype)
-        self.key_bias = None if key[1] is None else own(key[1])
+        self.key_weight: Tensor | None = own(core_key[0], ops.dtype)
+        self.key_bias = None if core_key[1] is None else own(core_key[1])
         self.transform = _packed(ops, module.norm, module.transform)
 
     def is_key_free(self, layout: PackedLayout) -> bool:
@@ -136,11 +141,12 @@ class _FeedForward:
 
 
 def _attention(
-    module: nn.Module, inputs: list[Affine], ops: Arithmetic
+    module: nn.Module, inputs: list[Affine], plain: list[Affine], ops: Arithmetic
 ) -> tuple[_SelfAttention | None, _AdditiveAttention | None]:
-    """An attention of either type; ``inputs`` are those of :func:`readers`."""
+    """An attention of either type; ``inputs`` are its :func:`readers` for rows, ``plain`` for the layer's input."""
     if isinstance(module, HBertAdditiveAttention):
-        return None, _AdditiveAttention(module, ops, *inputs)
+        query, key = inputs
+        return None, _AdditiveAttention(module, ops, query, key, plain[1])
     assert isinstance(module, HBertSelfAttention)
     return _SelfAttention(module, ops, *inputs), None
 
@@ -152,7 +158,7 @@ class PreNorm:
         self.branch = None if layer.conv is None else whole(layer.conv)
         first, linears = readers(layer.attention)
         self.norm, inputs = ops.read(layer.attention_norm, linears, f"{name}.attention.{first}")
-        self.attention, self.additive = _attention(layer.attention, inputs, ops)
+        self.attention, self.additive = _attention(layer.attention, inputs, inputs, ops)
         self.ffn_norm, (fc1,) = ops.read(layer.ffn_norm, [layer.ffn.fc1], f"{name}.ffn.fc1")
         self.ffn = _FeedForward(layer.ffn, fc1, activation, ops)
 
@@ -187,7 +193,7 @@ class PostNorm:
     def __init__(self, layer: HBertPostNormLayer, name: str, activation: str, ops: Arithmetic):
         first, linears = readers(layer.attention)
         self.scale, inputs = ops.read_stream(linears, f"{name}.attention.{first}")
-        self.attention, self.additive = _attention(layer.attention, inputs, ops)
+        self.attention, self.additive = _attention(layer.attention, inputs, [*map(affine, linears)], ops)
         self.merge = None if layer.merge is None else _Merge(layer.merge, ops)
         self.ffn_scale, (fc1,) = ops.read_stream([layer.ffn.fc1], f"{name}.ffn.fc1")
         self.ffn = _FeedForward(layer.ffn, fc1, activation, ops)

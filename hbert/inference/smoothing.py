@@ -1,7 +1,7 @@
 """How large each channel of an encoder's normalized inputs is: for int8, where one scale serves a whole row.
 
 A few channels of trained encoders are ten times as large as the rest, and take the resolution of all others in their
-row. They are the same channels for every text, so a channel x_j can be divided by s_j, and its weights multiplied by it,
+row. They are the same channels for every text, so a channel x_j can be divided by s_j and its weights multiplied by it,
 with s_j = sqrt(max |x_j| / max |W_j|): then neither rows nor weights have them (Xiao et al. 2023, "SmoothQuant", arXiv
 2211.10438, eq. 4, alpha 0.5). The maxima are read from one pass over random token ids: no text is needed.
 """
@@ -44,6 +44,7 @@ def input_magnitudes(model: HBertModel) -> dict[str, Tensor]:
     return found
 
 
+@torch.no_grad()
 def smoothing_scale(magnitude: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Returns s [K] for a row of channels with that magnitude [K], read by weights [N, K]."""
     heaviest = torch.stack([weight.abs().amax(dim=0).float() for weight in weights]).amax(dim=0)

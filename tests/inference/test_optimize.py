@@ -21,16 +21,20 @@ from hbert import (
     optimize,
 )
 from hbert.inference.linear import PackedLinear
+from hbert_kernels import use_backend
 from hbert_kernels.packing import Packing
 
 FP32 = {"rtol": 1e-4, "atol": 1e-5}
 HYBRID = {"layer_types": "AAS", "conv_kernel_size": 3}
+# Short sequences take additive attention in its direct form, long ones K-free.
+SHORT, LONG = batch(), batch(rows=2, length=45)
 
 
+@pytest.mark.parametrize("inputs", [SHORT, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("fields", all_variants(), ids=variant_name)
-def test_every_variant_in_float32(fields):
+def test_every_variant_in_float32(fields, inputs):
     model = small_model(dtype=torch.float32, **fields)
-    ids, mask = batch()
+    ids, mask = inputs
     expected = model(ids, mask, output_hidden_states=True)
     found = optimize(model)(ids, mask, output_hidden_states=True)
     for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
@@ -38,10 +42,11 @@ def test_every_variant_in_float32(fields):
     assert torch.equal(found.last_hidden_state, found.hidden_states[-1])
 
 
+@pytest.mark.parametrize("inputs", [SHORT, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("fields", all_variants(), ids=variant_name)
-def test_bfloat16_is_as_good_as_the_original_in_bfloat16(fields):
+def test_bfloat16_is_as_good_as_the_original_in_bfloat16(fields, inputs):
     model = small_model(dtype=torch.float64, **fields)
-    ids, mask = batch()
+    ids, mask = inputs
     exact = model(ids, mask).last_hidden_state
     fast = optimize(model.float(), "bf16")(ids, mask).last_hidden_state
     plain = dense_twin(model.to(torch.bfloat16))(ids, mask).last_hidden_state
@@ -106,7 +111,7 @@ def test_heads_of_transformers(family):
 TEXTS = ["A short one.", "Encoders that people already have run without padding, " * 3, "Third."]
 
 
-@pytest.mark.parametrize(("dtype", "least"), [("fp32", 0.999999), ("bf16", 0.9999)])
+@pytest.mark.parametrize(("dtype", "least"), [("fp32", 0.999999), ("bf16", 0.9999), ("int8", 0.995)])
 def test_the_real_minilm(minilm, dtype, least):
     from transformers import AutoModel, AutoTokenizer
 
@@ -143,6 +148,18 @@ def test_the_copy_is_on_its_own():
     assert torch.equal(fast(ids, mask).logits, expected) and not expected.requires_grad
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_the_reference_path(dtype):
+    fast = optimize(small_model(dtype=torch.float32, **HYBRID), dtype)
+    expected = fast(*LONG).last_hidden_state
+    with use_backend("reference"):
+        found = fast(*LONG).last_hidden_state
+    if dtype == "fp32":
+        return torch.testing.assert_close(found, expected, **FP32)
+    # A number at the border of two int8 values may go to the other one: a few steps of 1/127 at most.
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
 def test_without_the_ops_of_onednn(monkeypatch):
     model = small_model(dtype=torch.float32, **HYBRID)
     ids, mask = batch()
@@ -167,8 +184,9 @@ def test_linear_layers_are_packed_and_add(dtype, rows):
     assert torch.equal(other, kept)
 
 
-def test_calls_from_several_threads():
-    fast = optimize(small_model(dtype=torch.float32, **HYBRID))
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_calls_from_several_threads(dtype):
+    fast = optimize(small_model(dtype=torch.float32, **HYBRID), dtype)
     batches = [batch(rows=3, length=5 + n, seed=n) for n in range(8)]
     expected = [fast(*inputs).last_hidden_state for inputs in batches]
     wrong = []
@@ -186,8 +204,9 @@ def test_calls_from_several_threads():
     assert not wrong
 
 
-def test_memory_does_not_grow_with_calls_of_random_shapes():
-    fast = optimize(small_model(dtype=torch.float32, layer_types="AS", max_position_embeddings=48))
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_memory_does_not_grow_with_calls_of_random_shapes(dtype):
+    fast = optimize(small_model(dtype=torch.float32, layer_types="AS", max_position_embeddings=48), dtype)
     sizes = np.random.default_rng(0).integers(1, 12, (2500, 2))
 
     def run(chosen) -> int:

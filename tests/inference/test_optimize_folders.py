@@ -26,7 +26,7 @@ def saved(tmp_path):
     return tmp_path / "saved"
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("kind", [HBertModel, HBertForSequenceClassification, HBertForTokenClassification])
 def test_what_was_saved_computes_the_same_bits(kind, dtype, tmp_path):
     model = small_model(kind, dtype=torch.float32, **HYBRID)
