@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import resource
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -241,3 +244,28 @@ def test_memory_does_not_grow_with_calls_of_random_shapes(dtype):
 def test_what_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+LEVELS = """
+import sys, torch, hbert, hbert_kernels
+level = sys.argv[1]
+assert hbert_kernels.cpu_capability() == level
+assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+torch.manual_seed(0)
+config = hbert.HBertConfig(
+    vocab_size=61, hidden_size=48, num_attention_heads=3, intermediate_size=80, layer_types="AS", conv_kernel_size=3
+)
+model = hbert.HBertModel(config).eval()
+ids = torch.randint(61, (2, 30))
+expected = model(ids).last_hidden_state.detach()
+for dtype, allowed in (("fp32", 1e-5), ("int8", 0.05)):
+    error = hbert.optimize(model, dtype)(ids).last_hidden_state - expected
+    assert error.norm() < allowed * expected.norm(), (dtype, error.norm() / expected.norm())
+"""
+
+
+@pytest.mark.parametrize("level", ["scalar", "avx2"])
+def test_narrower_instruction_sets(level):
+    caps = {"HBERT_CPU_CAPABILITY": level, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    ran = subprocess.run([sys.executable, "-c", LEVELS, level], env=os.environ | caps, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
