@@ -102,27 +102,27 @@ class CompiledKernels(Kernels):
 
     @staticmethod
     def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        return _OPS.layer_norm(x, weight, bias, eps)[0]
+        return _OPS.layer_norm.default(x, weight, bias, eps)[0]
 
     @staticmethod
     def add_layer_norm(
         x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
-        return _OPS.add_layer_norm(x, residual, weight, bias, eps)[:2]
+        return _OPS.add_layer_norm.default(x, residual, weight, bias, eps)[:2]
 
     @staticmethod
     def conv_layer_norm(
         x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float
     ) -> Tensor:
-        return _OPS.conv_layer_norm(x, weight, bias, taps, cu_seqlens, eps)[0]
+        return _OPS.conv_layer_norm.default(x, weight, bias, taps, cu_seqlens, eps)[0]
 
     @staticmethod
     def activation_layer_norm(x: Tensor, eps: float, activation: str) -> Tensor:
-        return _OPS.activation_layer_norm(x, None, None, eps, CODES[activation], None)[0]
+        return _OPS.activation_layer_norm.default(x, None, None, eps, CODES[activation], None)[0]
 
     @staticmethod
     def attention(qkv: Tensor, layout: PackedLayout, num_heads: int) -> Tensor:
-        return _OPS.attention(qkv, layout.cu_seqlens, layout.max_seqlen, num_heads)[0]
+        return _OPS.attention.default(qkv, layout.cu_seqlens, layout.max_seqlen, num_heads)[0]
 
     @staticmethod
     def additive_attention(
@@ -137,43 +137,43 @@ class CompiledKernels(Kernels):
         sub_norm: bool,
         eps: float,
     ) -> Tensor:
-        return _OPS.additive_attention(
+        return _OPS.additive_attention.default(
             query, x, query_att, key_att, layout.cu_seqlens, num_heads, key_weight, key_bias, key_weight is not None,
             None, None, sub_norm, eps,
         )[0]  # fmt: skip
 
     @staticmethod
     def quantize_rows(x: Tensor, activation: str | None = None) -> Int8Rows:
-        return Int8Rows(*_OPS.quantize_rows(x, None if activation is None else CODES[activation]))
+        return Int8Rows(*_OPS.quantize_rows.default(x, None if activation is None else CODES[activation]))
 
     @staticmethod
     def int8_linear(x: Int8Rows, weight: PackedInt8Weight, bias: Tensor | None, other: Tensor | None) -> Tensor:
-        return _OPS.int8_linear(*x, *weight[:3], bias, other, torch.float32)
+        return _OPS.int8_linear.default(*x, *weight[:3], bias, other, torch.float32)
 
     @staticmethod
     def layer_norm_int8(
         x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep: bool
     ) -> tuple[Int8Rows, Any]:
-        values, scale, y = _OPS.layer_norm_int8(x, weight, bias, eps, keep)
+        values, scale, y = _OPS.layer_norm_int8.default(x, weight, bias, eps, keep)
         return Int8Rows(values, scale), y
 
     @staticmethod
     def add_layer_norm_int8(
         x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, keep: bool
     ) -> tuple[Int8Rows, Any, Tensor]:
-        values, scale, y, total = _OPS.add_layer_norm_int8(x, residual, weight, bias, eps, keep)
+        values, scale, y, total = _OPS.add_layer_norm_int8.default(x, residual, weight, bias, eps, keep)
         return Int8Rows(values, scale), y, total
 
     @staticmethod
     def conv_layer_norm_int8(
         x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float, keep: bool
     ) -> tuple[Int8Rows, Any]:
-        values, scale, y = _OPS.conv_layer_norm_int8(x, weight, bias, taps, cu_seqlens, eps, keep)
+        values, scale, y = _OPS.conv_layer_norm_int8.default(x, weight, bias, taps, cu_seqlens, eps, keep)
         return Int8Rows(values, scale), y
 
     @staticmethod
     def activation_layer_norm_int8(x: Tensor, eps: float, activation: str) -> Int8Rows:
-        return Int8Rows(*_OPS.activation_layer_norm_int8(x, None, None, eps, CODES[activation], None))
+        return Int8Rows(*_OPS.activation_layer_norm_int8.default(x, None, None, eps, CODES[activation], None))
 
 
 def kernels_for(x: Tensor) -> type[Kernels]:

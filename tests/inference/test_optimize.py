@@ -137,6 +137,32 @@ def test_sentence_transformers(minilm):
     np.testing.assert_allclose(optimize(model).encode(TEXTS), model.encode(TEXTS), atol=1e-5)
 
 
+def test_pipelines(minilm):
+    from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
+
+    model = BertForSequenceClassification.from_pretrained(minilm).eval()
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    expected, found = (
+        pipeline("text-classification", model=m, tokenizer=tokenizer, batch_size=2)(TEXTS) 
+        for m in (model, optimize(model))
+    )
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    np.testing.assert_allclose([row["score"] for row in found], [row["score"] for row in expected], atol=1e-4)
+
+
+def test_autocast_around_a_call_changes_nothing():
+    fast = optimize(small_model(dtype=torch.float32, **HYBRID))
+    expected = fast(*LONG).last_hidden_state
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(*LONG).last_hidden_state, expected)
+
+
+def test_moving_to_where_it_is_already_changes_nothing():
+    fast = optimize(small_model(HBertForSequenceClassification, dtype=torch.float32))
+    expected = fast(*SHORT).logits
+    assert torch.equal(fast.to("cpu").float().eval()(*SHORT).logits, expected)
+
+
 def test_the_copy_is_on_its_own():
     model = small_model(HBertForSequenceClassification, dtype=torch.float32, **HYBRID).train()
     before = copy.deepcopy(model.state_dict())
@@ -222,13 +248,28 @@ def test_memory_does_not_grow_with_calls_of_random_shapes(dtype):
     assert run(sizes[1000:]) - warm < 8 * 1024  # KiB
 
 
+class Adapter(torch.nn.Linear):
+    """A linear layer of somebody else."""
+
+
+def with_adapter():
+    model = small_model()
+    model.layers[1].ffn.fc1 = Adapter(12, 20)
+    return model
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: optimize(7), TypeError, "takes a torch.nn.Module or the path of a folder, got int"),
         (lambda: optimize(torch.nn.Linear(2, 2)), ValueError, "Linear cannot be optimized: it holds none of HB"),
-        (lambda: optimize(small_model(), "fp16"), ValueError, "dtype is 'fp16'; allowed: 'fp32', 'bf16'"),
+        (lambda: optimize(small_model(), "fp16"), ValueError, "dtype is 'fp16'; allowed: 'fp32', 'bf16', 'int8'"),
         (lambda: optimize(small_model()).train(), ValueError, "cannot be trained"),
+        (lambda: optimize(small_model()).double(), ValueError, "stays torch.float32 on cpu: move or convert"),
+        (lambda: optimize(small_model()).to("meta"), ValueError, "stays torch.float32 on cpu: move or convert"),
+        (lambda: copy.deepcopy(optimize(small_model())), TypeError, "cannot be copied or pickled"),
+        (lambda: optimize(small_model().to("meta"), "int8"), ValueError, "int8 runs on CPUs, and the model is on"),
+        (lambda: optimize(with_adapter()), ValueError, "layer 1 .* its ffn.fc1 is a Adapter of test_optimize; merge"),
         (
             lambda: optimize(small_model(dtype=torch.float32))(*batch(), output_attentions=True),
             ValueError,
