@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-import resource
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,11 +242,14 @@ def test_memory_does_not_grow_with_calls_of_random_shapes(dtype):
     def run(chosen) -> int:
         for rows, length in chosen.tolist():
             fast(torch.ones(rows, length, dtype=torch.int64))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Not the largest so far, which an earlier test may have set.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
 
     # oneDNN keeps code for each number of tokens, up to 1,024 of them: all have been seen after these.
     warm = run(sizes[:1000])
-    assert run(sizes[1000:]) - warm < 8 * 1024  # KiB
+    # KiB; one activation that stays, in each call, would be 2,600.
+    assert run(sizes[1000:]) - warm < 1024
 
 
 class Adapter(torch.nn.Linear):
