@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     "layer_norm", "activation_layer_norm", "conv_layer_norm", "gated_layer_norm", "additive_pool",
-    "additive_attention", "attention", "masked_lm_loss",
+    "additive_attention", "attention", "masked_lm_loss", "int8_linear",
 )
 HIDDEN = 768
 HEADS = 12

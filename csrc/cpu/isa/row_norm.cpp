@@ -72,7 +72,7 @@ struct GatedForward {
 };
 
 template <class V, class T, class Sink>
-void pass(const T* x, Sink sink, int64_t width) {
+[[gnu::always_inline]] inline void pass(const T* x, Sink sink, int64_t width) {
   for_each<V>(width, [&](int64_t i, auto part) { sink.put(i, V::load(x + i, part), part); });
   sink.finish(width);
 }
@@ -130,7 +130,8 @@ void forward(const RowNormForward& a, RowRange range, void* scratch) {
     using V = decltype(v);
     using X = decltype(x);
     auto* cached = static_cast<typename V::real*>(scratch);
-    with_sinks<V, X>(a, cached + a.width, [&](auto sinks) { forward_as<V, X>(a, range, cached, sinks); });
+    // In place: a sink has no use for what the source has cached once it is normalized.
+    with_sinks<V, X>(a, cached, [&](auto sinks) { forward_as<V, X>(a, range, cached, sinks); });
   });
 }
 

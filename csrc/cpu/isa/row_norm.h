@@ -28,8 +28,8 @@ inline Statistics<V> stored_statistics(const void* mean, const void* rstd, int64
 // Mean and reciprocal standard deviation of a row whose sum is known: a second pass over the cached row, because
 // E[x^2] - E[x]^2 cancels for large means.
 template <class V, class T>
-inline Statistics<V> statistics(const T* x, typename V::real sum, int64_t width, double eps, void* mean, void* rstd,
-                                int64_t row) {
+[[gnu::always_inline]] inline Statistics<V> statistics(const T* x, typename V::real sum, int64_t width, double eps,
+                                                       void* mean, void* rstd, int64_t row) {
   using R = typename V::real;
   const R center = sum / static_cast<R>(width);
   const V c = V::set(center);
@@ -55,7 +55,7 @@ template <class V, class Y>
 struct StoredRow {
   Y* y;
   template <class Part>
-  void put(int64_t i, V v, Part part) {
+  [[gnu::always_inline]] void put(int64_t i, V v, Part part) {
     V::store(y + i, v, part);
   }
   void finish(int64_t) {}
@@ -74,14 +74,14 @@ struct QuantizedRow {
   V largest = V::set(0), zero_or_nan = V::set(0);
 
   template <class Part>
-  void put(int64_t i, V v, Part part) {
+  [[gnu::always_inline]] void put(int64_t i, V v, Part part) {
     if (y != nullptr) V::store(y + i, v, part);
     v = V::keep(v, part);
     V::store(cached + i, v, part);
     largest = max(largest, V::abs(v));
     zero_or_nan = fma(v, V::set(0), zero_or_nan);
   }
-  void finish(int64_t width) {
+  [[gnu::always_inline]] void finish(int64_t width) {
     const float magnitude = V::max(largest) + V::sum(zero_or_nan);
     const bool quantizable = magnitude >= kLeastMagnitude;  // false for NaN
     *scale = quantizable ? magnitude / 127 : 0 * magnitude;
@@ -107,8 +107,8 @@ inline void with_sinks(const Forward& a, typename V::real* cached, F f) {
 
 // (x - mean) rstd weight + bias
 template <class V, class T, class Sink>
-inline void normalize(const T* x, Statistics<V> s, const typename V::real* weight, const typename V::real* bias, Sink sink,
-                      int64_t width) {
+[[gnu::always_inline]] inline void normalize(const T* x, Statistics<V> s, const typename V::real* weight,
+                                             const typename V::real* bias, Sink sink, int64_t width) {
   for_each<V>(width, [&](int64_t i, auto part) {
     const V xhat = (V::load(x + i, part) - s.mean) * s.rstd;
     sink.put(i, fma(xhat, V::load(weight + i, part), V::load(bias + i, part)), part);

@@ -331,9 +331,10 @@ inline Vec exp(Vec x) {
 
 #endif
 
-// f(offset, Full{}) for every whole vector of [0, n), then f(offset, Tail{}) for what is left.
+// f(offset, Full{}) for every whole vector of [0, n), then f(offset, Tail{}) for what is left. Always inlined, as what is built on
+// it: a call would keep what f has captured in memory.
 template <class V, class F>
-inline void for_each(int64_t n, F f) {
+[[gnu::always_inline]] inline void for_each(int64_t n, F f) {
   int64_t i = 0;
   for (; i + V::kWidth <= n; i += V::kWidth) f(i, Full{});
   if (i < n) f(i, Tail{static_cast<int>(n - i)});
@@ -342,7 +343,7 @@ inline void for_each(int64_t n, F f) {
 // The sum over [0, n) of term(offset, part), where a tail's unused lanes must come out as zero. Four partial sums hide the
 // latency of the additions; their order depends on n alone.
 template <class V, class F>
-inline typename V::real reduce(int64_t n, F term) {
+[[gnu::always_inline]] inline typename V::real reduce(int64_t n, F term) {
   V sums[4] = {V::set(0), V::set(0), V::set(0), V::set(0)};
   int64_t i = 0;
   for (; i + 4 * V::kWidth <= n; i += 4 * V::kWidth)
