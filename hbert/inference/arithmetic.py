@@ -18,7 +18,7 @@ from hbert.layout import PackedLayout
 from hbert_kernels.nn import ConvLayerNorm
 
 from .kernels import Kernels
-from .linear import Int8Linear, PackedLinear
+from .linear import Int8Linear, PackedLinear, row_count
 from .smoothing import smoothing_scale
 
 # By arithmetic: PackedLinear or Int8Linear, and what that reads, a tensor or Int8Rows.
@@ -86,6 +86,11 @@ class Floating:
         """A linear layer, as the next two take it."""
         return PackedLinear(weight, bias, self.dtype)
 
+    @staticmethod
+    def row_count(rows: int) -> int:
+        """Rows to compute with, those behind the last token being dead."""
+        return row_count(rows)
+
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:
         """``x W^T + b [+ other]``."""
         return layer(rows, other)
@@ -145,6 +150,10 @@ class Int8:
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         return Int8Linear(weight, bias)
+
+    @staticmethod
+    def row_count(rows: int) -> int:
+        return rows
 
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:
         return self.kernels.int8_linear(rows, layer.weight, layer.bias, other)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hbert.layers import Carry, norm_of_stream, stream_of
@@ -74,14 +75,17 @@ class OptimizedHBertModel(HBertModel):
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self._encode(x, layout, keep_states)
-        batch = Batch(self._ops[kernels_for(x)], layout)
+        batch, rows = Batch(self._ops[kernels_for(x)], layout), x.shape[0]
+        if (dead := batch.ops.row_count(rows) - rows) > 0:
+            x = F.pad(x, (0, 0, 0, dead))
         carry: Carry = (x, None)
         states: list[Tensor] = []
         for layer in self._plan:
             if keep_states:
                 states.append(stream_of(carry))
             carry = layer(carry, batch)
-        return *states, carry[0] if self.norm is None else norm_of_stream(self.norm, carry)[0]
+        states.append(carry[0] if self.norm is None else norm_of_stream(self.norm, carry)[0])
+        return tuple(state[:rows] for state in states)
 
 
 def _arithmetics(source: HBertModel, dtype: str) -> dict[type[Kernels], Arithmetic]:

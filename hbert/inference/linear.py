@@ -63,6 +63,16 @@ class Int8Linear:
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
 
 
+def row_count(rows: int) -> int:
+    """Rows that a product of so many is better made with: one of 16 numbers in each octave, at most 1/16 more.
+
+    oneDNN compiles code for each number of rows and never gives all of it back: half a MiB for each number and shape
+    of a weight, whatever ONEDNN_PRIMITIVE_CACHE_CAPACITY says (docs/inference.md).
+    """
+    step = 1 << max(rows.bit_length() - 5, 0)
+    return -(-rows // step) * step
+
+
 @functools.cache
 def _can_pack(device: str, dtype: torch.dtype) -> bool:
     # Private ops of torch: one that changed or is missing must cost speed only.

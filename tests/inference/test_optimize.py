@@ -24,7 +24,7 @@ from hbert import (
     HBertForTokenClassification,
     optimize,
 )
-from hbert.inference.linear import PackedLinear
+from hbert.inference.linear import PackedLinear, row_count
 from hbert_kernels import use_backend
 from hbert_kernels.packing import Packing
 
@@ -212,6 +212,24 @@ def test_linear_layers_are_packed_and_add(dtype, rows):
     torch.testing.assert_close(linear(x).double(), exact, **tolerance)
     torch.testing.assert_close(linear(x, other).double(), exact + other.double(), **tolerance)
     assert torch.equal(other, kept)
+
+
+def test_numbers_of_rows_are_few_and_near():
+    rows = range(8193)
+    taken = [row_count(n) for n in rows]
+    assert all(n <= t <= n + n // 16 for n, t in zip(rows, taken, strict=True))
+    assert len(set(taken)) < 170 and taken[:33] == [*range(33)]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("style", ["sub_ln", "post_ln"])
+def test_rows_behind_the_last_token_are_not_seen(style, dtype):
+    model = small_model(dtype=torch.float32, layer_types="AS", norm_style=style)
+    ids = batch(rows=5, length=35)[0]
+    assert row_count(ids.numel()) > ids.numel()
+    found = optimize(model, dtype)(ids, output_hidden_states=True)
+    for a, b in zip(found.hidden_states, model(ids, output_hidden_states=True).hidden_states, strict=True):
+        assert a.shape == b.shape and (a - b).norm() < (0.1 if dtype == "int8" else 1e-5) * b.norm()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
