@@ -40,7 +40,7 @@ def optimize(model: nn.Module | str | Path, dtype: str | None = None) -> nn.Modu
 
     Each encoder in it is replaced: weights are converted to ``dtype`` and laid out once for the CPU's matrix
     library, parameters of norms go into the layers that read them, residual sums into the products, and
-    tokens run packed, without padding. What is around the encoders is copied in ``dtype``.
+    tokens run packed, without padding. What is around the encoders is copied in ``dtype``, with int8 in float32.
 
     The copy is in evaluation mode, has no gradients and does not see later changes of the original's weights. Its
     ``save_pretrained(folder)`` writes the original's weights and a recipe; ``optimize(folder)`` loads them and
@@ -52,12 +52,14 @@ def optimize(model: nn.Module | str | Path, dtype: str | None = None) -> nn.Modu
         model: an HBERT model, a BERT, RoBERTa, XLM-R or DistilBERT of transformers, with a head or without, or a
             module that holds some, such as a SentenceTransformer; or a folder with such a model, as its
             ``save_pretrained`` wrote it. A folder is loaded as the class that its configuration names.
-        dtype: "fp32" or "bf16", of weights and activations; softmax and the statistics of norms are float32.
-            Default: that of the folder's recipe, else "fp32".
+        dtype: "fp32" or "bf16", of weights and activations; softmax and the statistics of norms are float32. Or
+            "int8", of the weights of the encoder's linear layers and of what these read; the rest is float32
+            (docs/inference.md). Default: that of the folder's recipe, else "fp32".
 
     Raises:
         TypeError: neither a module nor a path.
-        ValueError: another dtype; no encoder that can be optimized, or one that HBERT cannot express.
+        ValueError: another dtype; no encoder that can be optimized, or one that HBERT cannot express; int8 on
+            another device than a CPU, or for weights that are not finite.
         HbertError: no such folder, or its files are missing, damaged or of a later version.
     """
     if dtype is not None:

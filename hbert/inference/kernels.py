@@ -6,7 +6,7 @@ takes as long as computing it. Inputs are checked once, at the entry of the enco
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,20 @@ from hbert_kernels._dispatch import select
 from hbert_kernels.ops.activation_layer_norm import CODES
 
 _OPS = torch.ops.hbert_kernels
+
+
+# The weight and the bias of the key's projection.
+AffineKey = tuple[Tensor, "Tensor | None"]
+
+
+class AdditiveCore(NamedTuple):
+    """What the core of additive attention is called with, beside activations: as the public function calls it."""
+
+    query_att: Tensor
+    key_att: Tensor
+    num_heads: int
+    sub_norm: bool
+    eps: float
 
 
 class Kernels:
@@ -49,21 +63,13 @@ class Kernels:
 
     @staticmethod
     def additive_attention(
-        query: Tensor,
-        x: Tensor,
-        query_att: Tensor,
-        key_att: Tensor,
-        layout: PackedLayout,
-        num_heads: int,
-        key_weight: Tensor | None,
-        key_bias: Tensor | None,
-        sub_norm: bool,
-        eps: float,
+        query: Tensor, x: Tensor, core: AdditiveCore, key: AffineKey | None, layout: PackedLayout
     ) -> Tensor:
-        """K-free with ``key_weight``; without, x is the key."""
+        """K-free with ``key``; without, x is the key."""
+        weight, bias = key or (None, None)
         return hbert_kernels.additive_attention(
-            query, x, query_att, key_weight, key_bias, key_att, layout.cu_seqlens, layout.max_seqlen, num_heads,
-            sub_norm=sub_norm, eps=eps, form="direct" if key_weight is None else "key_free",
+            query, x, core.query_att, weight, bias, core.key_att, layout.cu_seqlens, layout.max_seqlen, core.num_heads,
+            sub_norm=core.sub_norm, eps=core.eps, form="direct" if key is None else "key_free",
         )  # fmt: skip
 
     @staticmethod
@@ -126,19 +132,11 @@ class CompiledKernels(Kernels):
 
     @staticmethod
     def additive_attention(
-        query: Tensor,
-        x: Tensor,
-        query_att: Tensor,
-        key_att: Tensor,
-        layout: PackedLayout,
-        num_heads: int,
-        key_weight: Tensor | None,
-        key_bias: Tensor | None,
-        sub_norm: bool,
-        eps: float,
+        query: Tensor, x: Tensor, core: AdditiveCore, key: AffineKey | None, layout: PackedLayout
     ) -> Tensor:
+        query_att, key_att, num_heads, sub_norm, eps = core
         return _OPS.additive_attention.default(
-            query, x, query_att, key_att, layout.cu_seqlens, num_heads, key_weight, key_bias, key_weight is not None,
+            query, x, query_att, key_att, layout.cu_seqlens, num_heads, *(key or (None, None)), key is not None,
             None, None, sub_norm, eps,
         )[0]  # fmt: skip
 

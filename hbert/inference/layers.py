@@ -27,6 +27,7 @@ from hbert_kernels.nn import SubLNFeedForward
 from hbert_kernels.ops.additive_attention import prefers_key_free
 
 from .arithmetic import Affine, Arithmetic, Norm, Rows, affine, fold, own, whole
+from .kernels import AdditiveCore
 
 
 class Batch(NamedTuple):
@@ -99,13 +100,13 @@ class _AdditiveAttention:
     def __init__(
         self, module: HBertAdditiveAttention, ops: Arithmetic, query: Affine, key: Affine, core_key: Affine
     ):
-        self.num_heads, self.sub_norm = module.num_heads, module.norm is not None
-        self.eps = 1e-12 if module.norm is None else module.norm.eps
+        query_att, key_att = (own(scorer.weight) for scorer in (module.query_att, module.key_att))
+        eps = 1e-12 if module.norm is None else module.norm.eps
+        self.core = AdditiveCore(query_att, key_att, module.num_heads, module.norm is not None, eps)
         self.scorer = "dense" if isinstance(module.query_att, nn.Linear) else "per_head"
-        self.query_att, self.key_att = (own(s.weight) for s in (module.query_att, module.key_att))
         self.query, self.key = ops.pack(*query), ops.pack(*key)
-        self.key_weight: Tensor | None = own(core_key[0], ops.dtype)
-        self.key_bias = None if core_key[1] is None else own(core_key[1])
+        weight, bias = core_key
+        self.core_key = own(weight, ops.dtype), None if bias is None else own(bias)
         self.transform = _packed(ops, module.norm, module.transform)
 
     def is_key_free(self, layout: PackedLayout) -> bool:
@@ -113,14 +114,14 @@ class _AdditiveAttention:
         return prefers_key_free(layout.positions.shape[0], layout.cu_seqlens.shape[0] - 1, self.scorer)
 
     def __call__(self, rows: Rows, x: Tensor, batch: Batch) -> Tensor:
-        ops, weight, bias = batch.ops, self.key_weight, self.key_bias
-        query = ops.linear(self.query, rows)
-        if not self.is_key_free(batch.layout):
+        ops, layout = batch
+        query, key = ops.linear(self.query, rows), None
+        if self.is_key_free(layout):
+            key = self.core_key
+        else:
             # Projected here, from packed weights: the core takes the key.
-            x, weight, bias = ops.linear(self.key, rows), None, None
-        mixed = ops.kernels.additive_attention(
-            query, x, self.query_att, self.key_att, batch.layout, self.num_heads, weight, bias, self.sub_norm, self.eps
-        )
+            x = ops.linear(self.key, rows)
+        mixed = ops.kernels.additive_attention(query, x, self.core, key, layout)
         return ops.linear(self.transform, ops.rows(mixed), query)
 
 

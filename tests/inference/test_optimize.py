@@ -264,7 +264,7 @@ def test_memory_does_not_grow_with_calls_of_random_shapes(dtype):
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
 
-    # oneDNN keeps code for each number of tokens, up to 1,024 of them: all have been seen after these.
+    # oneDNN keeps code for each number of rows: all have been seen after these.
     warm = run(sizes[:1000])
     # KiB; one activation that stays, in each call, would be 2,600.
     assert run(sizes[1000:]) - warm < 1024
