@@ -211,7 +211,7 @@ def _int8_norm_cases() -> Iterator[Case]:
             return ops.conv_layer_norm(x, w, b, taps, cu)
         return _quantized(ops.conv_layer_norm_int8(x, w, b, taps, cu)[0])
 
-    functions = {
+    functions: dict[str, Function] = {
         "quantize_rows": quantize,
         "layer_norm_int8": plain,
         "add_layer_norm_int8": residual,
