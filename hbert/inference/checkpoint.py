@@ -92,11 +92,12 @@ def load_model(folder: Path) -> nn.Module:
     weight_files(folder)  # says what is missing
     model, info = from_checkpoint(str(folder), _class_of(folder, config).from_pretrained, output_loading_info=True)
     missing = sorted(info["missing_keys"])
-    without_pooler = bool(missing) and all(_POOLER in name for name in missing)
+    # An encoder is an encoder without it; a head that reads it is not.
+    without_pooler = bool(missing) and all(name.startswith(_POOLER) for name in missing)
     if missing and not without_pooler:
         raise HbertError(f"{folder}: the weights are incomplete ({len(missing)} are missing, such as {missing[0]})")
     if without_pooler:
-        model.base_model.pooler = None  # else it would be a random one
+        model.pooler = None  # else it would be a random one
     return model.eval()
 
 
@@ -134,10 +135,9 @@ def read_recipe(folder: Path) -> str | None:
         return None
     try:
         recipe = read_json(path)
-        version, dtype = int(recipe["format"]), str(recipe["dtype"])
+        version, dtype, writer = int(recipe["format"]), str(recipe["dtype"]), recipe["versions"]["hbert"]
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise HbertError(f"{path} is damaged; optimize({str(folder)!r}, dtype) does without it") from error
     if version > FORMAT:
-        writer = recipe.get("versions", {}).get("hbert", "a later version")
         raise HbertError(f"{path} was written by hbert {writer} in format {version}; this one reads {FORMAT}: upgrade")
     return dtype

@@ -73,6 +73,17 @@ def test_a_checkpoint_without_a_pooler_gets_none(tmp_path):
     assert optimize(tmp_path)(**batch_of(model)).pooler_output is None
 
 
+def test_a_head_that_reads_the_pooler_needs_it(tmp_path):
+    config = small("bert").config
+    config.architectures = ["BertForSequenceClassification"]
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config)
+    model.bert.pooler = None
+    model.save_pretrained(tmp_path)
+    with pytest.raises(HbertError, match=r"incomplete \(2 are missing, such as bert.pooler.dense.bias"):
+        optimize(tmp_path)
+
+
 def test_weights_stay_in_the_file_that_they_were_read_from(tmp_path):
     small_model(dtype=torch.float32).save_pretrained(tmp_path)
     fast = optimize(tmp_path)
@@ -150,7 +161,7 @@ def test_no_such_folder(tmp_path):
 
 
 def test_a_recipe_may_name_no_unknown_dtype(saved):
-    damage_recipe(saved, '{"format": 1, "dtype": "fp4"}')
+    damage_recipe(saved, '{"format": 1, "dtype": "fp4", "versions": {"hbert": "0.1.0"}}')
     with pytest.raises(ValueError, match="dtype is 'fp4'; allowed"):
         optimize(saved)
 
