@@ -44,18 +44,19 @@ class Embedder:
     Args:
         folder: a checkpoint with its tokenizer.
         wait: seconds that the first request waits for others to share its batches.
+        dtype: "fp32", "bf16", "int8", or "auto": bf16 where the processor has instructions for it.
 
     Attributes:
         requests, rounds: requests answered, and how many times the model was run for them.
     """
 
-    def __init__(self, folder: str | Path, wait: float = 0.005) -> None:
+    def __init__(self, folder: str | Path, wait: float = 0.005, dtype: str = "auto") -> None:
         encoder = load_encoder(str(folder))
         tokenizer = load_text_tokenizer(str(folder), encoder)
         self.width = encoder.config.hidden_size
         self.max_length = text_length(encoder, tokenizer, None, pair=False)
         self.wait, self.requests, self.rounds = wait, 0, 0
-        fast: Any = hbert.optimize(encoder, resolve_dtype("auto", encoder.device))
+        fast: Any = hbert.optimize(encoder, resolve_dtype(dtype, encoder.device))
         self._runner = Runner(fast, tokenizer, pooled_states("mean", normalize=True))
         self._queue: queue.Queue[Request] = queue.Queue(maxsize=1024)
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -198,11 +199,14 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="0: a free one (default 8000)")
     parser.add_argument("--wait-ms", type=float, default=5.0, help="that a request waits for others (default 5)")
+    parser.add_argument(
+        "--dtype", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="(default auto: bf16 or fp32)"
+    )
     args = parser.parse_args()
     prepare_process()
     if args.model is None:
         import defaults
-    embedder = Embedder(args.model or defaults.minilm(), args.wait_ms / 1e3)
+    embedder = Embedder(args.model or defaults.minilm(), args.wait_ms / 1e3, args.dtype)
     with make_server(embedder, args.port) as server:
         print(f"{embedder.width} numbers a text at http://127.0.0.1:{server.server_port}/embed", flush=True)
         try:

@@ -14,10 +14,13 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
+_LAYERS = "transformers.modeling_layers"
 # Their module -> ours, which registers with it when it is loaded.
 _REGISTERED_BY = {
     "transformers.models.auto.configuration_auto": "hbert.config",
     "transformers.models.auto.modeling_auto": "hbert.modeling",
+    # It imports modeling_auto before it has the class that our layers extend: then ours come after it.
+    _LAYERS: "hbert.modeling",
 }
 
 
@@ -40,10 +43,16 @@ class _AfterImport(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            import_module(self.ours)
+            if self.theirs == _LAYERS or not _is_loading(_LAYERS):
+                import_module(self.ours)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
+
+
+def _is_loading(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return getattr(spec, "_initializing", False)
 
 
 def register_with_transformers() -> None:

@@ -28,14 +28,14 @@ class OptimizedBertModel(PreTrainedModel):
     # Whatever the original was told to use: there is one way here.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
-    def __init__(self, source: PreTrainedModel, dtype: torch.dtype):
+    def __init__(self, source: PreTrainedModel, dtype: str):
         super().__init__(copy.deepcopy(source.config))
         model = from_pretrained(source)[0].base_model
         assert isinstance(model, HBertModel)
         self.encoder = OptimizedHBertModel(model, dtype)
         self.pooler = copy.deepcopy(getattr(source, "pooler", None))
         if self.pooler is not None:
-            self.pooler.to(dtype)
+            self.pooler.to(self.encoder.dtype)
         counts_tokens = FAMILIES[source.config.model_type].first_position is None
         self._padding = source.config.pad_token_id if counts_tokens else None
         self._has_pooler = hasattr(source, "pooler")

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are laid out once for the matrix library of the CPU."""
+"""Linear layers whose weights are laid out once for the product that reads them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hbert.layers import ACTIVATIONS
+from hbert_kernels import pack_int8_weight
+
 _OPS = torch.ops.mkldnn
+# As oneDNN calls them.
+_POST_OPS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 
 
 class PackedLinear:
-    """``x W^T + b``, optionally ``+ other``, for x [T, K] -> [T, N].
+    """``act(x W^T + b)``, or ``x W^T + b + other``, for x [T, K] -> [T, N].
 
-    On a CPU with oneDNN the weight is reordered once and the sum is part of the product; elsewhere it is
+    On a CPU with oneDNN the weight is reordered once, and activation and sum are part of the product; elsewhere it is
     ``torch.nn.functional.linear``.
 
     Args:
@@ -30,13 +35,42 @@ class PackedLinear:
         if self.packed:
             self.weight = _OPS._reorder_linear_weight(self.weight, None)
 
-    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        if not self.packed:
-            y = F.linear(x, self.weight, self.bias)
-            return y if other is None else y.add_(other)
-        if other is None:
-            return _OPS._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return _OPS._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+    def __call__(self, x: Tensor, other: Tensor | None = None, activation: str | None = None) -> Tensor:
+        if self.packed and other is not None:
+            return _OPS._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+        if self.packed:
+            name, algorithm = _POST_OPS[activation]
+            return _OPS._linear_pointwise.default(x, self.weight, self.bias, name, [], algorithm)
+        y = F.linear(x, self.weight, self.bias)
+        if activation is not None:
+            return ACTIVATIONS[activation](y)
+        return y if other is None else y.add_(other)
+
+
+class Int8Linear:
+    """The weight and bias of :func:`hbert_kernels.int8_linear`.
+
+    Args:
+        weight: [N, K], any floating dtype; quantised by the largest magnitude of each row.
+        bias: [N], or None; float32.
+
+    Raises:
+        ValueError: weight holds NaN or infinity.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight = pack_int8_weight(weight.detach().float())
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+
+
+def row_count(rows: int) -> int:
+    """Rows that a product of so many is better made with: one of 16 numbers in each octave, at most 1/16 more.
+
+    oneDNN compiles code for each number of rows and never gives all of it back: half a MiB for each number and shape
+    of a weight, whatever ONEDNN_PRIMITIVE_CACHE_CAPACITY says (docs/inference.md).
+    """
+    step = 1 << max(rows.bit_length() - 5, 0)
+    return -(-rows // step) * step
 
 
 @functools.cache
@@ -47,6 +81,8 @@ def _can_pack(device: str, dtype: torch.dtype) -> bool:
     try:
         weight, x = torch.zeros(16, 16, dtype=dtype), torch.ones(1, 16, dtype=dtype)
         packed = _OPS._reorder_linear_weight(weight, None)
+        for name, algorithm in _POST_OPS.values():
+            _OPS._linear_pointwise.default(x, packed, None, name, [], algorithm)
         return torch.equal(_OPS._linear_pointwise.binary(x, x, packed, None, "add"), x)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
         return False

@@ -129,6 +129,23 @@ def test_serve_embeddings(load, bert_checkpoint):
             assert json.load(response) == {"width": 32, "max_length": 24, "requests": 1, "rounds": 1}
 
 
+def test_serve_embeddings_in_int8(load, bert_checkpoint):
+    example = load("serve_embeddings")
+    with serving(example, example.Embedder(bert_checkpoint, dtype="int8")) as url:
+        vectors = np.array(post(f"{url}/embed", {"texts": TEXTS})[1]["vectors"])
+    expected = vectors_of_transformers(bert_checkpoint, TEXTS)
+    assert (vectors != expected).any() and ((vectors * expected).sum(1) > 0.99).all()
+
+
+def test_check_optimized(run, bert_checkpoint, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    printed = run("check_optimized", "--model", bert_checkpoint, "--texts", tmp_path / "texts.txt")
+    found = re.findall(r"(\w+): cosine to the original: mean ([\d.]+), lowest ([\d.]+)", printed)
+    assert [dtype for dtype, *_ in found] == ["fp32", "bf16", "int8"]
+    assert all(0.99 < float(lowest) <= float(mean) < 1.00001 for _, mean, lowest in found)
+    assert float(found[0][2]) > 0.99999
+
+
 def test_serve_embeddings_computes_waiting_requests_together(load, bert_checkpoint):
     embedder = load("serve_embeddings").Embedder(bert_checkpoint)
     waiting = [embedder.submit([text]) for text in TEXTS]

@@ -144,6 +144,23 @@ def test_loading_any_name_registers_the_auto_classes():
     assert run_python(code) == "HBertForMaskedLM"
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import hbert; from transformers import BertModel",
+        "import hbert; hbert.optimize",
+        "import hbert.inference",
+        "import transformers.modeling_layers; import hbert",
+    ],
+)
+def test_the_packages_are_imported_in_any_order(imports):
+    code = (
+        f"{imports}; from transformers.models.auto.modeling_auto import MODEL_MAPPING;"
+        "print('HBertConfig' in [kind.__name__ for kind in MODEL_MAPPING])"
+    )
+    assert run_python(code) == "True"
+
+
 def test_exported_names():
     for name in hbert.__all__:
         assert getattr(hbert, name).__name__ == name
