@@ -36,8 +36,8 @@ def _table(rows: Sequence[Measurement]) -> str:
     for (case, candidate), found in grouped(compared, lambda row: (row.case, row.candidate)).items():
         ratios = {row.baseline: ratio_text(row) for row in found}
         more = [_median(derived.get((case, candidate, name))) for name in (*rates, FLOOR_RATIO.name)]
-        rounds = f"{found[0].rounds:g}" if found[0].rounds is not None else ""
-        lines.append([case, candidate, f"{found[0].median:.3g}", *(ratios.get(peer, "") for peer in peers), *more, rounds])
+        time, rounds = f"{found[0].median:.3g}", f"{found[0].rounds or 0:g}"
+        lines.append([case, candidate, time, *(ratios.get(peer, "") for peer in peers), *more, rounds])
     return markdown(columns, lines)
 
 
