@@ -63,10 +63,10 @@ def _problem(setting: Setting) -> Problem:
     # -1, 0 or 1: what any number of bits holds.
     weight, bias = draw.normal(columns, width).round().clamp(-1, 1), draw.normal(columns)
     ours, onednn = map(_plain_in_float64, (_ours(weight), _onednn(setting, weight)))
-    return Problem((rows,), (weight, bias), {"hbert": ours}, {"eager": F.linear, "onednn-int8": onednn})
+    return Problem((rows,), (weight, bias), {"hbert": ours}, {"eager": F.linear, "onednn": onednn})
 
 
 OP = Op(
     "int8_linear", _cost, _problem, variants=dict.fromkeys(_WIDTHS, _SHAPES), steps=("fwd",),
-    baselines=("eager", "onednn-int8"),
+    baselines=("eager", "onednn"),
 )

@@ -14,7 +14,7 @@ FLOATS = ("fp32", "bf16")
 DEVICES = ("cpu", "cuda")
 
 _KERNELS = ("hbert", "hbert-direct", "hbert-key-free")
-_PLAIN = ("eager", "compile", "sdpa")
+_PLAIN = ("eager", "compile", "sdpa", "onednn")
 # Of those with a fixed dtype the ones that have the case's take part.
 _RUNTIMES = ("hf", "ort-fp32", "ort-int8", "ov-fp32", "ov-bf16", "ov-int8")
 

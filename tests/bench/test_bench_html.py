@@ -277,3 +277,29 @@ def test_a_run_without_matplotlib_keeps_its_results(tmp_path, monkeypatch, capsy
     assert code == 0 and "no HTML report: drawing needs matplotlib: pip install matplotlib" in out
     (stored,) = tmp_path.glob("*.json")
     assert json.loads(stored.read_text())["rows"]
+
+
+def test_markdown_tables_hold_every_comparison(tmp_path, capsys):
+    path = write_sample(tmp_path)
+    assert main([str(path), "--markdown"]) == 0
+    assert not path.with_suffix("").exists()  # nothing is written
+    lines, heading, found = capsys.readouterr().out.splitlines(), "", {}
+    for line in lines:
+        values = [value.strip() for value in line.strip("|").split("|")]
+        if line.startswith("| case"):
+            columns = values
+        elif not line.startswith("|"):
+            heading = line or heading
+        elif "---" not in line:
+            found[heading, values[0], values[1]] = dict(zip(columns, values, strict=True))
+    comparisons = [
+        row for row in cells(path)
+        if row["metric"] in ("latency", "throughput", "time") and row["baseline"] not in ("", row["candidate"])
+        and row["ratio"] and not row["baseline"].startswith("floor")
+    ]
+    assert comparisons
+    for row in comparisons:
+        line = found[f"{row['suite']}, {row['dtype']}:", row["case"], row["candidate"]]
+        ratio = line[f"against {row['baseline']}"].split()[0]
+        assert float(ratio) == pytest.approx(float(row["ratio"]), rel=0.05)
+        assert float(line[row["unit"]]) == pytest.approx(float(row["median"]), rel=0.005)
