@@ -12,6 +12,7 @@ from hbert.layers import ACTIVATIONS
 from hbert_kernels import pack_int8_weight
 
 _OPS = torch.ops.mkldnn
+_MOST_PACKED_ROWS = 128  # of a product, where the weight is there in both layouts
 # As oneDNN calls them.
 _POST_OPS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 
@@ -20,7 +21,7 @@ class PackedLinear:
     """``act(x W^T + b)``, or ``x W^T + b + other``, for x [T, K] -> [T, N].
 
     On a CPU with oneDNN the weight is reordered once, and activation and sum are part of the product; elsewhere it is
-    ``torch.nn.functional.linear``.
+    ``torch.nn.functional.linear``. In float32 on a CPU with AVX2 alone it is both, by the number of rows.
 
     Args:
         weight: [N, K], any floating dtype.
@@ -29,22 +30,21 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
-        self.weight = weight.detach().to(dtype, copy=True).contiguous()
+        plain = weight.detach().to(dtype, copy=True).contiguous()
         self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
-        self.packed = _can_pack(weight.device.type, dtype)
-        if self.packed:
-            self.weight = _OPS._reorder_linear_weight(self.weight, None)
+        self.packed = _OPS._reorder_linear_weight(plain, None) if _can_pack(weight.device.type, dtype) else None
+        self.plain = plain if self.packed is None or _plain_is_faster_for_many_rows(dtype) else None
 
     def __call__(self, x: Tensor, other: Tensor | None = None, activation: str | None = None) -> Tensor:
-        if self.packed and other is not None:
-            return _OPS._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
-        if self.packed:
-            name, algorithm = _POST_OPS[activation]
-            return _OPS._linear_pointwise.default(x, self.weight, self.bias, name, [], algorithm)
-        y = F.linear(x, self.weight, self.bias)
-        if activation is not None:
-            return ACTIVATIONS[activation](y)
-        return y if other is None else y.add_(other)
+        if self.plain is not None and (self.packed is None or x.shape[0] > _MOST_PACKED_ROWS):
+            y = F.linear(x, self.plain, self.bias)
+            if activation is not None:
+                return ACTIVATIONS[activation](y)
+            return y if other is None else y.add_(other)
+        if other is not None:
+            return _OPS._linear_pointwise.binary(x, other, self.packed, self.bias, "add")
+        name, algorithm = _POST_OPS[activation]
+        return _OPS._linear_pointwise.default(x, self.packed, self.bias, name, [], algorithm)
 
 
 class Int8Linear:
@@ -71,6 +71,13 @@ def row_count(rows: int) -> int:
     """
     step = 1 << max(rows.bit_length() - 5, 0)
     return -(-rows // step) * step
+
+
+@functools.cache
+def _plain_is_faster_for_many_rows(dtype: torch.dtype) -> bool:
+    # MKL packs the weight at each call: a third of the time of 16 rows, nothing beside hundreds (docs/inference.md).
+    alone = torch.backends.cpu.get_cpu_capability() == "AVX2" and torch.backends.mkl.is_available()
+    return dtype == torch.float32 and alone
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from hbert import (
     optimize,
 )
 from hbert.inference.linear import PackedLinear, row_count
+from hbert.layers import ACTIVATIONS
 from hbert_kernels import use_backend
 from hbert_kernels.packing import Packing
 
@@ -199,18 +200,21 @@ def test_without_the_ops_of_onednn(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [0, 1, 37])
+@pytest.mark.parametrize("rows", [0, 1, 37, 128, 129, 300])
 def test_linear_layers_are_packed_and_add(dtype, rows):
     torch.manual_seed(0)
     weight, bias = torch.randn(24, 40), torch.randn(24)
     x, other = torch.randn(rows, 40).to(dtype), torch.randn(rows, 24).to(dtype)
     linear = PackedLinear(weight, bias, dtype)
-    assert linear.packed == (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert (linear.packed is not None) == (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     exact = x.double() @ weight.to(dtype).double().T + bias.to(dtype).double()
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
     kept = other.clone()
     torch.testing.assert_close(linear(x).double(), exact, **tolerance)
     torch.testing.assert_close(linear(x, other).double(), exact + other.double(), **tolerance)
+    for activation in ("gelu", "gelu_tanh", "relu"):
+        expected = ACTIVATIONS[activation](exact)
+        torch.testing.assert_close(linear(x, activation=activation).double(), expected, **tolerance)
     assert torch.equal(other, kept)
 
 
