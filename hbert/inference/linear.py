@@ -8,19 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbert.layers import ACTIVATIONS
 from hbert_kernels import pack_int8_weight
 
 _OPS = torch.ops.mkldnn
 _MOST_PACKED_ROWS = 128  # of a product, where the weight is there in both layouts
-# As oneDNN calls them.
-_POST_OPS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 
 
 class PackedLinear:
-    """``act(x W^T + b)``, or ``x W^T + b + other``, for x [T, K] -> [T, N].
+    """``x W^T + b``, optionally ``+ other``, for x [T, K] -> [T, N].
 
-    On a CPU with oneDNN the weight is reordered once, and activation and sum are part of the product; elsewhere it is
+    On a CPU with oneDNN the weight is reordered once, and the sum is part of the product; elsewhere it is
     ``torch.nn.functional.linear``. In float32 on a CPU with AVX2 alone it is both, by the number of rows.
 
     Args:
@@ -35,16 +32,13 @@ class PackedLinear:
         self.packed = _OPS._reorder_linear_weight(plain, None) if _can_pack(weight.device.type, dtype) else None
         self.plain = plain if self.packed is None or _plain_is_faster_for_many_rows(dtype) else None
 
-    def __call__(self, x: Tensor, other: Tensor | None = None, activation: str | None = None) -> Tensor:
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if self.plain is not None and (self.packed is None or x.shape[0] > _MOST_PACKED_ROWS):
             y = F.linear(x, self.plain, self.bias)
-            if activation is not None:
-                return ACTIVATIONS[activation](y)
             return y if other is None else y.add_(other)
         if other is not None:
             return _OPS._linear_pointwise.binary(x, other, self.packed, self.bias, "add")
-        name, algorithm = _POST_OPS[activation]
-        return _OPS._linear_pointwise.default(x, self.packed, self.bias, name, [], algorithm)
+        return _OPS._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
 
 
 class Int8Linear:
@@ -88,8 +82,7 @@ def _can_pack(device: str, dtype: torch.dtype) -> bool:
     try:
         weight, x = torch.zeros(16, 16, dtype=dtype), torch.ones(1, 16, dtype=dtype)
         packed = _OPS._reorder_linear_weight(weight, None)
-        for name, algorithm in _POST_OPS.values():
-            _OPS._linear_pointwise.default(x, packed, None, name, [], algorithm)
+        _OPS._linear_pointwise.default(x, packed, None, "none", [], "")
         return torch.equal(_OPS._linear_pointwise.binary(x, x, packed, None, "add"), x)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
         return False
