@@ -266,6 +266,7 @@ def test_unknown_threads_are_told_as_unchecked():
     assert machine.bind([], [0]) == machine.UNCHECKED
 
 
+@pytest.mark.skipif(engines.not_installed("torchao-int8") is not None, reason="torchao is optional")
 def test_torchao_quantizes_the_linear_layers():
     from bench.peers import serving
 
