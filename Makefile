@@ -14,7 +14,7 @@ BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') 
 # A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
 TORCH_NEWER ?= torch
 
-.PHONY: test bench lint docs check-report check-gpu check-levels check-sanitizers check-torch clean
+.PHONY: test bench lint format docs check-report check-gpu check-levels check-sanitizers check-torch clean
 
 test: $(VENV)/installed-all
 	@echo "== tests"
@@ -24,9 +24,16 @@ bench: $(VENV)/installed-bench,peers
 	@echo "== benchmark: ten minutes or so, progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
+CXX_FILES = git ls-files -z -- '*.cpp' '*.h' '*.cu'
+
 lint: $(VENV)/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(CXX_FILES) | xargs -0 $(BIN)/clang-format --dry-run --Werror
+
+# C++ and CUDA only: Python is formatted by hand.
+format: $(VENV)/installed-all
+	$(CXX_FILES) | xargs -0 $(BIN)/clang-format -i
 
 # The site in build/site; a link, an anchor or a docstring that does not fit ends it.
 docs: $(VENV)/installed-docs

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.report.results import read_results
 from bench.stats import FASTER, NO_DIFFERENCE, SLOWER
 from bench.suites import SUITES
+from hbert.data.errors import HbertError
 
 SLACK_MS = 0.030  # a change of less is none, whatever its percentage (xformers' rule)
 THRESHOLD = 0.05
 _KEY = ("suite", "case", "candidate", "dtype", "device")
-_NEEDED = {*_KEY, "metric", "median", "cpu", "threads"}
 
 Key = tuple[str, ...]
 
@@ -44,13 +44,12 @@ def read(path: Path, cpu: str, threads: int) -> dict[Key, float]:
         ValueError: not such a file, or one of another processor or number of threads.
     """
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--compare {path}: {error}") from None
-    if not rows or not _NEEDED <= set(rows[0]):
-        raise ValueError(f"--compare {path}: not the CSV of a run, or an empty one")
-    here, there = (cpu, str(threads)), {(row["cpu"], row["threads"]) for row in rows}
+        rows = [row.cells for row in read_results(path).rows]
+    except HbertError as error:
+        raise ValueError(f"--compare: {error}") from None
+    if not rows:
+        raise ValueError(f"--compare {path}: nothing was measured")
+    here, there = (cpu, str(threads)), {(row.get("cpu", ""), row.get("threads", "")) for row in rows}
     if there != {here}:
         told = "; ".join(f"{other}, {count} threads" for other, count in sorted(there))
         raise ValueError(f"--compare {path}: measured on {told}; this is {cpu}, {threads} threads")
@@ -60,7 +59,7 @@ def read(path: Path, cpu: str, threads: int) -> dict[Key, float]:
 def _medians(rows: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
     """Of the rows of each suite's own metric; those of a candidate against several baselines are one."""
     return {
-        tuple(row[name] for name in _KEY): float(row["median"]) for row in rows
+        tuple(row.get(name, "") for name in _KEY): float(row["median"]) for row in rows
         if row["suite"] in SUITES and row["metric"] == SUITES[row["suite"]].metric.name
     }
 

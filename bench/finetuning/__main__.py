@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.documents import rewrite
 from bench.finetuning import plan, report, store, tasks
 
 
@@ -56,7 +57,9 @@ def main() -> int:
             console.print(str(folder))
         return 0
     if options.action == "report":
-        console.print(report.report())
+        found = report.report()
+        rewrite(report.PAGE, {"finetuning": found})
+        console.print(found)
         console.print(f"written to {report.write_page(store.RESULTS / 'report')}")
         return 0
     there = tuple(task for task in plan.TASKS if (options.tasks / task).is_dir())

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from bench.documents import DOCS
 from bench.finetuning import plan, store
 from hbert.data.storage import replacing
 from hbert.evaluate.summary import markdown
@@ -14,6 +15,7 @@ from hbert.reporting import page
 from hbert.reporting.lines import Line, LineChart
 from hbert.reporting.style import Series, save_chart
 
+PAGE = DOCS / "results-finetuning.md"
 _METRICS = ("accuracy", "macro_f1", "mcc")
 _CAPTION = (
     "Up and to the left is better. A point is the mean over the seeds at the learning rate that the validation split "

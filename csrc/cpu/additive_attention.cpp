@@ -29,16 +29,23 @@ Core describe(const Tensor& query, const Tensor& x, const Tensor& key_att, const
   STD_TORCH_CHECK(x.scalar_type() == query.scalar_type(), op, ": x must have the dtype of query");
   STD_TORCH_CHECK(heads >= 1 && rows.width % heads == 0, op, ": heads must divide the width");
   const int64_t head_dim = rows.width / heads;
-  STD_TORCH_CHECK(key_att.dim() == 2 && key_att.size(0) == heads &&
-                      (key_att.size(1) == rows.width || key_att.size(1) == head_dim),
-                  op, ": key_att must be [h, H] or [h, d]");
+  STD_TORCH_CHECK(
+      key_att.dim() == 2 && key_att.size(0) == heads && (key_att.size(1) == rows.width || key_att.size(1) == head_dim),
+      op, ": key_att must be [h, H] or [h, d]");
   const DType dtype = dtype_of(query, op, "query");
   STD_TORCH_CHECK(key_att.scalar_type() == compute_type(dtype), op, ": key_att must have the compute dtype");
   if (key_weight.has_value()) check_shape(*key_weight, rows.width, rows.width, op, "key_weight");
   STD_TORCH_CHECK(key_weight.has_value() || !key_free, op, ": the K-free form needs key_weight");
   const bool widen = dtype == DType::kBFloat16 && !has_fast_bfloat16_products();
-  return {cu_seqlens.size(0) - 1, heads, rows.width, head_dim, key_att.size(1) == rows.width, key_free,
-          query.scalar_type(), widen ? ScalarType::Float : query.scalar_type(), dtype,
+  return {cu_seqlens.size(0) - 1,
+          heads,
+          rows.width,
+          head_dim,
+          key_att.size(1) == rows.width,
+          key_free,
+          query.scalar_type(),
+          widen ? ScalarType::Float : query.scalar_type(),
+          dtype,
           1 / __builtin_sqrt(static_cast<double>(head_dim))};
 }
 
@@ -56,9 +63,12 @@ void with_values(DType dtype, F f, const T&... tensors) {
 // a o b, of equal shapes.
 Tensor product(const Core& c, const Tensor& a, const Tensor& b) {
   const Tensor out = allocate_like(a);
-  with_values(c.dtype, [n = a.numel()](auto* to, const auto* x, const auto* y) {
-    for (int64_t i = 0; i < n; ++i) to[i] = x[i] * y[i];
-  }, out, a, b);
+  with_values(
+      c.dtype,
+      [n = a.numel()](auto* to, const auto* x, const auto* y) {
+        for (int64_t i = 0; i < n; ++i) to[i] = x[i] * y[i];
+      },
+      out, a, b);
   return out;
 }
 
@@ -74,11 +84,14 @@ void for_scorers(const Core& c, F f) {
 // [B, h, H or d]: g o key_att_j, the scorer of a key that is not yet multiplied by g.
 Tensor gated_scorers(const Core& c, const Tensor& g, const Tensor& key_att) {
   const Tensor out = allocate({c.sequences, c.heads, c.scorer_width()}, g.scalar_type());
-  with_values(c.dtype, [&](auto* to, const auto* global, const auto* att) {
-    for_scorers(c, [&](int64_t at, int64_t g_at, int64_t att_at, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) to[at + i] = global[g_at + i] * att[att_at + i];
-    });
-  }, out, g, key_att);
+  with_values(
+      c.dtype,
+      [&](auto* to, const auto* global, const auto* att) {
+        for_scorers(c, [&](int64_t at, int64_t g_at, int64_t att_at, int64_t n) {
+          for (int64_t i = 0; i < n; ++i) to[at + i] = global[g_at + i] * att[att_at + i];
+        });
+      },
+      out, g, key_att);
   return out;
 }
 
@@ -86,14 +99,17 @@ Tensor gated_scorers(const Core& c, const Tensor& g, const Tensor& key_att) {
 Tensor gated_scorers_backward(const Core& c, const Tensor& dscorers, const Tensor& g, const Tensor& key_att,
                               const Tensor& dg) {
   const Tensor datt = allocate_zeros(key_att.sizes(), key_att.scalar_type());
-  with_values(c.dtype, [&](const auto* from, const auto* global, const auto* att, auto* to_global, auto* to_att) {
-    for_scorers(c, [&](int64_t at, int64_t g_at, int64_t att_at, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) {
-        to_att[att_at + i] += from[at + i] * global[g_at + i];
-        to_global[g_at + i] += from[at + i] * att[att_at + i];
-      }
-    });
-  }, dscorers, g, key_att, dg, datt);
+  with_values(
+      c.dtype,
+      [&](const auto* from, const auto* global, const auto* att, auto* to_global, auto* to_att) {
+        for_scorers(c, [&](int64_t at, int64_t g_at, int64_t att_at, int64_t n) {
+          for (int64_t i = 0; i < n; ++i) {
+            to_att[att_at + i] += from[at + i] * global[g_at + i];
+            to_global[g_at + i] += from[at + i] * att[att_at + i];
+          }
+        });
+      },
+      dscorers, g, key_att, dg, datt);
   return datt;
 }
 
@@ -107,7 +123,8 @@ struct KeyWeight {
   Tensor slices;  // [h, d, H]
 
   KeyWeight(const Core& core, const Tensor& key_weight)
-      : c(core), whole(cast(key_weight, core.products)),
+      : c(core),
+        whole(cast(key_weight, core.products)),
         slices(torch::stable::view(whole, {core.heads, core.head_dim, core.hidden})) {}
 
   Tensor rows(const Tensor& t) const { return torch::stable::view(t, {c.sequences * c.heads, c.hidden}); }
@@ -163,10 +180,13 @@ Tensor project_key(const Core& c, const Tensor& x, const Tensor& key_weight, con
 // t [B, H] += bias [H] for every sequence.
 void add_bias(const Core& c, const Tensor& t, const std::optional<Tensor>& bias) {
   if (!bias.has_value()) return;
-  with_values(c.dtype, [&](auto* to, const auto* b) {
-    for (int64_t s = 0; s < c.sequences; ++s)
-      for (int64_t i = 0; i < c.hidden; ++i) to[s * c.hidden + i] += b[i];
-  }, t, cast(*bias, compute_type(c.dtype)));
+  with_values(
+      c.dtype,
+      [&](auto* to, const auto* b) {
+        for (int64_t s = 0; s < c.sequences; ++s)
+          for (int64_t i = 0; i < c.hidden; ++i) to[s * c.hidden + i] += b[i];
+      },
+      t, cast(*bias, compute_type(c.dtype)));
 }
 
 Tensor sum_of_rows(const Core& c, const Tensor& t) {
@@ -223,19 +243,23 @@ KeyGradients key_free_backward(const Core& c, const Tensor& dkey, const Tensor& 
   const KeyWeight weight(c, key_weight);
   const Tensor narrow = torch::stable::view(cast(dkey, c.products), {c.sequences, c.heads, c.head_dim});
   const Tensor dweight = torch::stable::view(weight.gradient(narrow, cast(pooled, c.products)), {c.hidden, c.hidden});
-  const auto [dx, dscorers] = additive_pool_backward(weight.up(narrow), x, scorers, cu_seqlens, pooled, softmax, c.heads,
-                                                     true, c.scale);
+  const auto [dx, dscorers] =
+      additive_pool_backward(weight.up(narrow), x, scorers, cu_seqlens, pooled, softmax, c.heads, true, c.scale);
   const Tensor rounded = cast(dscorers, c.products);
   const Tensor more = weight.scorers_gradient(cast(gated, c.products), rounded);
-  with_values(c.dtype, [n = dweight.numel()](auto* to, const auto* from) {
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
-  }, dweight, more);
+  with_values(
+      c.dtype,
+      [n = dweight.numel()](auto* to, const auto* from) {
+        for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+      },
+      dweight, more);
   return {dx, weight.scorers_backward(rounded), dweight, sum_of_rows(c, dkey)};
 }
 
-KeyGradients direct_backward(const Core& c, const Tensor& dkey, const Tensor& x, const std::optional<Tensor>& key_weight,
-                             const std::optional<Tensor>& key_bias, const Tensor& scorers, const Tensor& pooled,
-                             const Tensor& softmax, const Tensor& cu_seqlens) {
+KeyGradients direct_backward(const Core& c, const Tensor& dkey, const Tensor& x,
+                             const std::optional<Tensor>& key_weight, const std::optional<Tensor>& key_bias,
+                             const Tensor& scorers, const Tensor& pooled, const Tensor& softmax,
+                             const Tensor& cu_seqlens) {
   const char* op = "additive_attention_backward";
   const Tensor keys = key_weight.has_value() ? project_key(c, x, *key_weight, key_bias, cu_seqlens, op) : x;
   const auto [dkeys, dscorers] =
@@ -248,13 +272,15 @@ KeyGradients direct_backward(const Core& c, const Tensor& dkey, const Tensor& x,
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Gradients of query, x, query_att, key_att, key_weight, key_bias, norm_weight and norm_bias; empty for what is not there.
-BackwardResult additive_attention_backward(
-    const Tensor& dout, const Tensor& query, const Tensor& x, const Tensor& query_att, const Tensor& key_att,
-    const Tensor& cu_seqlens, int64_t heads, const std::optional<Tensor>& key_weight,
-    const std::optional<Tensor>& key_bias, bool key_free, const std::optional<Tensor>& norm_weight,
-    const std::optional<Tensor>& norm_bias, bool sub_norm, const Tensor& g, const Tensor& query_softmax,
-    const Tensor& scorers, const Tensor& pooled, const Tensor& softmax, const Tensor& projected, const Tensor& mean,
-    const Tensor& rstd) {
+BackwardResult additive_attention_backward(const Tensor& dout, const Tensor& query, const Tensor& x,
+                                           const Tensor& query_att, const Tensor& key_att, const Tensor& cu_seqlens,
+                                           int64_t heads, const std::optional<Tensor>& key_weight,
+                                           const std::optional<Tensor>& key_bias, bool key_free,
+                                           const std::optional<Tensor>& norm_weight,
+                                           const std::optional<Tensor>& norm_bias, bool sub_norm, const Tensor& g,
+                                           const Tensor& query_softmax, const Tensor& scorers, const Tensor& pooled,
+                                           const Tensor& softmax, const Tensor& projected, const Tensor& mean,
+                                           const Tensor& rstd) {
   const Core c = describe(query, x, key_att, cu_seqlens, heads, key_weight, key_free, "additive_attention_backward");
   const Tensor& key = key_free ? projected : pooled;
   const Tensor gate = product(c, g, key), att = as_dense(key_att);
@@ -269,13 +295,20 @@ BackwardResult additive_attention_backward(
   }
   const Tensor dkey = product(c, dgate, g), dg = product(c, dgate, key);
   const KeyGradients d =
-      key_free ? key_free_backward(c, dkey, x, *key_weight, gated_scorers(c, g, att), scorers, pooled, softmax, cu_seqlens)
-               : direct_backward(c, dkey, x, key_weight, key_bias, scorers, pooled, softmax, cu_seqlens);
+      key_free
+          ? key_free_backward(c, dkey, x, *key_weight, gated_scorers(c, g, att), scorers, pooled, softmax, cu_seqlens)
+          : direct_backward(c, dkey, x, key_weight, key_bias, scorers, pooled, softmax, cu_seqlens);
   const Tensor dkey_att = gated_scorers_backward(c, d.dscorers, g, att, dg);
-  const Tensor dquery_att = additive_pool_backward_into(dquery, true, dg, query, query_att, cu_seqlens, g, query_softmax,
-                                                        heads, false, c.scale);
-  return {dquery, d.dx, dquery_att, dkey_att, gradient_of(x, key_weight, d.dweight), gradient_of(x, key_bias, d.dbias),
-          dnorm_weight, dnorm_bias};
+  const Tensor dquery_att = additive_pool_backward_into(dquery, true, dg, query, query_att, cu_seqlens, g,
+                                                        query_softmax, heads, false, c.scale);
+  return {dquery,
+          d.dx,
+          dquery_att,
+          dkey_att,
+          gradient_of(x, key_weight, d.dweight),
+          gradient_of(x, key_bias, d.dbias),
+          dnorm_weight,
+          dnorm_bias};
 }
 
 }  // namespace

@@ -17,8 +17,8 @@ int64_t output_width(const PoolProblem& p) { return p.full_output ? p.width : p.
 PoolProblem describe(const Tensor& x, const Tensor& scorer, const Sequences& sequences, int64_t heads, bool full,
                      double scale, const char* op) {
   const Rows rows = check_rows(x, op);
-  STD_TORCH_CHECK(heads >= 1 && heads <= kMaxPoolHeads && rows.width % heads == 0, op, ": heads must divide the width and be at most ",
-                  kMaxPoolHeads);
+  STD_TORCH_CHECK(heads >= 1 && heads <= kMaxPoolHeads && rows.width % heads == 0, op,
+                  ": heads must divide the width and be at most ", kMaxPoolHeads);
   PoolProblem p{};
   p.width = rows.width;
   p.heads = heads;
@@ -73,7 +73,8 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
       const RowRange& rows = sequences.chunks[i].rows;
       if (rows.begin != rows.first_row) continue;  // the first chunk of a sequence merges all of them
       const int64_t count = (rows.end_row - rows.first_row + kChunkRows - 1) / kChunkRows;
-      k.merge(p, part_at(i), stride, count, out + rows.sequence * table * size, out_softmax + rows.sequence * 2 * heads * size);
+      k.merge(p, part_at(i), stride, count, out + rows.sequence * table * size,
+              out_softmax + rows.sequence * 2 * heads * size);
     }
   });
   return {pooled, softmax};
@@ -85,15 +86,14 @@ Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tens
   const char* op = "additive_pool_backward";
   const Sequences sequences = split_sequences(cu_seqlens, x.size(0), op);
   PoolProblem p = describe(x, scorer, sequences, heads, full, scale, op);
-  const Tensor dense = as_dense(x), dense_scorer = as_dense(scorer),
-               dense_pooled = as_dense(pooled), dense_dpooled = as_dense(dpooled),
-               dense_softmax = as_dense(softmax);
+  const Tensor dense = as_dense(x), dense_scorer = as_dense(scorer), dense_pooled = as_dense(pooled),
+               dense_dpooled = as_dense(dpooled), dense_softmax = as_dense(softmax);
   const int64_t table = heads * output_width(p);
   for (const Tensor* t : {&dense_pooled, &dense_dpooled})
     STD_TORCH_CHECK(t->numel() == sequences.count * table && t->scalar_type() == compute_type(p.x_dtype), op,
                     ": pooled and dpooled must have the shape and dtype of the output");
-  STD_TORCH_CHECK(softmax.numel() == sequences.count * 2 * heads && softmax.scalar_type() == compute_type(p.x_dtype), op,
-                  ": softmax must be [B, 2, h] in the compute dtype");
+  STD_TORCH_CHECK(softmax.numel() == sequences.count * 2 * heads && softmax.scalar_type() == compute_type(p.x_dtype),
+                  op, ": softmax must be [B, 2, h] in the compute dtype");
   p.x = dense.const_data_ptr();
   p.scorer = dense_scorer.const_data_ptr();
   Tensor dscorer = allocate_zeros(scorer.sizes(), scorer.scalar_type());
@@ -129,7 +129,8 @@ std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const T
                                                   const Tensor& cu_seqlens, const Tensor& pooled, const Tensor& softmax,
                                                   int64_t heads, bool full, double scale) {
   const Tensor dx = allocate_like(x);
-  return {dx, additive_pool_backward_into(dx, false, dpooled, x, scorer, cu_seqlens, pooled, softmax, heads, full, scale)};
+  return {dx,
+          additive_pool_backward_into(dx, false, dpooled, x, scorer, cu_seqlens, pooled, softmax, heads, full, scale)};
 }
 
 Tensor gate_rows(const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens) {
@@ -152,7 +153,11 @@ std::tuple<Tensor, Tensor> gate_rows_backward(const Tensor& dy, const Tensor& x,
   const Tensor dense = as_dense(x), dense_dy = as_dense(dy);
   const Tensor dx = allocate_like(x), dgate = allocate_zeros(gate.sizes(), gate.scalar_type());
   const DType dtype = dtype_of(x, op, "query");
-  const GateProblem g{x.size(1), dtype, dense.const_data_ptr(), dense_dy.const_data_ptr(), gate.const_data_ptr(),
+  const GateProblem g{x.size(1),
+                      dtype,
+                      dense.const_data_ptr(),
+                      dense_dy.const_data_ptr(),
+                      gate.const_data_ptr(),
                       dx.mutable_data_ptr()};
   const size_t size = g.width * compute_size(dtype);
   char* parts = workspace<Slot::kCall>(sequences.num_parts * size);

@@ -10,13 +10,13 @@ constexpr int64_t kMaxPoolHeads = 64;
 // vectors, one per head, have rows of the whole width or of the head's own slice of x.
 struct PoolProblem {
   int64_t width, heads, head_dim;
-  bool dense_scorer;       // scorer rows: width, otherwise head_dim
-  bool full_output;        // pooled rows: width, otherwise head_dim
+  bool dense_scorer;  // scorer rows: width, otherwise head_dim
+  bool full_output;   // pooled rows: width, otherwise head_dim
   double scale;
   DType x_dtype;
-  const void* x;           // [rows, width], x_dtype
-  const void* scorer;      // [(sequences,) heads, row], compute type
-  int64_t scorer_stride;   // values between the scorers of two sequences; 0: one for all
+  const void* x;          // [rows, width], x_dtype
+  const void* scorer;     // [(sequences,) heads, row], compute type
+  int64_t scorer_stride;  // values between the scorers of two sequences; 0: one for all
 };
 
 // A chunk's share of a sequence's pooling, or all of it, in the compute type.
@@ -55,7 +55,10 @@ struct PoolKernels {
   void (*gate_backward)(const GateProblem&, RowRange, void* dgate);
 };
 
-#define HBERT_DECLARE(level) namespace level { extern const PoolKernels kPool; }
+#define HBERT_DECLARE(level)      \
+  namespace level {               \
+  extern const PoolKernels kPool; \
+  }
 HBERT_FOR_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 

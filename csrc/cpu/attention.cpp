@@ -89,8 +89,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const Tensor& cu_seqlens
   const Problem problem = check(qkv, cu_seqlens, num_heads, "attention");
   const Tensor dense = as_dense(qkv);
   Tensor out = allocate({problem.num_tokens, problem.width()}, qkv.scalar_type());
-  Tensor log_sum_exp =
-      allocate_zeros({num_heads, problem.num_tokens}, compute_type(problem.dtype));
+  Tensor log_sum_exp = allocate_zeros({num_heads, problem.num_tokens}, compute_type(problem.dtype));
   AttentionForward args = arguments_of<AttentionForward>(problem);
   args.qkv = dense.const_data_ptr();
   args.out = out.mutable_data_ptr();

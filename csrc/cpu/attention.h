@@ -29,11 +29,11 @@ struct AttentionBackward {
   int64_t num_tokens, num_heads, head_size;
   double scale;
   DType dtype;
-  const void* dout;         // as out
+  const void* dout;  // as out
   const void* qkv;
   const void* out;
   const void* log_sum_exp;
-  void* dqkv;               // as qkv
+  void* dqkv;  // as qkv
 };
 
 struct AttentionKernels {
@@ -49,9 +49,9 @@ struct AttentionBackwardKernels {
   void (*backward)(const AttentionBackward&, const AttentionTask* tasks, int64_t count, void* scratch);
 };
 
-#define HBERT_DECLARE(level)                        \
-  namespace level {                                 \
-  extern const AttentionKernels kAttention;         \
+#define HBERT_DECLARE(level)                                \
+  namespace level {                                         \
+  extern const AttentionKernels kAttention;                 \
   extern const AttentionBackwardKernels kAttentionBackward; \
   }
 HBERT_FOR_LEVELS(HBERT_DECLARE)

@@ -13,10 +13,10 @@ constexpr const Int8LinearKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 constexpr int64_t kTaskColumns = 64;
-constexpr int64_t kMinRows = 24, kMaxRows = 96;   // of a task
-constexpr int64_t kRowsBytes = 192 << 10;         // of the packed rows of a task: they stay in the second cache
-constexpr int64_t kMinProducts = 1 << 18;         // of what one thread does
-constexpr int64_t kMaxWidth = 1 << 17;            // sums of more products of int8 numbers may leave 32 bits
+constexpr int64_t kMinRows = 24, kMaxRows = 96;  // of a task
+constexpr int64_t kRowsBytes = 192 << 10;        // of the packed rows of a task: they stay in the second cache
+constexpr int64_t kMinProducts = 1 << 18;        // of what one thread does
+constexpr int64_t kMaxWidth = 1 << 17;           // sums of more products of int8 numbers may leave 32 bits
 
 bool is_vector(const Tensor& t, int64_t count, ScalarType dtype) {
   return t.dim() == 1 && t.size(0) == count && t.scalar_type() == dtype;
@@ -31,9 +31,9 @@ void check_weight(const Tensor& weight, const Tensor& start, int64_t width, int6
                   op, ": weight must be contiguous int8 [panels, steps, panel, group], start contiguous int32");
   STD_TORCH_CHECK(weight.size(2) == k.panel && weight.size(3) == k.group, op,
                   ": the weight is laid out for another instruction set level, pack it in this process");
-  STD_TORCH_CHECK(weight.size(0) == panels && weight.size(1) == steps && start.size(0) == panels &&
-                      start.size(1) == k.panel,
-                  op, ": the weight is not one of ", columns, " x ", width);
+  STD_TORCH_CHECK(
+      weight.size(0) == panels && weight.size(1) == steps && start.size(0) == panels && start.size(1) == k.panel, op,
+      ": the weight is not one of ", columns, " x ", width);
 }
 
 DType output_dtype(ScalarType dtype) {
@@ -78,10 +78,11 @@ void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
   torch::stable::parallel_for(0, plan.row_blocks * plan.column_blocks, plan.grain, [&](int64_t begin, int64_t end) {
     char* packed = workspace<Slot::kTask>(packed_bytes + sums_bytes);
     int32_t* sums = reinterpret_cast<int32_t*>(packed + packed_bytes);
-    plan.run(begin, end, [&](int64_t first, int64_t last) { k.pack(args, first, last, packed); },
-             [&](int64_t first, int64_t last, int64_t column, int64_t columns) {
-               k.multiply(args, first, last, column, columns, packed, sums);
-             });
+    plan.run(
+        begin, end, [&](int64_t first, int64_t last) { k.pack(args, first, last, packed); },
+        [&](int64_t first, int64_t last, int64_t column, int64_t columns) {
+          k.multiply(args, first, last, column, columns, packed, sums);
+        });
   });
 }
 
@@ -93,7 +94,8 @@ Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight,
   const int64_t columns = weight_scale.numel();
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Char, op, ": x must be int8");
   STD_TORCH_CHECK(rows.width <= kMaxWidth, op, ": rows are at most ", kMaxWidth, " wide, got ", rows.width);
-  STD_TORCH_CHECK(is_vector(x_scale, rows.count, ScalarType::Float), op, ": x_scale must be float32 [", rows.count, "]");
+  STD_TORCH_CHECK(is_vector(x_scale, rows.count, ScalarType::Float), op, ": x_scale must be float32 [", rows.count,
+                  "]");
   STD_TORCH_CHECK(columns > 0 && is_vector(weight_scale, columns, ScalarType::Float), op,
                   ": weight_scale must be float32 [N]");
   const Int8LinearKernels& k = *kTables[level_index()];
@@ -127,9 +129,7 @@ Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight,
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) {
-  m.impl("int8_linear", TORCH_BOX(&int8_linear));
-}
+STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("int8_linear", TORCH_BOX(&int8_linear)); }
 
 }  // namespace hbert
 

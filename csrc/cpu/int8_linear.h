@@ -6,11 +6,11 @@ namespace hbert {
 
 // out[t, n] = (sum_k x[t, k] w[n, k]) x_scale[t] weight_scale[n] + bias[n] + other[t, n]; the sum is exact.
 struct Int8Linear {
-  int64_t width, columns;     // K, N
+  int64_t width, columns;  // K, N
   DType out_dtype, other_dtype;
   const int8_t* x;            // [rows, width]
   const float* x_scale;       // [rows]
-  const int8_t* weight;       // [panels, steps, panel, group]: w[n, k] at n = (panel index) panel + ..., k = step group + ...
+  const int8_t* weight;       // [panels, steps, panel, group]: w[n, k], n = panel (index) + .., k = group (step) + ..
   const int32_t* start;       // [panels, panel], where the sums start from
   const float* weight_scale;  // [columns]
   const float* bias;          // [columns]
@@ -19,9 +19,9 @@ struct Int8Linear {
 };
 
 struct Int8LinearKernels {
-  int64_t panel, group;     // the layout of the weight at this level: columns side by side, and numbers of each
-  bool offset;              // rows are read with 128 added, so that `start` has to be -128 sum_k w[n, k], otherwise 0
-  int64_t tile_rows;        // rows that are computed together
+  int64_t panel, group;  // the layout of the weight at this level: columns side by side, and numbers of each
+  bool offset;           // rows are read with 128 added, so that `start` has to be -128 sum_k w[n, k], otherwise 0
+  int64_t tile_rows;     // rows that are computed together
 
   // Bytes of one row as pack leaves it.
   int64_t (*row_bytes)(int64_t width);
@@ -32,7 +32,10 @@ struct Int8LinearKernels {
                    int32_t* sums);
 };
 
-#define HBERT_DECLARE(level) namespace level { extern const Int8LinearKernels kInt8Linear; }
+#define HBERT_DECLARE(level)                  \
+  namespace level {                           \
+  extern const Int8LinearKernels kInt8Linear; \
+  }
 HBERT_FOR_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 

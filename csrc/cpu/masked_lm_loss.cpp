@@ -14,9 +14,9 @@ constexpr const MaskedLmLossKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)}
 constexpr int64_t kAddGrain = 65536;  // elements per task
 
 const int64_t* check_labels(const Tensor& labels, int64_t rows, int64_t vocab, const char* op) {
-  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == rows &&
-                      labels.is_contiguous(),
-                  op, ": labels must be contiguous int64 [rows]");
+  STD_TORCH_CHECK(
+      labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == rows && labels.is_contiguous(),
+      op, ": labels must be contiguous int64 [rows]");
   const int64_t* values = static_cast<const int64_t*>(labels.const_data_ptr());
   for (int64_t i = 0; i < rows; ++i)
     STD_TORCH_CHECK(values[i] >= 0 && values[i] < vocab, op, ": label ", values[i], " is not in [0, ", vocab, ")");
@@ -25,9 +25,9 @@ const int64_t* check_labels(const Tensor& labels, int64_t rows, int64_t vocab, c
 
 const void* check_bias(const std::optional<Tensor>& bias, int64_t vocab, DType dtype, const char* op) {
   if (!bias.has_value()) return nullptr;
-  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == vocab && bias->is_contiguous() &&
-                      bias->scalar_type() == compute_type(dtype),
-                  op, ": bias must be contiguous [vocab] in the compute dtype");
+  STD_TORCH_CHECK(
+      bias->dim() == 1 && bias->size(0) == vocab && bias->is_contiguous() && bias->scalar_type() == compute_type(dtype),
+      op, ": bias must be contiguous [vocab] in the compute dtype");
   return bias->const_data_ptr();
 }
 

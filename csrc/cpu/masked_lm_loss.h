@@ -34,7 +34,10 @@ struct MaskedLmLossKernels {
   void (*accumulate)(const Accumulate&, int64_t begin, int64_t end);
 };
 
-#define HBERT_DECLARE(level) namespace level { extern const MaskedLmLossKernels kMaskedLmLoss; }
+#define HBERT_DECLARE(level)                      \
+  namespace level {                               \
+  extern const MaskedLmLossKernels kMaskedLmLoss; \
+  }
 HBERT_FOR_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 

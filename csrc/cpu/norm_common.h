@@ -18,8 +18,8 @@ inline Rows check_rows(const Tensor& x, const char* op) {
 }
 
 inline void check_shape(const Tensor& t, int64_t rows, int64_t width, const char* op, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == width, op, ": ", name, " must be [", rows, ", ", width,
-                  "]");
+  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == width, op, ": ", name, " must be [", rows, ", ",
+                  width, "]");
 }
 
 template <class R>
@@ -42,15 +42,14 @@ void widen_to(const Tensor& t, R* out, const char* op) {
 }
 
 // A parameter of `shape` values in the compute type at `out`, or the fallback everywhere.
-inline void copy_parameter(const std::optional<Tensor>& parameter, double fallback, int64_t count, DType dtype, void* out,
-                           const char* op) {
-  STD_TORCH_CHECK(!parameter.has_value() || parameter->numel() == count, op, ": a parameter must have ", count, " values");
+inline void copy_parameter(const std::optional<Tensor>& parameter, double fallback, int64_t count, DType dtype,
+                           void* out, const char* op) {
+  STD_TORCH_CHECK(!parameter.has_value() || parameter->numel() == count, op, ": a parameter must have ", count,
+                  " values");
   auto fill = [&](auto* values) {
     using R = std::remove_reference_t<decltype(*values)>;
-    if (parameter.has_value())
-      widen_to<R>(*parameter, values, op);
-    else
-      std::fill(values, values + count, static_cast<R>(fallback));
+    if (parameter.has_value()) widen_to<R>(*parameter, values, op);
+    else std::fill(values, values + count, static_cast<R>(fallback));
   };
   dtype == DType::kFloat64 ? fill(static_cast<double*>(out)) : fill(static_cast<float*>(out));
 }
@@ -60,8 +59,7 @@ struct StatisticsTensors {
 };
 
 inline StatisticsTensors new_statistics(int64_t rows, DType dtype) {
-  return {allocate({rows}, compute_type(dtype)),
-          allocate({rows}, compute_type(dtype))};
+  return {allocate({rows}, compute_type(dtype)), allocate({rows}, compute_type(dtype))};
 }
 
 template <class Forward>
@@ -88,8 +86,9 @@ Int8Outputs new_int8_outputs(Forward& args, Rows rows, ScalarType dtype, bool ke
 
 inline void check_statistics(const Tensor& mean, const Tensor& rstd, int64_t rows, DType dtype, const char* op) {
   for (const Tensor* t : {&mean, &rstd})
-    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == rows && t->is_contiguous() && t->scalar_type() == compute_type(dtype), op,
-                    ": mean and rstd must be contiguous [rows] in the compute dtype");
+    STD_TORCH_CHECK(
+        t->dim() == 1 && t->size(0) == rows && t->is_contiguous() && t->scalar_type() == compute_type(dtype), op,
+        ": mean and rstd must be contiguous [rows] in the compute dtype");
 }
 
 inline Tensor new_gradient(const Tensor& x, const std::optional<Tensor>& parameter) {
@@ -128,8 +127,8 @@ class BlockSums {
     const int64_t n = gradient.numel();
     for (int64_t block = 1; block < blocks_; ++block)
       for (int64_t i = 0; i < n; ++i) sums[i] += sums[block * count_ + i];
-    const Tensor source = torch::stable::from_blob(sums, gradient.sizes(), gradient.strides(), gradient.device(),
-                                                   compute_type(dtype_));
+    const Tensor source =
+        torch::stable::from_blob(sums, gradient.sizes(), gradient.strides(), gradient.device(), compute_type(dtype_));
     torch::stable::copy_(gradient, source);
   }
 

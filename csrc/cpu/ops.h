@@ -28,8 +28,10 @@ std::tuple<Tensor, Tensor, Tensor> gated_layer_norm(const Tensor& x, const Tenso
                                                     const std::optional<Tensor>& weight,
                                                     const std::optional<Tensor>& bias, double eps);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(
-    const Tensor& dy, const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens, const Tensor& mean,
-    const Tensor& rstd, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias);
+std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(const Tensor& dy, const Tensor& x,
+                                                                     const Tensor& gate, const Tensor& cu_seqlens,
+                                                                     const Tensor& mean, const Tensor& rstd,
+                                                                     const std::optional<Tensor>& weight,
+                                                                     const std::optional<Tensor>& bias);
 
 }  // namespace hbert

@@ -39,13 +39,14 @@ void run_forward(RowNormForward args, Rows rows, const std::optional<Tensor>& we
   args.input_bias = parameters.input_bias;
   const RowNormKernels& k = table_for(args.x_dtype, kTables);
   torch::stable::parallel_for(0, rows.count, row_grain(rows.width), [&](int64_t begin, int64_t end) {
-    k.forward(args, {begin, end, 0, 0, rows.count}, workspace<Slot::kTask>(2 * rows.width * compute_size(args.x_dtype)));
+    k.forward(args, {begin, end, 0, 0, rows.count},
+              workspace<Slot::kTask>(2 * rows.width * compute_size(args.x_dtype)));
   });
 }
 
 // A norm of x alone: plain, or of an activation.
-std::tuple<Tensor, Tensor, Tensor> norm_of_rows(RowNormForward args, const Tensor& x, const std::optional<Tensor>& weight,
-                                                const std::optional<Tensor>& bias,
+std::tuple<Tensor, Tensor, Tensor> norm_of_rows(RowNormForward args, const Tensor& x,
+                                                const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& input_bias, const char* op) {
   const Rows rows = check_rows(x, op);
   const Tensor dense = as_dense(x);
@@ -143,8 +144,7 @@ Activation activation_of(int64_t code, const char* op) {
 
 std::tuple<Tensor, Tensor, Tensor> activation_layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                                          const std::optional<Tensor>& bias, double eps,
-                                                         int64_t activation,
-                                                         const std::optional<Tensor>& input_bias) {
+                                                         int64_t activation, const std::optional<Tensor>& input_bias) {
   const char* op = "activation_layer_norm";
   RowNormForward args{};
   args.source = RowSource::kActivation;
@@ -185,12 +185,12 @@ struct ParameterGradients {
   Tensor weight, bias, input_bias;
 };
 
-void run_backward(RowNormBackward args, Rows rows, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& input_bias, const ParameterGradients& gradients, const char* op) {
+void run_backward(RowNormBackward args, Rows rows, const std::optional<Tensor>& weight,
+                  const std::optional<Tensor>& bias, const std::optional<Tensor>& input_bias,
+                  const ParameterGradients& gradients, const char* op) {
   const int64_t width = rows.width;
   const size_t size = compute_size(args.x_dtype);
-  const int64_t per_block =
-      std::max(kMinBlockRows, (rows.count + BlockSums::kMaxBlocks - 1) / BlockSums::kMaxBlocks);
+  const int64_t per_block = std::max(kMinBlockRows, (rows.count + BlockSums::kMaxBlocks - 1) / BlockSums::kMaxBlocks);
   const int64_t blocks = std::max<int64_t>(1, (rows.count + per_block - 1) / per_block);
   const Parameters parameters = copy_parameters(weight, bias, input_bias, width, args.x_dtype,
                                                 BlockSums::bytes(blocks, 3 * width, args.x_dtype), op);

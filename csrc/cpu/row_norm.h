@@ -25,7 +25,7 @@ struct Int8Rows {
 struct RowNormForward {
   RowSource source;
   Activation activation;
-  bool skip_norm;          // the rows of the source go out as they are
+  bool skip_norm;  // the rows of the source go out as they are
   int64_t width;
   double eps;
   DType x_dtype, residual_dtype;
@@ -95,25 +95,25 @@ struct ConvNormBackward {
 };
 
 struct RowRange {
-  int64_t begin, end;              // rows
-  int64_t sequence;                // the sequence they lie in, and its rows
+  int64_t begin, end;  // rows
+  int64_t sequence;    // the sequence they lie in, and its rows
   int64_t first_row, end_row;
 };
 
 struct RowNormKernels {
   // Scratch: that many values of the compute type per call, aligned to 64 bytes.
-  void (*forward)(const RowNormForward&, RowRange, void* scratch);                // 2 width
+  void (*forward)(const RowNormForward&, RowRange, void* scratch);                 // 2 width
   void (*backward)(const RowNormBackward&, RowRange, RowNormSums, void* scratch);  // 2 width
 };
 
 struct ConvNormKernels {
-  void (*forward)(const ConvNormForward&, RowRange, void* scratch);  // (taps + 1) width
+  void (*forward)(const ConvNormForward&, RowRange, void* scratch);                 // (taps + 1) width
   void (*backward)(const ConvNormBackward&, RowRange, RowNormSums, void* scratch);  // width; dsource: [taps, width]
 };
 
-#define HBERT_DECLARE(level)             \
-  namespace level {                      \
-  extern const RowNormKernels kRowNorm;  \
+#define HBERT_DECLARE(level)              \
+  namespace level {                       \
+  extern const RowNormKernels kRowNorm;   \
   extern const ConvNormKernels kConvNorm; \
   }
 HBERT_FOR_LEVELS(HBERT_DECLARE)

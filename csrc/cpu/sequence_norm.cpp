@@ -50,20 +50,22 @@ std::tuple<Tensor, Tensor, Tensor> gated_layer_norm(const Tensor& x, const Tenso
   args.y = y.mutable_data_ptr();
   put_statistics(args, statistics);
   const RowNormKernels& k = table_for(args.x_dtype, kRowTables);
-  for_each_chunk(sequences, rows.width, 2 * size, [&](const Chunk& chunk, char* scratch) { k.forward(args, chunk.rows, scratch); });
+  for_each_chunk(sequences, rows.width, 2 * size,
+                 [&](const Chunk& chunk, char* scratch) { k.forward(args, chunk.rows, scratch); });
   zero_dead_outputs(y, statistics, sequences.num_rows);
   return {y, statistics.mean, statistics.rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(
-    const Tensor& dy, const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens, const Tensor& mean,
-    const Tensor& rstd, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(const Tensor& dy, const Tensor& x,
+                                                                     const Tensor& gate, const Tensor& cu_seqlens,
+                                                                     const Tensor& mean, const Tensor& rstd,
+                                                                     const std::optional<Tensor>& weight,
+                                                                     const std::optional<Tensor>& bias) {
   const char* op = "gated_layer_norm_backward";
   const Rows rows = check_rows(x, op);
   const Sequences sequences = split_sequences(cu_seqlens, rows.count, op);
   check_shape(dy, rows.count, rows.width, op, "dy");
-  const Tensor dense_dy = as_dense(dy), dense = as_dense(x),
-               dense_gate = as_dense(gate);
+  const Tensor dense_dy = as_dense(dy), dense = as_dense(x), dense_gate = as_dense(gate);
   RowNormBackward args{};
   args.source = RowSource::kGated;
   args.width = rows.width;
@@ -77,7 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(
   const size_t size = rows.width * compute_size(args.x_dtype);
   const ChunkBlocks blocks(sequences);
   const size_t parts_bytes = sequences.num_parts * size;
-  char* memory = workspace<Slot::kCall>(size + parts_bytes + BlockSums::bytes(blocks.count, 2 * rows.width, args.x_dtype));
+  char* memory =
+      workspace<Slot::kCall>(size + parts_bytes + BlockSums::bytes(blocks.count, 2 * rows.width, args.x_dtype));
   char* parts = memory + size;
   copy_parameter(weight, 1, rows.width, args.x_dtype, memory, op);
   clear(parts, parts_bytes);

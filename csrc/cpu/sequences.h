@@ -60,10 +60,11 @@ inline void zero_dead_rows(const Tensor& t, int64_t alive) {
 // f(chunk, scratch) for every chunk, in parallel.
 template <class F>
 void for_each_chunk(const Sequences& sequences, int64_t width, size_t scratch_bytes, F f) {
-  torch::stable::parallel_for(0, sequences.chunks.size(), chunk_grain(sequences, width), [&](int64_t begin, int64_t end) {
-    char* scratch = workspace<Slot::kTask>(scratch_bytes);
-    for (int64_t i = begin; i < end; ++i) f(sequences.chunks[i], scratch);
-  });
+  torch::stable::parallel_for(0, sequences.chunks.size(), chunk_grain(sequences, width),
+                              [&](int64_t begin, int64_t end) {
+                                char* scratch = workspace<Slot::kTask>(scratch_bytes);
+                                for (int64_t i = begin; i < end; ++i) f(sequences.chunks[i], scratch);
+                              });
 }
 
 // Fixed blocks of consecutive chunks, each with its own sums.

@@ -53,16 +53,16 @@ __global__ void __launch_bounds__(kPoolThreads) merge_kernel(PoolForward a, int6
   const Pool& p = a.pool;
   const int64_t values = values_of(p), i = int64_t(blockIdx.y) * blockDim.x + threadIdx.x, sequence = blockIdx.x;
   if (i >= values) return;
-  const int64_t vector = p.full_output ? p.width : p.width / p.heads, chunks = num_chunks(p.packing, sequence,
-                                                                                          kPoolChunk);
+  const int64_t vector = p.full_output ? p.width : p.width / p.heads,
+                chunks = num_chunks(p.packing, sequence, kPoolChunk);
   const int head = static_cast<int>(i / vector);
   const float* slots = p.partial + first_slot(p.packing, sequence, kPoolChunk) * slot_size;
   const float *largest = slots + values + head, *sums = largest + p.heads;
   float top = -INFINITY, sum = 0, total = 0;
   for (int64_t c = 0; c < chunks; ++c) top = fmaxf(top, largest[c * slot_size]);
   for (int64_t c = 0; c < chunks; ++c) sum = fmaf(sums[c * slot_size], expf(largest[c * slot_size] - top), sum);
-  for (int64_t c = 0; c < chunks; ++c) total = fmaf(slots[c * slot_size + i],
-                                                    expf(largest[c * slot_size] - top) / sum, total);
+  for (int64_t c = 0; c < chunks; ++c)
+    total = fmaf(slots[c * slot_size + i], expf(largest[c * slot_size] - top) / sum, total);
   a.pooled[sequence * values + i] = total;
   if (i % vector == 0) {
     a.softmax[sequence * 2 * p.heads + head] = chunks > 0 ? top : 0.0f;
@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kPoolThreads) merge_kernel(PoolForward a, int6
 
 HBERT_EXPORT int64_t hbert_cuda_pool_partial(const hbert::cuda::Pool* pool, bool backward) {
   using namespace hbert::cuda;
-  return num_slots(pool->packing, kPoolChunk) * (backward ? round_up(vector_values(*pool,
-      pool->dense_scorer)) : slot_values(*pool));
+  return num_slots(pool->packing, kPoolChunk) *
+         (backward ? round_up(vector_values(*pool, pool->dense_scorer)) : slot_values(*pool));
 }
 
 HBERT_EXPORT int hbert_cuda_pool_forward(const hbert::cuda::PoolForward* args, void* stream) {
@@ -89,9 +89,8 @@ HBERT_EXPORT int hbert_cuda_pool_forward(const hbert::cuda::PoolForward* args, v
   const bool aligned = all_aligned(p.width / p.heads, p.x, p.scorer, p.partial);
   const int64_t slot_size = slot_values(p), values = values_of(p);
   const int error = with_type_and_columns(p.dtype, aligned, [&](auto x, auto columns) {
-    HBERT_LAUNCH((chunk_kernel<decltype(x), columns()>), dim3(static_cast<unsigned>(num_slots(p.packing,
-        kPoolChunk))), dim3(kPoolThreads),
-                 table_bytes(p.heads), static_cast<cudaStream_t>(stream), p, slot_size);
+    HBERT_LAUNCH((chunk_kernel<decltype(x), columns()>), dim3(static_cast<unsigned>(num_slots(p.packing, kPoolChunk))),
+                 dim3(kPoolThreads), table_bytes(p.heads), static_cast<cudaStream_t>(stream), p, slot_size);
     return static_cast<int>(cudaGetLastError());
   });
   if (error != cudaSuccess) return error;

@@ -10,7 +10,7 @@
 namespace hbert {
 namespace cuda {
 
-constexpr int kPoolChunk = 64;    // rows of a sequence
+constexpr int kPoolChunk = 64;  // rows of a sequence
 constexpr int kPoolThreads = 128;
 constexpr int kTileRows = 4, kTileHeads = 4;
 
@@ -54,8 +54,8 @@ __device__ __forceinline__ float sum_transposed(float (&v)[n]) {
 // table[r, j] = x_r . vector_j for the rows of a tile and J heads from `head` on; rows and heads behind the end
 // repeat the last one.
 template <int J, int C, class X>
-__device__ __forceinline__ void multiply_tile(const Pool& p, const X* rows, int count, const Vectors& vectors,
-                                              int head, float* table) {
+__device__ __forceinline__ void multiply_tile(const Pool& p, const X* rows, int count, const Vectors& vectors, int head,
+                                              float* table) {
   float sums[kTileRows * J] = {};
   rows += head * vectors.x_step;
 #pragma unroll 1
@@ -83,8 +83,7 @@ __device__ __forceinline__ void multiply_tile(const Pool& p, const X* rows, int 
 // table[t, j] = x_t . vector_j for all rows of the chunk, one tile per warp at a time. Entries behind the end mean
 // nothing.
 template <class X, int C>
-__device__ __forceinline__ void multiply_rows(const Pool& p, const Chunk& chunk, const Vectors& vectors,
-                                              float* table) {
+__device__ __forceinline__ void multiply_rows(const Pool& p, const Chunk& chunk, const Vectors& vectors, float* table) {
   const int count = static_cast<int>(chunk.end - chunk.begin), stride = table_stride(p.heads);
   for (int t = threadIdx.x / 32 * kTileRows; t < count; t += kPoolThreads / 32 * kTileRows) {
     const X* rows = static_cast<const X*>(p.x) + (chunk.begin + t) * p.width;
@@ -94,8 +93,8 @@ __device__ __forceinline__ void multiply_rows(const Pool& p, const Chunk& chunk,
         multiply_tile<kTileHeads, C>(p, rows, count - t, vectors, head, table + t * stride);
     } else {
 #pragma unroll 1
-      for (int head = 0; head < p.heads; ++head) multiply_tile<1, C>(p, rows, count - t, vectors, head,
-                                                                     table + t * stride);
+      for (int head = 0; head < p.heads; ++head)
+        multiply_tile<1, C>(p, rows, count - t, vectors, head, table + t * stride);
     }
   }
 }
@@ -156,10 +155,8 @@ __device__ __forceinline__ void sum_slices(const Pool& p, const Chunk& chunk, co
 template <class X, int C>
 __device__ __forceinline__ void sum_rows(const Pool& p, const Chunk& chunk, bool whole, const float* table,
                                          float* out) {
-  if (whole)
-    sum_whole_rows<X, C>(p, chunk, table, out);
-  else
-    sum_slices<X, C>(p, chunk, table, out);
+  if (whole) sum_whole_rows<X, C>(p, chunk, table, out);
+  else sum_slices<X, C>(p, chunk, table, out);
 }
 
 __device__ __forceinline__ const float* scorer_of(const Pool& p, int64_t sequence) {

@@ -32,8 +32,7 @@ __device__ __forceinline__ void multiply_pooled(const Pool& p, const float* pool
 
 // Scores and products with dpooled become alpha and dscore; 0 behind the last row and head.
 __device__ __forceinline__ void differentiate(const Pool& p, int count, const float* softmax, const float* mean,
-                                              float* alpha,
-                                              float* dscore) {
+                                              float* alpha, float* dscore) {
   const int stride = table_stride(p.heads);
   for (int i = threadIdx.x; i < kPoolChunk * stride; i += kPoolThreads) {
     const int head = i % stride;
@@ -47,8 +46,7 @@ __device__ __forceinline__ void differentiate(const Pool& p, int count, const fl
 // sums[r] += sum_j table[t + r, j] vector_j in this thread's columns.
 template <int C>
 __device__ __forceinline__ void add_vectors(const Pool& p, const float* table, const Vectors& vectors, int t,
-                                            int column,
-                                            float (&sums)[kTileRows][C]) {
+                                            int column, float (&sums)[kTileRows][C]) {
   const int stride = table_stride(p.heads);
   float v[C];
   if (vectors.x_step == 0) {
@@ -75,7 +73,8 @@ __device__ __forceinline__ void add_vectors(const Pool& p, const float* table, c
 
 template <class X, int C>
 __device__ __forceinline__ void store_input_gradients(const PoolBackward& a, const Chunk& chunk, const float* alpha,
-                                                      const Vectors& dpooled, const float* dscore, const Vectors& scorer) {
+                                                      const Vectors& dpooled, const float* dscore,
+                                                      const Vectors& scorer) {
   const Pool& p = a.pool;
   const int count = static_cast<int>(chunk.end - chunk.begin), steps = (p.width + C - 1) / C;
   for (int item = threadIdx.x; item < (count + kTileRows - 1) / kTileRows * steps; item += kPoolThreads) {
@@ -113,8 +112,8 @@ __global__ void __launch_bounds__(kPoolThreads, 3) backward_kernel(PoolBackward 
   multiply_rows<X, C>(p, chunk, dpooled, dscore);
   multiply_pooled<C>(p, a.pooled + chunk.sequence * values, dpooled, mean);
   __syncthreads();
-  differentiate(p, static_cast<int>(chunk.end - chunk.begin), a.softmax + chunk.sequence * 2 * p.heads, mean,
-                alpha, dscore);
+  differentiate(p, static_cast<int>(chunk.end - chunk.begin), a.softmax + chunk.sequence * 2 * p.heads, mean, alpha,
+                dscore);
   __syncthreads();
   sum_rows<X, C>(p, chunk, p.dense_scorer, dscore, p.partial + int64_t(blockIdx.x) * slot_size);
   store_input_gradients<X, C>(a, chunk, alpha, dpooled, dscore, scorer);
@@ -133,8 +132,7 @@ HBERT_EXPORT int hbert_cuda_pool_backward(const hbert::cuda::PoolBackward* args,
   const int64_t values = vector_values(p, p.dense_scorer), slot_size = round_up(values);
   const unsigned slots = static_cast<unsigned>(num_slots(p.packing, kPoolChunk));
   const int error = with_type_and_columns(p.dtype, aligned, [&](auto x, auto columns) {
-    HBERT_LAUNCH((backward_kernel<decltype(x), columns()>), dim3(slots), dim3(kPoolThreads),
-                 2 * table_bytes(p.heads),
+    HBERT_LAUNCH((backward_kernel<decltype(x), columns()>), dim3(slots), dim3(kPoolThreads), 2 * table_bytes(p.heads),
                  static_cast<cudaStream_t>(stream), a, slot_size);
     return static_cast<int>(cudaGetLastError());
   });

@@ -9,8 +9,7 @@ namespace {
 
 // All but the work memory; the tensors must be dense and outlive the call. The scorer may be [h, H] or [h, d], or
 // one of them for each sequence.
-Pool describe(const Tensor& x, const Tensor& scorer, const Tensor& cu_seqlens, int64_t heads, bool full,
-              double scale,
+Pool describe(const Tensor& x, const Tensor& scorer, const Tensor& cu_seqlens, int64_t heads, bool full, double scale,
               const char* op) {
   check_rows(x, op);
   const int64_t width = x.size(1), sequences = cu_seqlens.size(0) - 1, last = scorer.size(scorer.dim() - 1);
@@ -20,15 +19,21 @@ Pool describe(const Tensor& x, const Tensor& scorer, const Tensor& cu_seqlens, i
   const bool own = scorer.dim() == 3 && scorer.size(0) == sequences && scorer.size(1) == heads;
   STD_TORCH_CHECK((shared || own) && (last == width || last == width / heads), op,
                   ": scorer must be [h, H] or [h, d], or one of them for each sequence");
-  return {packing_of(cu_seqlens, x, op), static_cast<int32_t>(width), static_cast<int32_t>(heads), last == width,
+  return {packing_of(cu_seqlens, x, op),
+          static_cast<int32_t>(width),
+          static_cast<int32_t>(heads),
+          last == width,
           full,
-          static_cast<float>(scale), dtype_of(x, op, "x"), x.const_data_ptr(), floats_of(scorer, op, "scorer"),
-          own ? heads * last : 0, nullptr};
+          static_cast<float>(scale),
+          dtype_of(x, op, "x"),
+          x.const_data_ptr(),
+          floats_of(scorer, op, "scorer"),
+          own ? heads * last : 0,
+          nullptr};
 }
 
-std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, const Tensor& cu_seqlens,
-                                         int64_t heads, bool full,
-                                         double scale) {
+std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, const Tensor& cu_seqlens, int64_t heads,
+                                         bool full, double scale) {
   const char* op = "additive_pool";
   const OnDevice device(x);
   const Tensor dense = as_dense(x), dense_scorer = as_dense(scorer), bounds = as_dense(cu_seqlens);
@@ -58,8 +63,7 @@ std::tuple<Tensor, Tensor> additive_pool_backward(const Tensor& dpooled, const T
   check_count(dense_pooled, values, op, "pooled");
   check_count(dense_dpooled, values, op, "dpooled");
   check_count(dense_softmax, args.pool.packing.sequences * 2 * heads, op, "softmax");
-  const Tensor dx = allocate(x, x.sizes(), x.scalar_type()), dscorer = allocate(x, scorer.sizes(),
-                                                                                ScalarType::Float);
+  const Tensor dx = allocate(x, x.sizes(), x.scalar_type()), dscorer = allocate(x, scorer.sizes(), ScalarType::Float);
   const Tensor partial = allocate(x, {hbert_cuda_pool_partial(&args.pool, true)}, ScalarType::Float);
   args.pool.partial = mutable_floats_of(partial);
   args.pooled = floats_of(dense_pooled, op, "pooled");

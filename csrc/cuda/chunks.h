@@ -13,8 +13,8 @@ namespace hbert {
 namespace cuda {
 
 struct Chunk {
-  int64_t sequence;  // the number of sequences, for dead rows
-  int64_t index;     // among the chunks of the sequence
+  int64_t sequence;    // the number of sequences, for dead rows
+  int64_t index;       // among the chunks of the sequence
   int64_t begin, end;  // rows
 };
 
@@ -34,10 +34,8 @@ __device__ __forceinline__ int64_t last_where(int64_t sequences, F before) {
   int64_t low = 0, high = sequences;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
-    if (before(middle))
-      low = middle;
-    else
-      high = middle - 1;
+    if (before(middle)) low = middle;
+    else high = middle - 1;
   }
   return low;
 }

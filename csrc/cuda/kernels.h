@@ -45,22 +45,22 @@ struct RowNormForward {
   Packing packing;
   int32_t width;
   float eps;
-  DType dtype;           // of x and y
-  const void* x;         // [rows, width]
-  Values residual;       // [rows, width]
-  MutableValues total;   // [rows, width]
-  Values input_bias;     // [width]
-  const float* gate;     // [sequences, width]
-  Values weight, bias;   // [width]
-  void* y;               // [rows, width]
-  float* mean;           // [rows]
-  float* rstd;           // [rows]
-  bool aligned;          // the launcher's
+  DType dtype;          // of x and y
+  const void* x;        // [rows, width]
+  Values residual;      // [rows, width]
+  MutableValues total;  // [rows, width]
+  Values input_bias;    // [width]
+  const float* gate;    // [sequences, width]
+  Values weight, bias;  // [width]
+  void* y;              // [rows, width]
+  float* mean;          // [rows]
+  float* rstd;          // [rows]
+  bool aligned;         // the launcher's
 };
 
 // dx = rstd (g - mean(g) - xhat mean(g xhat)) + dtotal with g = dy weight, carried through the source to x.
 struct RowNormBackward {
-  RowSource source;       // kPlain also for a residual: x is then the total
+  RowSource source;  // kPlain also for a residual: x is then the total
   Activation activation;
   Packing packing;
   int32_t width;
@@ -88,14 +88,14 @@ constexpr int64_t kMaxPoolHeads = 64;
 struct Pool {
   Packing packing;
   int32_t width, heads;
-  bool dense_scorer;       // scorer rows: width, otherwise width / heads
-  bool full_output;        // pooled rows: width, otherwise width / heads
+  bool dense_scorer;  // scorer rows: width, otherwise width / heads
+  bool full_output;   // pooled rows: width, otherwise width / heads
   float scale;
-  DType dtype;             // of x
-  const void* x;           // [rows, width]
-  const float* scorer;     // [(sequences,) heads, row]
-  int64_t scorer_stride;   // values between the scorers of two sequences; 0: one for all
-  float* partial;          // hbert_cuda_pool_partial(...) values
+  DType dtype;            // of x
+  const void* x;          // [rows, width]
+  const float* scorer;    // [(sequences,) heads, row]
+  int64_t scorer_stride;  // values between the scorers of two sequences; 0: one for all
+  float* partial;         // hbert_cuda_pool_partial(...) values
 };
 
 struct PoolForward {

@@ -7,7 +7,7 @@
 #include <cuda_runtime.h>
 
 #define HBERT_SHARED(T, name, count) __shared__ T name[count]
-#define HBERT_DYNAMIC_SHARED(T, name)                                  \
+#define HBERT_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char hbert_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(hbert_dynamic_shared)
 #define HBERT_UNPACK(...) __VA_ARGS__

@@ -32,8 +32,7 @@ __device__ __forceinline__ void store_rounded(T* row, const RowNormForward& a, i
 }
 
 // The sum of x and the residual, which is normalized as stored.
-__device__ __forceinline__ void store_total(const RowNormForward& a, int64_t row, int column,
-                                            float (&v)[kColumns]) {
+__device__ __forceinline__ void store_total(const RowNormForward& a, int64_t row, int column, float (&v)[kColumns]) {
   const int64_t offset = row * a.width;
   switch (a.total.dtype) {
     case DType::kFloat32: return store(static_cast<float*>(a.total.data) + offset, column, a.width, a.aligned, v);
@@ -88,8 +87,7 @@ int launch(const RowNormForward& a, cudaStream_t stream) {
   const int row_threads = threads_of_row(a.width), groups = rows_at_once(row_threads, 128);
   const dim3 grid(static_cast<unsigned>((a.packing.rows + groups - 1) / groups));
   return with_type(a.dtype, [&](auto x) {
-    HBERT_LAUNCH((forward_kernel<decltype(x), source>), grid, dim3(row_threads * groups), 0, stream, a,
-                 row_threads);
+    HBERT_LAUNCH((forward_kernel<decltype(x), source>), grid, dim3(row_threads * groups), 0, stream, a, row_threads);
     return static_cast<int>(cudaGetLastError());
   });
 }

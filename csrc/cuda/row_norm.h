@@ -9,7 +9,9 @@ namespace cuda {
 constexpr int kMaxThreads = 512;
 static_assert(kMaxRowWidth == kMaxThreads * kColumns, "a row is kept in the registers of one block");
 
-inline int threads_of_row(int64_t width) { return static_cast<int>((width + 32 * kColumns - 1) / (32 * kColumns)) * 32; }
+inline int threads_of_row(int64_t width) {
+  return static_cast<int>((width + 32 * kColumns - 1) / (32 * kColumns)) * 32;
+}
 
 // Narrow rows share a block of about `wanted` threads.
 inline int rows_at_once(int row_threads, int wanted) { return row_threads < wanted ? wanted / row_threads : 1; }

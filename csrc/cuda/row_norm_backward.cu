@@ -77,8 +77,7 @@ __device__ __forceinline__ void share(const float (&mine)[kColumns], float* sums
 }
 
 template <class X, RowSource source>
-__global__ void __launch_bounds__(kMaxThreads) backward_kernel(RowNormBackward a, int row_threads,
-                                                               int64_t block_rows) {
+__global__ void __launch_bounds__(kMaxThreads) backward_kernel(RowNormBackward a, int row_threads, int64_t block_rows) {
   constexpr bool kHasOther = source != RowSource::kPlain;
   HBERT_SHARED(float, scratch, 2 * kMaxThreads / 32);
   HBERT_DYNAMIC_SHARED(float, sums);  // [kColumns, threads]
@@ -178,8 +177,7 @@ HBERT_EXPORT int hbert_cuda_row_norm_backward(const hbert::cuda::RowNormBackward
   using namespace hbert::cuda;
   RowNormBackward a = *args;
   if (a.width < 1 || a.width > kMaxRowWidth) return cudaErrorInvalidValue;
-  a.aligned = all_aligned(a.width, a.dy.data, a.dtotal, a.x, a.input_bias.data, a.gate, a.weight.data, a.dx,
-                          a.partial);
+  a.aligned = all_aligned(a.width, a.dy.data, a.dtotal, a.x, a.input_bias.data, a.gate, a.weight.data, a.dx, a.partial);
   if (num_blocks(a) > 0) {
     const int error = launch_source(a, static_cast<cudaStream_t>(stream));
     if (error != cudaSuccess) return error;

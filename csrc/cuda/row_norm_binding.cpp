@@ -12,14 +12,12 @@ using Statistics = std::tuple<Tensor, Tensor, Tensor>;
 void check_width(const Tensor& x, const char* op) {
   check_rows(x, op);
   STD_TORCH_CHECK(x.size(1) <= kMaxRowWidth, op, ": the CUDA kernels take rows of at most ", kMaxRowWidth,
-                  " values, got ",
-                  x.size(1));
+                  " values, got ", x.size(1));
 }
 
 // y, mean and rstd; `args` has what the source needs.
-Statistics run_forward(RowNormForward args, const Tensor& x, const OptionalTensor& weight,
-                       const OptionalTensor& bias, double eps,
-                       const char* op) {
+Statistics run_forward(RowNormForward args, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                       double eps, const char* op) {
   const OnDevice device(x);
   const int64_t rows = x.size(0), width = x.size(1);
   check_count(weight, width, op, "weight");
@@ -51,14 +49,13 @@ Statistics layer_norm(const Tensor& x, const OptionalTensor& weight, const Optio
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual,
-                                                          const OptionalTensor& weight,
-                                                          const OptionalTensor& bias, double eps) {
+                                                          const OptionalTensor& weight, const OptionalTensor& bias,
+                                                          double eps) {
   const char* op = "add_layer_norm";
   check_width(x, op);
   check_same_shape(residual, x, op, "residual");
   const bool same = x.scalar_type() == residual.scalar_type();
-  const Tensor total = allocate(x, x.sizes(),
-                                same ? x.scalar_type() : ScalarType::Float), dense = as_dense(residual);
+  const Tensor total = allocate(x, x.sizes(), same ? x.scalar_type() : ScalarType::Float), dense = as_dense(residual);
   RowNormForward args{};
   args.source = RowSource::kResidual;
   args.residual = values_of(dense, op, "residual");
@@ -68,13 +65,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
 }
 
 Activation activation_of(int64_t code, const char* op) {
-  STD_TORCH_CHECK(code >= 0 && code <= 2, op, ": activation must be 0 (gelu), 1 (gelu_tanh) or 2 (relu), got ",
-                  code);
+  STD_TORCH_CHECK(code >= 0 && code <= 2, op, ": activation must be 0 (gelu), 1 (gelu_tanh) or 2 (relu), got ", code);
   return static_cast<Activation>(code);
 }
 
-Statistics activation_layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                                 double eps,
+Statistics activation_layer_norm(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
                                  int64_t activation, const OptionalTensor& input_bias) {
   const char* op = "activation_layer_norm";
   check_width(x, op);
@@ -92,8 +87,7 @@ void check_gate(const Tensor& gate, const Tensor& cu_seqlens, const Tensor& x, c
                   ": gate must be [B, width]");
 }
 
-Statistics gated_layer_norm(const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens,
-                            const OptionalTensor& weight,
+Statistics gated_layer_norm(const Tensor& x, const Tensor& gate, const Tensor& cu_seqlens, const OptionalTensor& weight,
                             const OptionalTensor& bias, double eps) {
   const char* op = "gated_layer_norm";
   check_width(x, op);
@@ -112,9 +106,8 @@ struct Gradients {
 
 // `args` has what the source needs, `source` the tensor whose gradient comes through it.
 Gradients run_backward(RowNormBackward args, const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
-                       const Tensor& mean,
-                       const Tensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& source,
-                       const char* op) {
+                       const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& source, const char* op) {
   const OnDevice device(x);
   const int64_t rows = x.size(0), width = x.size(1);
   check_same_shape(dy, x, op, "dy");
@@ -128,8 +121,7 @@ Gradients run_backward(RowNormBackward args, const Tensor& dy, const OptionalTen
   }
   const Tensor dense_dy = as_dense(dy), dense = as_dense(x), dense_mean = as_dense(mean), dense_rstd = as_dense(rstd);
   const OptionalTensor dense_dtotal = as_dense(dtotal), dense_weight = as_dense(weight);
-  const Gradients gradients{allocate(x, x.sizes(), x.scalar_type()), gradient_like(x, weight), gradient_like(x,
-                                                                                                             bias),
+  const Gradients gradients{allocate(x, x.sizes(), x.scalar_type()), gradient_like(x, weight), gradient_like(x, bias),
                             gradient_like(x, source)};
   args.packing.rows = rows;
   args.width = static_cast<int32_t>(width);
@@ -150,10 +142,9 @@ Gradients run_backward(RowNormBackward args, const Tensor& dy, const OptionalTen
   return gradients;
 }
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const OptionalTensor& dtotal,
-                                                       const Tensor& x,
-                                                       const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight,
-                                                       const OptionalTensor& bias) {
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const OptionalTensor& dtotal, const Tensor& x,
+                                                       const Tensor& mean, const Tensor& rstd,
+                                                       const OptionalTensor& weight, const OptionalTensor& bias) {
   const char* op = "layer_norm_backward";
   check_width(x, op);
   RowNormBackward args{};
@@ -162,11 +153,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const O
   return {d.x, d.weight, d.bias};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> activation_layer_norm_backward(const Tensor& dy, const Tensor& x,
-                                                                          const Tensor& mean,
-                                                                          const Tensor& rstd, const OptionalTensor& weight,
-                                                                          const OptionalTensor& bias, int64_t activation,
-                                                                          const OptionalTensor& input_bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> activation_layer_norm_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight,
+    const OptionalTensor& bias, int64_t activation, const OptionalTensor& input_bias) {
   const char* op = "activation_layer_norm_backward";
   check_width(x, op);
   check_count(input_bias, x.size(1), op, "input_bias");
@@ -180,9 +169,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> activation_layer_norm_backward(const 
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(const Tensor& dy, const Tensor& x,
-                                                                     const Tensor& gate,
-                                                                     const Tensor& cu_seqlens, const Tensor& mean,
-                                                                     const Tensor& rstd, const OptionalTensor& weight,
+                                                                     const Tensor& gate, const Tensor& cu_seqlens,
+                                                                     const Tensor& mean, const Tensor& rstd,
+                                                                     const OptionalTensor& weight,
                                                                      const OptionalTensor& bias) {
   const char* op = "gated_layer_norm_backward";
   check_width(x, op);

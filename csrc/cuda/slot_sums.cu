@@ -36,7 +36,7 @@ __device__ float sum_all(const SlotSums& a, int64_t i) {
 
 // grid (results, columns / kLanes): first the sums over all slots, then one result per sequence.
 __global__ void __launch_bounds__(kLanes* kRows) slot_sums_kernel(SlotSums a) {
-  HBERT_SHARED(float, partial, kRows * kLanes);
+  HBERT_SHARED(float, partial, kRows* kLanes);
   int64_t result = blockIdx.x;
   int which = 0;
   while (result >= (a.sums[which].per_sequence ? a.packing.sequences : 1)) {

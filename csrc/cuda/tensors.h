@@ -33,8 +33,7 @@ class OnDevice {
   // it.
   void* stream() const {
     using Function = AOTITorchError (*)(int32_t, void**);
-    static const auto current = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT,
-                                                                 "aoti_torch_get_current_cuda_stream"));
+    static const auto current = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
     STD_TORCH_CHECK(current != nullptr, "hbert_kernels: this torch was built without CUDA");
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(current(index_, &stream));
@@ -77,12 +76,13 @@ inline OptionalTensor as_dense(const OptionalTensor& t) { return t.has_value() ?
 
 // The gradient of a parameter; an empty tensor for none.
 inline Tensor gradient_like(const Tensor& x, const OptionalTensor& parameter) {
-  return parameter.has_value() ? allocate(x, parameter->sizes(), parameter->scalar_type()) : allocate(x, {0},
-      x.scalar_type());
+  return parameter.has_value() ? allocate(x, parameter->sizes(), parameter->scalar_type())
+                               : allocate(x, {0}, x.scalar_type());
 }
 
-inline Values values_of(const Tensor& t, const char* op, const char* name) { return {t.const_data_ptr(),
-                                                                                     dtype_of(t, op, name)}; }
+inline Values values_of(const Tensor& t, const char* op, const char* name) {
+  return {t.const_data_ptr(), dtype_of(t, op, name)};
+}
 
 inline Values values_of(const OptionalTensor& t, const char* op, const char* name) {
   return t.has_value() ? values_of(*t, op, name) : Values{nullptr, DType::kFloat32};
@@ -115,8 +115,7 @@ inline void check_count(const OptionalTensor& t, int64_t count, const char* op, 
 
 // `cu_seqlens` must be dense. Its values are not read here: that would wait for the device.
 inline Packing packing_of(const Tensor& cu_seqlens, const Tensor& x, const char* op) {
-  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 && cu_seqlens.scalar_type() == ScalarType::Int,
-                  op,
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 && cu_seqlens.scalar_type() == ScalarType::Int, op,
                   ": cu_seqlens must be int32 [B+1]");
   return {static_cast<const int32_t*>(cu_seqlens.const_data_ptr()), cu_seqlens.size(0) - 1, x.size(0)};
 }

@@ -73,8 +73,7 @@ __device__ __forceinline__ void load(Values v, int64_t offset, int first, int wi
   switch (v.dtype) {
     case DType::kFloat32: return load(static_cast<const float*>(v.data) + offset, first, width, aligned, out);
     case DType::kFloat16: return load(static_cast<const __half*>(v.data) + offset, first, width, aligned, out);
-    case DType::kBFloat16: return load(static_cast<const __nv_bfloat16*>(v.data) + offset, first, width, aligned,
-                                       out);
+    case DType::kBFloat16: return load(static_cast<const __nv_bfloat16*>(v.data) + offset, first, width, aligned, out);
   }
 }
 

@@ -231,7 +231,8 @@ void for_mask(const Fiber* f, F visit) {
   const size_t first = f->linear & ~31;
   for (size_t lane = 0; lane < 32; ++lane) {
     if (!(f->mask >> lane & 1)) continue;
-    if (first + lane >= fibers.size()) fail(where(f) + ": the mask names lane " + std::to_string(lane) + ", beyond the block");
+    if (first + lane >= fibers.size())
+      fail(where(f) + ": the mask names lane " + std::to_string(lane) + ", beyond the block");
     visit(lane, fibers[first + lane]);
   }
 }
@@ -240,9 +241,9 @@ void for_mask(const Fiber* f, F visit) {
 void complete_warp(const Fiber* f) {
   bool all = true;
   for_mask(f, [&](size_t lane, const Fiber* other) {
-    if (other->state == State::kDone) fail(where(f) + ": waits for lane " + std::to_string(lane) + ", which has exited");
-    if (other->state != State::kWarp)
-      all = false;
+    if (other->state == State::kDone)
+      fail(where(f) + ": waits for lane " + std::to_string(lane) + ", which has exited");
+    if (other->state != State::kWarp) all = false;
     else if (other->line != f->line || other->file != f->file || other->mask != f->mask)
       fail(where(f) + " and " + where(other) + ": different warp operations or masks");
   });
@@ -288,9 +289,9 @@ void run_block() {
 }
 
 void begin_block(size_t index, size_t first_fiber, dim3 grid, dim3 block) {
-  current.block_index = make_uint3(static_cast<unsigned>(index % grid.x),
-                                   static_cast<unsigned>(index / grid.x % grid.y),
-                                   static_cast<unsigned>(index / grid.x / grid.y));
+  current.block_index =
+      make_uint3(static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
+                 static_cast<unsigned>(index / grid.x / grid.y));
   free_shared();
   if (kThreadSanitizer) barrier_objects = static_cast<char*>(allocate_shared(2 + 2 * 32));
   if (dynamic_bytes) dynamic_array = allocate_shared(dynamic_bytes);
@@ -374,8 +375,8 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
   kernel = &body;
   // Successive blocks run on disjoint sets of fibers: one that had passed a barrier of block A would order A before
   // B.
-  const size_t sets = kThreadSanitizer ? std::min(blocks, std::max<size_t>(2, std::min<size_t>(16,
-      1024 / threads))) : 1;
+  const size_t sets =
+      kThreadSanitizer ? std::min(blocks, std::max<size_t>(2, std::min<size_t>(16, 1024 / threads))) : 1;
   create_fibers(threads * sets);
   scheduler.sanitizer = __tsan_get_current_fiber();
   arena_used = 0;

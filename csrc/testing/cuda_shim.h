@@ -121,11 +121,11 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidConfiguration ? "invalid configuration" : "invalid value";
 }
 
-#define HBERT_SHARED(T, name, count)      \
+#define HBERT_SHARED(T, name, count)     \
   static const char name##_identity = 0; \
   T(&name)[count] = *reinterpret_cast<T(*)[count]>(hbert_shim::static_shared(&name##_identity, sizeof(T) * (count)))
 #define HBERT_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(hbert_shim::dynamic_shared())
 #define HBERT_UNPACK(...) __VA_ARGS__
 #define HBERT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ((void)(stream), hbert_shim::last_error =                          \
-       hbert_shim::launch((grid), (block), (shared_bytes), [=] { HBERT_UNPACK kernel(__VA_ARGS__); }))
+                       hbert_shim::launch((grid), (block), (shared_bytes), [=] { HBERT_UNPACK kernel(__VA_ARGS__); }))

@@ -65,10 +65,8 @@ __global__ void last_block(float* out, float* partial, unsigned* count) {
   partial[blockIdx.x] = 1;
   if (fences) __threadfence();
   unsigned before;
-  if (tickets)
-    before = atomicAdd(count, 1u);
-  else
-    before = (*count)++;
+  if (tickets) before = atomicAdd(count, 1u);
+  else before = (*count)++;
   if (fences) __threadfence();
   if (before != kBlocks - 1) return;
   float sum = 0;

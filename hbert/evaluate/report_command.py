@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
     output_console().print(f"written to {out / 'index.html'}", markup=False)
 
 
-def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> None:
-    """Writes index.html, summary.json, summary.md and the charts (METRIC-AXIS.png, ...-dark.png).
+def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> list[summary.Row]:
+    """Writes index.html, summary.json, summary.md and the charts (METRIC-AXIS.png, ...-dark.png); returns the figures.
 
     Raises:
         OSError: a file cannot be written.
@@ -76,6 +76,7 @@ def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> None:
     _write(out / "summary.md", summary.markdown(columns, cells) + "".join(f"\n{text}\n" for text in warnings))
     _write(out / "index.html", page.page("Pretraining runs", parts))
     _print(columns, cells, warnings)
+    return rows
 
 
 def charts(runs: Sequence[Run], marks: summary.Marks, axes: Sequence[str]) -> dict[str, LineChart]:

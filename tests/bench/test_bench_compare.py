@@ -77,8 +77,11 @@ def test_another_machine_is_refused(written, cpu, threads):
         read(written, cpu, threads)
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\n"])
-def test_what_is_no_run_is_refused(tmp_path, text):
+@pytest.mark.parametrize("text, reason", [
+    ("", "not a CSV of bench/run.py"), ("a,b\n1,2\n", "not a CSV of bench/run.py"),
+    (",".join(COLUMNS) + "\n", "nothing was measured"),
+])
+def test_what_is_no_run_is_refused(tmp_path, text, reason):
     (tmp_path / "old.csv").write_text(text)
-    with pytest.raises(ValueError, match="not the CSV of a run"):
+    with pytest.raises(ValueError, match=f"--compare.*{reason}"):
         read(tmp_path / "old.csv", "a processor", 2)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench.pretraining import __main__ as queue
-from bench.pretraining import plan, report, store
+from bench.pretraining import plan, report, store, tables
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_paired_differences(results):
     runs = [run for run in plan.runs() if run.name.startswith("main-") and run.seed < len(losses.get(run.arm.name, ()))]
     for run in runs:
         finish(run, losses[run.arm.name][run.seed])
-    rows = {line.split("|")[1].strip(): line for line in report.paired(runs).splitlines()[2:]}
+    rows = {line.split("|")[1].strip(): line for line in tables.paired(runs).splitlines()[2:]}
     # .25 - .1, .4 - .2 and .5 - .25: mean .2, standard deviation .05.
     assert rows["g - b"].split("|")[2:-1] == [" 3 ", " +0.2000 ", " 0.0289 ", " 2.09 "]
     assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " 1.25 "]

@@ -19,7 +19,8 @@ inline Lanes<R> normal_cdf(Lanes<R> x) {
 // 1.9e-7 max(1, |x|) of the exact GELU in float32; the exactly rounded erf gives 1.0e-7. The left tail is exactly 0: what is
 // left of it would grow with x, and a norm would blow it up in a row that has nothing else.
 inline Vec normal_cdf(Vec x) {
-  constexpr float kP[] = {2.47458881e-08f, 6.40696087e-06f, 0.000156697378f, 0.00460767527f, 0.032528307f, 0.398942263f};
+  constexpr float kP[] = {2.47458881e-08f, 6.40696087e-06f, 0.000156697378f,
+                          0.00460767527f,  0.032528307f,    0.398942263f};
   constexpr float kQ[] = {1.25922556e-06f, 7.0444076e-05f, 0.00181628505f, 0.0279174498f, 0.248202733f, 1.0f};
   const Vec t = max(Vec::set(-5.2f), min(Vec::set(5.2f), x));
   const Vec s = t * t;

@@ -23,7 +23,9 @@ constexpr int kScoreRows = 3, kSumVectors = 3, kOutRows = 6, kOutVectors = 2;
 #endif
 
 template <int n>
-struct Count { static constexpr int value = n; };
+struct Count {
+  static constexpr int value = n;
+};
 
 // f(offset, Count<n>{}, Full{}) for every n whole vectors of [0, size), then f(offset, Count<1>{}, part) for what is left.
 template <class V, int n, class F>
@@ -76,7 +78,8 @@ Block<X> block_at(const PoolProblem& p, int64_t begin, int64_t end) {
 
 // out[r, j] = table_j . x_r for J heads and R rows.
 template <class V, int R, int J, bool shared, class X>
-[[gnu::noinline]] void score_tile(const X* const* rows, Table<const typename V::real> table, typename V::real* out, int64_t stride) {
+[[gnu::noinline]] void score_tile(const X* const* rows, Table<const typename V::real> table, typename V::real* out,
+                                  int64_t stride) {
   V sums[R][J];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -96,8 +99,7 @@ template <class V, int R, int J, bool shared, class X>
   });
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    if constexpr (J == kHeads)
-      V::sums(out + r * stride, sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
+    if constexpr (J == kHeads) V::sums(out + r * stride, sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
     else
 #pragma GCC unroll 8
       for (int j = 0; j < J; ++j) out[r * stride + j] = V::sum(sums[r][j]);
@@ -126,7 +128,7 @@ inline void score_rows(const X* const* rows, int count, int64_t heads, Table<con
 // table_j += sum_r weight[r, j] x_r for J heads.
 template <class V, int J, int C, class X, class Part>
 [[gnu::noinline]] void sum_tile(const Block<X>& block, int64_t x_offset, const typename V::real* weight, int64_t stride,
-                     Table<typename V::real> table, int64_t i, Part part) {
+                                Table<typename V::real> table, int64_t i, Part part) {
   V sums[J][C];
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j)
@@ -212,8 +214,7 @@ inline void fill(R* p, int64_t count, R value) {
 template <class V, class X>
 void forward_as(const PoolProblem& p, RowRange range, PoolPart part) {
   using R = typename V::real;
-  const auto scorer =
-      table_of(p, p.dense_scorer, static_cast<const R*>(p.scorer) + range.sequence * p.scorer_stride);
+  const auto scorer = table_of(p, p.dense_scorer, static_cast<const R*>(p.scorer) + range.sequence * p.scorer_stride);
   const auto pooled = table_of(p, p.full_output, static_cast<R*>(part.pooled));
   Softmax<V> softmax;
   alignas(64) R score[kBlock * kMaxPoolHeads];
@@ -267,8 +268,8 @@ void score_gradients(const typename V::real* max, const typename V::real* invers
                      typename V::real* dscore) {
   for (int r = 0; r < count; ++r, alpha += stride, dscore += stride)
     for (int64_t j = 0; j < stride; j += V::kWidth) {
-      const V a = exp(V::load(alpha + j, Full{}) * V::set(scale) - V::load(max + j, Full{})) *
-                  V::load(inverse + j, Full{});
+      const V a =
+          exp(V::load(alpha + j, Full{}) * V::set(scale) - V::load(max + j, Full{})) * V::load(inverse + j, Full{});
       const V centered = V::load(dscore + j, Full{}) - V::load(mean + j, Full{});
       V::store(alpha + j, a, Full{});
       V::store(dscore + j, a * centered * V::set(scale), Full{});
@@ -298,7 +299,8 @@ void store_input_gradients(const PoolProblem& p, bool accumulate, int64_t begin,
                            Table<const typename V::real> scorer, Table<const typename V::real> dpooled,
                            const typename V::real* alpha, const typename V::real* dscore, void* dx) {
   const int64_t step = stride<V>(p);
-  const auto add = [&](auto& sums, const typename V::real* weight, int64_t head, int64_t offset, auto table, auto part) {
+  const auto add = [&](auto& sums, const typename V::real* weight, int64_t head, int64_t offset, auto table,
+                       auto part) {
     const bool shared = table.x_step == 0;
     add_rows<V>(sums, shared ? weight : weight + head, step, shared ? p.heads : 1,
                 table.base + (shared ? head * p.head_dim : head * table.size) + offset, table.size, part);
@@ -326,8 +328,7 @@ template <class V, class X>
 void backward_as(const PoolProblem& p, const PoolGradient& g, RowRange range, void* dscorer) {
   using R = typename V::real;
   const int64_t out_width = p.full_output ? p.width : p.head_dim, sequence = range.sequence * p.heads * out_width;
-  const auto scorer =
-      table_of(p, p.dense_scorer, static_cast<const R*>(p.scorer) + range.sequence * p.scorer_stride);
+  const auto scorer = table_of(p, p.dense_scorer, static_cast<const R*>(p.scorer) + range.sequence * p.scorer_stride);
   const auto dpooled = table_of(p, p.full_output, static_cast<const R*>(g.dpooled) + sequence);
   const R* softmax = static_cast<const R*>(g.softmax) + range.sequence * 2 * p.heads;
   const R* pooled = static_cast<const R*>(g.pooled) + sequence;
@@ -362,9 +363,8 @@ void gate_as(const GateProblem& g, RowRange range) {
   for (int64_t row = range.begin; row < range.end; ++row) {
     const X* x = static_cast<const X*>(g.x) + row * g.width;
     X* y = static_cast<X*>(g.y) + row * g.width;
-    for_each<V>(g.width, [&](int64_t i, auto part) {
-      V::store(y + i, V::load(x + i, part) * V::load(gate + i, part), part);
-    });
+    for_each<V>(g.width,
+                [&](int64_t i, auto part) { V::store(y + i, V::load(x + i, part) * V::load(gate + i, part), part); });
   }
 }
 

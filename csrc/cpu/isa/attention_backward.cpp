@@ -121,9 +121,8 @@ class Backward {
     for (int64_t lane = 0; lane < num_queries; lane += kLanes<V>) {
       Real* dqueries = dqueries_ + (query + lane) * round_up(size_, kTileRows);
       multiply_panel<D>(keys_transposed_, row_units<D>(kKeys), size_, dscores_panels_ + lane * steps_of<D>(kKeys),
-                        num_queries - lane, steps_of<D>(num_keys), [&](const auto& tile, int64_t row) {
-                          tile.add_to(dqueries + row * kLanes<V>, kLanes<V>);
-                        });
+                        num_queries - lane, steps_of<D>(num_keys),
+                        [&](const auto& tile, int64_t row) { tile.add_to(dqueries + row * kLanes<V>, kLanes<V>); });
     }
   }
 

@@ -18,8 +18,8 @@ void forward_as(const ConvNormForward& a, RowRange range, typename V::real* ring
       // Rows of the neighbouring chunks are normalized again here; their own chunk stores the statistics.
       const bool own = row >= range.begin && row < range.end;
       const X* x = row_of<const X>(a.x, row, a.width);
-      const Statistics<V> s = statistics<V>(x, row_sum<V>(x, a.width), a.width, a.eps, own ? a.mean : nullptr,
-                                            own ? a.rstd : nullptr, row);
+      const Statistics<V> s =
+          statistics<V>(x, row_sum<V>(x, a.width), a.width, a.eps, own ? a.mean : nullptr, own ? a.rstd : nullptr, row);
       normalize<V>(x, s, weight, bias, StoredRow<V, R>{ring + (row % a.taps) * a.width}, a.width);
     }
     const int64_t target = row - reach;
@@ -66,8 +66,9 @@ void backward_as(const ConvNormBackward& a, RowRange range, RowNormSums sums, vo
       }
       V::store(gradient + i, sum, part);
     });
-    normalize_backward(x, s, weight, a.width, [&](int64_t i, auto part) { return V::load(gradient + i, part); }, sums,
-                       [&](int64_t i, auto part, V dv) { V::store(dx + i, dv, part); });
+    normalize_backward(
+        x, s, weight, a.width, [&](int64_t i, auto part) { return V::load(gradient + i, part); }, sums,
+        [&](int64_t i, auto part, V dv) { V::store(dx + i, dv, part); });
   }
 }
 

@@ -45,7 +45,9 @@ struct Int8Dot {
   using Unit = Step;
   using Operand = IntVec;
   using Number = uint8_t;
-  struct Weight { int8_t of[4]; };
+  struct Weight {
+    int8_t of[4];
+  };
   static constexpr int kGroup = 4;
   static constexpr bool kOffset = true;
 
@@ -62,7 +64,9 @@ struct Int8Dot {
   using Unit = Step;
   using Operand = IntVec;
   using Number = int16_t;
-  struct Weight { int8_t of[2]; };
+  struct Weight {
+    int8_t of[2];
+  };
   static constexpr int kGroup = 2;
   static constexpr bool kOffset = false;
 
@@ -106,8 +110,12 @@ struct IntVec {
 struct Int8Dot {
   using Unit = int16_t;
   using Number = int16_t;
-  struct Weight { int8_t of[1]; };
-  struct Operand { int16_t v[IntVec::kWidth]; };
+  struct Weight {
+    int8_t of[1];
+  };
+  struct Operand {
+    int16_t v[IntVec::kWidth];
+  };
   static constexpr int kGroup = 1;
   static constexpr bool kOffset = false;
 
@@ -172,7 +180,8 @@ template <int kRows>
   for (int i = 0; i < kSums; ++i) IntVec::store(sums + i * kWidth, tile[i]);
 }
 
-inline void add_rows(int64_t count, const Unit* rows, int64_t stride, const Weight* weights, int64_t steps, int32_t* sums) {
+inline void add_rows(int64_t count, const Unit* rows, int64_t stride, const Weight* weights, int64_t steps,
+                     int32_t* sums) {
   switch (count) {
     case 1: return add_tile<1>(rows, stride, weights, steps, sums);
     case 2: return add_tile<2>(rows, stride, weights, steps, sums);

@@ -55,8 +55,8 @@ inline typename V::real sum_of_differences(const typename V::real* s, int64_t n,
 }
 
 template <class V, class T>
-inline void write_gradient(const SoftmaxCrossEntropy& a, const typename V::real* e, typename V::real sum,
-                           int64_t label, T* out) {
+inline void write_gradient(const SoftmaxCrossEntropy& a, const typename V::real* e, typename V::real sum, int64_t label,
+                           T* out) {
   using R = typename V::real;
   const R factor = static_cast<R>(a.scale) / sum;
   const R uniform = static_cast<R>(a.scale * a.label_smoothing / static_cast<double>(a.vocab));

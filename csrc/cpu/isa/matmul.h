@@ -16,7 +16,9 @@ struct Plain {
   using Real = typename V::real;
   using Unit = Real;
   static constexpr int kPair = 1;
-  struct Operand { V v; };
+  struct Operand {
+    V v;
+  };
 
   static Operand load(const Unit* p) { return {V::load(p, Full{})}; }
   static Operand broadcast(Unit a) { return {V::set(a)}; }
@@ -60,7 +62,9 @@ using Bf16Dot = Bf16Pairs;
 #endif
 
 template <int n>
-struct Count { static constexpr int value = n; };
+struct Count {
+  static constexpr int value = n;
+};
 
 // Rows and vectors of a tile of C that is kept in registers.
 constexpr int kTileRows = 6;
@@ -75,7 +79,7 @@ constexpr int kTileVectors = 1;
 constexpr int64_t kChain = 64;
 
 template <class V>
-constexpr int kLanes = kTileVectors* V::kWidth;
+constexpr int kLanes = kTileVectors * V::kWidth;
 
 template <class R>
 inline void fill(R* p, int64_t count, R value) {
@@ -276,8 +280,7 @@ inline void transpose(const U* in, int64_t in_stride, int64_t rows, int64_t colu
   int64_t done = 0;
 #if defined(__AVX512F__)
   if (sizeof(U) == 4 && rows == 16)
-    for (; done + 16 <= columns; done += 16)
-      transpose_block(in + done, in_stride, out + done * out_stride, out_stride);
+    for (; done + 16 <= columns; done += 16) transpose_block(in + done, in_stride, out + done * out_stride, out_stride);
 #endif
   for (int64_t c = done; c < columns; ++c)
     for (int64_t r = 0; r < rows; ++r) out[c * out_stride + r] = in[r * in_stride + c];

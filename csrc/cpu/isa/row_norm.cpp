@@ -120,8 +120,8 @@ void forward_as(const RowNormForward& a, RowRange range, typename V::real* cache
     case RowSource::kResidual: return forward_residual<V, X>(a, range, sinks);
     case RowSource::kActivation: return forward_activation<V, X>(a, range, cached, sinks);
     case RowSource::kGated:
-      return forward_rows<V>(
-          a, range, GatedForward<V, X>{a, row_of<const R>(a.gate, range.sequence, a.width), cached}, sinks);
+      return forward_rows<V>(a, range, GatedForward<V, X>{a, row_of<const R>(a.gate, range.sequence, a.width), cached},
+                             sinks);
   }
 }
 

@@ -9,11 +9,15 @@
 
 namespace {
 
-struct bf16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
 
 // How much of a vector an access touches. The loops are written once for both: Full compiles to plain accesses.
 struct Full {};
-struct Tail { int count; };
+struct Tail {
+  int count;
+};
 
 inline float widen(bf16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
@@ -255,9 +259,7 @@ struct Lanes {
     for (int i = count(part); i < kWidth; ++i) a.v[i] = 0;
     return a;
   }
-  static R sum(Lanes a) {
-    return ((a.v[0] + a.v[4]) + (a.v[1] + a.v[5])) + ((a.v[2] + a.v[6]) + (a.v[3] + a.v[7]));
-  }
+  static R sum(Lanes a) { return ((a.v[0] + a.v[4]) + (a.v[1] + a.v[5])) + ((a.v[2] + a.v[6]) + (a.v[3] + a.v[7])); }
   static void sums(R* out, Lanes a, Lanes b, Lanes c, Lanes d) {
     out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
   }
@@ -276,11 +278,11 @@ struct Lanes {
   }
 };
 
-#define HBERT_LANES_OPERATOR(op)                                             \
-  template <class R>                                                         \
-  inline Lanes<R> operator op(Lanes<R> a, Lanes<R> b) {                      \
-    for (int i = 0; i < Lanes<R>::kWidth; ++i) a.v[i] = a.v[i] op b.v[i];    \
-    return a;                                                                \
+#define HBERT_LANES_OPERATOR(op)                                          \
+  template <class R>                                                      \
+  inline Lanes<R> operator op(Lanes<R> a, Lanes<R> b) {                   \
+    for (int i = 0; i < Lanes<R>::kWidth; ++i) a.v[i] = a.v[i] op b.v[i]; \
+    return a;                                                             \
   }
 HBERT_LANES_OPERATOR(+)
 HBERT_LANES_OPERATOR(-)

@@ -1,0 +1,159 @@
+"""Tables of docs/ from the results that are kept in docs/results; `--measure NAME` takes one of them again.
+
+A page has a block for each table: a line `<!-- table: NAME -->`, the table, `<!-- end -->`. Whatever stands between is
+written anew, and no figure in it by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import machine
+from bench.report.markdown import tables
+from bench.report.results import Results, read_results
+from hbert.data.errors import HbertError
+from hbert.data.storage import replacing
+
+DOCS = machine.ROOT / "docs"
+RESULTS = DOCS / "results" / "bench"
+_BLOCK = re.compile(r"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+# What a page needs of a run's JSON file; the calls of every round stay behind.
+_KEPT = ("about", "failures", "left_out", "disturbances", "dropped")
+_ENGINES = "hbert-v1+optimize,hbert-v2+optimize,hbert-additive-c+optimize,bert+optimize"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table of bench/run.py: the page that shows it, and the arguments that measure it."""
+
+    page: str
+    arguments: str
+
+
+MEASURED = {
+    "kernels": Measured("kernels.md", "--suite kernels --dtype fp32"),
+    "latency": Measured(
+        "inference.md", f"--suite latency --dtype fp32,int8 --shapes 1x16,1x128,8x128,1x512 --models {_ENGINES}"
+    ),
+    "varlen": Measured(
+        "inference.md", f"--suite varlen --dtype fp32,int8 --shapes 16x128,8x512 --models {_ENGINES},bert+patch"
+    ),
+    "training-small": Measured(
+        "results-pretraining.md", "--suite throughput --size 4x256 --shapes 32x128 --dtype fp32 --heap ours --min-time 20 "
+        "--models hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla --peers hf,hf-compile"
+    ),
+    "training-base": Measured(
+        "results-pretraining.md", "--suite throughput --size base --shapes 8x128 --dtype fp32 --heap ours --min-time 20 "
+        "--models hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla --peers hf,hf-compile"
+    ),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.documents", description=__doc__.split("\n")[0])
+    parser.add_argument("--measure", choices=MEASURED, help="run bench/run.py for this table first, on a quiet machine")
+    options = parser.parse_args(argv)
+    try:
+        if options.measure:
+            measure(options.measure)
+        blocks = {path.stem: measured_block(read_results(path)) for path in sorted(RESULTS.glob("*.csv"))}
+        for page in sorted({table.page for table in MEASURED.values()}):
+            rewrite(DOCS / page, blocks)
+    except HbertError as error:
+        parser.error(str(error))
+    return 0
+
+
+def measure(name: str) -> None:
+    """Runs bench/run.py and keeps what it found as docs/results/bench/NAME-ISA.csv and .json.
+
+    Raises:
+        HbertError: the run failed, or the machine was busy: nothing is kept.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "bench/run.py", *MEASURED[name].arguments.split(), "--strict", "--out", folder]
+        if code := subprocess.run(command, cwd=machine.ROOT, check=False).returncode:
+            raise HbertError(f"{name} is not kept: bench/run.py ended with exit code {code}")
+        (path,) = Path(folder).glob("*.csv")
+        keep(name, path)
+
+
+def keep(name: str, path: Path) -> Path:
+    """Copies a CSV of bench/run.py, and what matters of the JSON file beside it, into docs/results/bench.
+
+    Raises:
+        HbertError: a file cannot be read, or is not one of bench/run.py.
+    """
+    levels = {row.cells.get("isa", "") for row in read_results(path).rows} - {""}
+    target = RESULTS / f"{name}-{'-'.join(sorted(levels))}.csv"
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    record = {key: record[key] for key in _KEPT}
+    record["about"]["command"] = _portable(record["about"]["command"])
+    for file, text in ((target.with_suffix(".json"), json.dumps(record, indent=1) + "\n"), (target, path.read_text())):
+        with replacing(file) as temporary:
+            temporary.write_text(text)
+    return target
+
+
+def _portable(command: str) -> str:
+    """Without the folder of the results, which is one of this machine."""
+    words = shlex.split(command)
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at:at + 2]
+    return shlex.join(words)
+
+
+def measured_block(results: Results) -> str:
+    """The tables of a run under the line that says how, where and when it was measured."""
+    about = results.about
+    where = [about["cpu"], about.get("isa", ""), f"{about['threads']} pinned threads", f"torch {about['torch']}",
+             f"heap kept: {about['heap_kept']}", f"commit {about['git']}", about["date"][:10]]
+    lines = [f"`{about['command'].removesuffix(' --strict')}`", "; ".join(filter(None, where))
+             + f"; {results.dropped:,} disturbed slices were dropped and taken again."]
+    lines += [f"Not measured: {reason}." for reason in (*results.failures, *results.left_out)]
+    lines += [f"**The machine was busy**: {reason}." for reason in results.busy]
+    return "\n".join(lines) + f"\n\n{tables(results)}"
+
+
+def rewrite(page: Path, blocks: Mapping[str, str]) -> None:
+    """Puts each block in its place in the page. Blocks of other names stay as they are.
+
+    Raises:
+        HbertError: the page cannot be read or written.
+    """
+    try:
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, blocks)
+        if new != old:
+            with replacing(page) as temporary:
+                temporary.write_text(new, encoding="utf-8")
+    except OSError as error:
+        raise HbertError(f"{page}: {error}") from error
+
+
+def fill(text: str, blocks: Mapping[str, str]) -> str:
+    """The text of a page with its blocks filled; those that are not in `blocks` stay as they are."""
+    def filled(match: re.Match[str]) -> str:
+        name, mark, old = match.groups()
+        return f"{name}{mark}{blocks[name].strip()}\n" if name in blocks else f"{name}{mark}{old}"
+    return _BLOCK.sub(filled, text)
+
+
+def names(text: str) -> list[str]:
+    """The names of a page's blocks."""
+    return [match[1] for match in _BLOCK.finditer(text)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

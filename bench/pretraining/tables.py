@@ -1,0 +1,68 @@
+"""The tables of docs/results-pretraining.md, from the records of finished runs and the calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from statistics import mean, stdev
+
+from bench.pretraining import plan, store
+from hbert.evaluate.summary import Row, duration, markdown
+
+
+def outcomes(runs: Sequence[plan.Run], rows: Sequence[Row]) -> str:
+    """One line for each run, best accuracy first. `rows`: the report's, on the calibrated clock, in the same order."""
+    lines = [_outcome(run, row) for run, row in sorted(zip(runs, rows, strict=True), key=lambda one: -one[1].accuracy)]
+    columns = ["arm", "seed", "learning rate", "steps", "clock", "held-out accuracy", "loss, nats",
+               "passed the left-bigram mark"]
+    return markdown(columns, lines)
+
+
+def _outcome(run: plan.Run, row: Row) -> list[str]:
+    passed = "-" if row.escape_step is None else f"step {row.escape_step:,}, {duration(row.escape_seconds)}"
+    return [f"{run.arm.name}: {run.arm.what}", str(run.seed), f"{store.learning_rate(run):g}", f"{row.step:,}",
+            duration(row.clock_seconds), f"{row.accuracy:.4f}", f"{row.loss:.3f}", passed]
+
+
+def paired(runs: Sequence[plan.Run]) -> str:
+    """The differences between arms over the seeds that both have.
+
+    The standard error is that of the mean difference; a win is a difference above two of them.
+    """
+    accuracy = {(run.arm.name, run.seed): store.last_evaluation(run)["accuracy"] for run in runs}
+    rows = []
+    for one, other in combinations(dict.fromkeys(run.arm.name for run in runs), 2):
+        seeds = [seed for name, seed in accuracy if name == one and (other, seed) in accuracy]
+        ours, theirs = ([accuracy[name, seed] for seed in seeds] for name in (one, other))
+        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+        error = stdev(differences) / len(seeds) ** 0.5 if len(seeds) > 1 else None
+        ratio = f"{mean(ours) / mean(theirs):.2f}"
+        shown = "-" if error is None else f"{error:.4f}"
+        rows.append([f"{one} - {other}", str(len(seeds)), f"{mean(differences):+.4f}", shown, ratio])
+    return markdown(["arms", "seeds", "difference of accuracy", "standard error", "ratio"], rows)
+
+
+def sweeps() -> str:
+    """Loss / accuracy of every learning rate that was tried, a line for each arm; the chosen one is bold."""
+    tried = {arm: [run for run in store.sweep(arm) if store.is_done(run)] for arm in plan.ARMS.values()}
+    rates = sorted({run.lr for runs in tried.values() for run in runs if run.lr is not None})
+    lines = []
+    for arm, runs in tried.items():
+        found = {run.lr: store.last_evaluation(run) for run in runs}
+        best = min(found, key=lambda lr: found[lr]["loss"], default=None)
+        cells = {lr: f"{last['loss']:.3f} / {last['accuracy']:.4f}" for lr, last in found.items()}
+        shown = [f"**{cells[lr]}**" if lr == best else cells.get(lr, "") for lr in rates]
+        lines += [[arm.name, *shown]] if runs else []
+    return markdown(["arm", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def step_times(group: str) -> str:
+    """The calibrated time of a step of each arm of a group, in milliseconds, a column for each block length."""
+    times = json.loads(store.calibration(group).read_text())["step_seconds"]
+    arms = [arm for arm in plan.ARMS.values() if arm.group == group and arm.timed_as is None]
+    lines = []
+    for arm in arms:
+        measured = [times.get(f"{arm.name}-{blocks}") for blocks in plan.BLOCKS]
+        lines.append([f"{arm.name}: {arm.what}", *("" if one is None else f"{1e3 * one['median']:.0f}" for one in measured)])
+    return markdown(["arm", *(f"blocks of {blocks}, ms" for blocks in plan.BLOCKS)], lines)
