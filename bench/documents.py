@@ -28,6 +28,7 @@ RESULTS = DOCS / "results" / "bench"
 _BLOCK = re.compile(r"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 # What a page needs of a run's JSON file; the calls of every round stay behind.
 _KEPT = ("about", "failures", "left_out", "disturbances", "dropped")
+_TRAINED = "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla"
 _ENGINES = "hbert-v1+optimize,hbert-v2+optimize,hbert-additive-c+optimize,bert+optimize"
 
 
@@ -47,14 +48,13 @@ MEASURED = {
     "varlen": Measured(
         "inference.md", f"--suite varlen --dtype fp32,int8 --shapes 16x128,8x512 --models {_ENGINES},bert+patch"
     ),
-    "training-small": Measured(
-        "results-pretraining.md", "--suite throughput --size 4x256 --shapes 32x128 --dtype fp32 --heap ours --min-time 20 "
-        "--models hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla --peers hf,hf-compile"
-    ),
-    "training-base": Measured(
-        "results-pretraining.md", "--suite throughput --size base --shapes 8x128 --dtype fp32 --heap ours --min-time 20 "
-        "--models hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla --peers hf,hf-compile"
-    ),
+    **{
+        f"training-{size}-{heap}": Measured(
+            "results-pretraining.md", f"--suite throughput --size {size} --shapes {shape} --dtype fp32 --models {_TRAINED} "
+            f"--peers hf,hf-compile --heap {heap} --min-time 20"
+        )
+        for size, shape in (("4x256", "32x128"), ("base", "8x128")) for heap in ("ours", "all")
+    },
 }
 
 
@@ -66,9 +66,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if options.measure:
             measure(options.measure)
-        blocks = {path.stem: measured_block(read_results(path)) for path in sorted(RESULTS.glob("*.csv"))}
-        for page in sorted({table.page for table in MEASURED.values()}):
-            rewrite(DOCS / page, blocks)
+        for page, blocks in measured_blocks().items():
+            rewrite(page, blocks)
     except HbertError as error:
         parser.error(str(error))
     return 0
@@ -95,9 +94,9 @@ def keep(name: str, path: Path) -> Path:
         HbertError: a file cannot be read, or is not one of bench/run.py.
     """
     levels = {row.cells.get("isa", "") for row in read_results(path).rows} - {""}
-    target = RESULTS / f"{name}-{'-'.join(sorted(levels))}.csv"
+    target = RESULTS / f"{name}-{'+'.join(sorted(levels))}.csv"
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    record = {key: record[key] for key in _KEPT}
+    record = {key: record[key] for key in _KEPT if key in record}
     record["about"]["command"] = _portable(record["about"]["command"])
     for file, text in ((target.with_suffix(".json"), json.dumps(record, indent=1) + "\n"), (target, path.read_text())):
         with replacing(file) as temporary:
@@ -105,13 +104,26 @@ def keep(name: str, path: Path) -> Path:
     return target
 
 
+def measured_blocks() -> dict[Path, dict[str, str]]:
+    """The block of every CSV in docs/results/bench, by the page that shows it.
+
+    Raises:
+        HbertError: a file cannot be read, or is not one of bench/run.py.
+    """
+    pages: dict[Path, dict[str, str]] = {}
+    for path in sorted(RESULTS.glob("*.csv")):
+        page = DOCS / MEASURED[path.stem.rsplit("-", 1)[0]].page
+        pages.setdefault(page, {})[path.stem] = measured_block(read_results(path))
+    return pages
+
+
 def _portable(command: str) -> str:
-    """Without the folder of the results, which is one of this machine."""
+    """Without the folder of the results, which is one of this machine, and what changes no figure."""
     words = shlex.split(command)
     if "--out" in words:
         at = words.index("--out")
         del words[at:at + 2]
-    return shlex.join(words)
+    return shlex.join(word for word in words if word != "--strict")
 
 
 def measured_block(results: Results) -> str:
@@ -119,7 +131,7 @@ def measured_block(results: Results) -> str:
     about = results.about
     where = [about["cpu"], about.get("isa", ""), f"{about['threads']} pinned threads", f"torch {about['torch']}",
              f"heap kept: {about['heap_kept']}", f"commit {about['git']}", about["date"][:10]]
-    lines = [f"`{about['command'].removesuffix(' --strict')}`", "; ".join(filter(None, where))
+    lines = [f"`{about['command']}`", "; ".join(filter(None, where))
              + f"; {results.dropped:,} disturbed slices were dropped and taken again."]
     lines += [f"Not measured: {reason}." for reason in (*results.failures, *results.left_out)]
     lines += [f"**The machine was busy**: {reason}." for reason in results.busy]
@@ -127,15 +139,16 @@ def measured_block(results: Results) -> str:
 
 
 def rewrite(page: Path, blocks: Mapping[str, str]) -> None:
-    """Puts each block in its place in the page. Blocks of other names stay as they are.
+    """Puts each block in its place in the page; those that it has besides stay as they are.
 
     Raises:
-        HbertError: the page cannot be read or written.
+        HbertError: the page has no place for a block, or cannot be read or written.
     """
     try:
         old = page.read_text(encoding="utf-8")
-        new = fill(old, blocks)
-        if new != old:
+        if homeless := sorted(set(blocks) - set(names(old))):
+            raise HbertError(f"{page} has no lines <!-- table: NAME --> and <!-- end --> for {', '.join(homeless)}")
+        if (new := fill(old, blocks)) != old:
             with replacing(page) as temporary:
                 temporary.write_text(new, encoding="utf-8")
     except OSError as error:
@@ -143,7 +156,7 @@ def rewrite(page: Path, blocks: Mapping[str, str]) -> None:
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
-    """The text of a page with its blocks filled; those that are not in `blocks` stay as they are."""
+    """The text of a page with these blocks in their places."""
     def filled(match: re.Match[str]) -> str:
         name, mark, old = match.groups()
         return f"{name}{mark}{blocks[name].strip()}\n" if name in blocks else f"{name}{mark}{old}"

@@ -6,13 +6,14 @@ Activations are packed tokens [T, H] with ``cu_seqlens`` [B+1]: no kernel sees a
 
 from . import _gpu as _gpu  # registers what runs on GPUs
 from . import nn
-from ._dispatch import BACKENDS, INT8_OPS, OPS, BackendError, explain, use_backend
+from ._dispatch import BACKENDS, INFERENCE_OPS, OPS, BackendError, explain, use_backend
 from ._library import cpu_capability
 from ._version import __version__
 from .memory import keep_heap
 from .ops import (
     Int8Rows,
     PackedInt8Weight,
+    PackedWeight,
     activation_layer_norm,
     activation_layer_norm_int8,
     add_layer_norm,
@@ -28,17 +29,20 @@ from .ops import (
     layer_norm_int8,
     masked_lm_loss,
     pack_int8_weight,
+    pack_weight,
+    packed_linear,
     quantize_rows,
 )
 from .packing import Packing
 
 __all__ = [
     "BACKENDS",
-    "INT8_OPS",
+    "INFERENCE_OPS",
     "OPS",
     "BackendError",
     "Int8Rows",
     "PackedInt8Weight",
+    "PackedWeight",
     "Packing",
     "__version__",
     "activation_layer_norm",
@@ -60,6 +64,8 @@ __all__ = [
     "masked_lm_loss",
     "nn",
     "pack_int8_weight",
+    "pack_weight",
+    "packed_linear",
     "quantize_rows",
     "use_backend",
 ]

@@ -105,6 +105,16 @@ def quantizable(op: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{op}: {name} has dtype {t.dtype}; allowed: float32, bfloat16")
 
 
+def single(op: str, **tensors: Tensor | None) -> None:
+    """All given tensors are float32, on one device."""
+    for name, t in tensors.items():
+        if t is not None:
+            _tensor(op, name, t)
+            if t.dtype != torch.float32:
+                raise TypeError(f"{op}: {name} must be torch.float32, got {t.dtype}")
+    floating(op, **tensors)
+
+
 def quantizable_rows(op: str, x: Tensor, **parameters: Tensor | None) -> None:
     """``x`` is [T, H] with H > 0, each parameter is None or [H], and all are as :func:`quantizable` wants them."""
     if _usual_rows(x, parameters.values()) and x.dim() == 2:

@@ -30,17 +30,18 @@ OPS = (
     "masked_lm_loss",
 )
 # For inference on CPUs: they have no gradients, and no kernels for GPUs.
-INT8_OPS = (
+INFERENCE_OPS = (
     "quantize_rows",
     "layer_norm_int8",
     "add_layer_norm_int8",
     "conv_layer_norm_int8",
     "activation_layer_norm_int8",
     "int8_linear",
+    "packed_linear",
 )
 _PREFERENCE = ("cpp", "cuda", "triton")
 _Refusal = Callable[..., "str | None"]
-_kernels: dict[str, dict[str, _Refusal]] = {op: {} for op in (*OPS, *INT8_OPS)}  # backends in order of preference
+_kernels: dict[str, dict[str, _Refusal]] = {op: {} for op in (*OPS, *INFERENCE_OPS)}  # backends in order of preference
 _fallbacks_told: set[str] = set()
 
 

@@ -109,6 +109,16 @@ def cpu_capability() -> str:
     return name().decode()
 
 
+@functools.cache
+def packed_weight_panel() -> int:
+    """Columns side by side in a weight of packed_linear; any number would do without compiled kernels."""
+    if load_failure() is not None:
+        return 8
+    function = ctypes.CDLL(str(_BINARY)).hbert_packed_weight_panel
+    function.restype = ctypes.c_int64
+    return function()
+
+
 class Int8WeightLayout(NamedTuple):
     """How the compiled int8_linear reads a weight; see csrc/cpu/int8_linear.h."""
 

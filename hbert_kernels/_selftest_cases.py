@@ -245,11 +245,25 @@ def _int8_linear_cases() -> Iterator[Case]:
             yield Case("int8_linear", f"{tokens}x{width}x{columns} {dtype}", torch.no_grad()(linear), inputs)
 
 
+def _packed_linear_cases() -> Iterator[Case]:
+    for tokens, width, columns in ((6, 768, 3072), (129, 1000, 130), (1, 3072, 65)):
+        random = _normal(tokens * 1051 + width)
+        inputs = [t.float() for t in (random(tokens, width), random(columns, width) / width**0.5, random(columns))]
+
+        def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                return F.gelu(F.linear(x, weight, bias))
+            return ops.packed_linear(x, ops.pack_weight(weight), bias, activation="gelu")
+
+        yield Case("packed_linear", f"{tokens}x{width}x{columns} torch.float32", torch.no_grad()(linear), inputs)
+
+
 def cases(device: str) -> Iterator[Case]:
-    """All cases of the ops that have kernels; those of int8 inference have none for GPUs."""
+    """All cases of the ops that have kernels; those for inference have none for GPUs."""
     if device == "cpu":
         yield from _int8_norm_cases()
         yield from _int8_linear_cases()
+        yield from _packed_linear_cases()
     yield from _norm_cases(device)
     yield from _activation_cases(device)
     yield from _sequence_norm_cases(device)

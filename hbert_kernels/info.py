@@ -24,7 +24,7 @@ def report() -> str:
         "build: " + ", ".join(f"{key} {value}" for key, value in build.items()),
         "",
     ]
-    return "\n".join(lines) + "\n".join(_dispatch.explain(op) for op in (*_dispatch.OPS, *_dispatch.INT8_OPS))
+    return "\n".join(lines) + "\n".join(_dispatch.explain(op) for op in (*_dispatch.OPS, *_dispatch.INFERENCE_OPS))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def dtypes(device):
 
 def test_float16_is_checked_where_there_may_be_kernels_for_it():
     on_cpu, elsewhere = dtypes("cpu"), dtypes("meta")
-    assert set(on_cpu) == {*_dispatch.OPS, *_dispatch.INT8_OPS}
+    assert set(on_cpu) == {*_dispatch.OPS, *_dispatch.INFERENCE_OPS}
     assert set(elsewhere) == set(_dispatch.OPS)
     for op, found in on_cpu.items():
         assert found <= FLOATS and (op not in elsewhere or elsewhere[op] == found | {torch.float16})

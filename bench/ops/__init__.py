@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 NAMES = (
     "layer_norm", "activation_layer_norm", "conv_layer_norm", "gated_layer_norm", "additive_pool",
-    "additive_attention", "attention", "masked_lm_loss", "int8_linear",
+    "additive_attention", "attention", "masked_lm_loss", "packed_linear",
+    "int8_linear",
 )
 HIDDEN = 768
 HEADS = 12
@@ -96,7 +97,7 @@ class Op:
     """One op: at which settings, against whom, at what cost, and how it is built (in the worker).
 
     `variants` are the forms of the op with the batch x tokens of each; `compile` is torch.compile of the baseline
-    `eager`; `memory` adds a case for the peak of the extra memory.
+    `eager`; `memory` adds a case for the peak of the extra memory; `dtypes` are those that the op has.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Op:
     baselines: tuple[str, ...] = ("eager", "compile")
     cold: Callable[[Setting], bool] = cold_from_1024_tokens
     memory: bool = False
+    dtypes: tuple[str, ...] = tuple(ITEMSIZE)
 
 
 def load(name: str) -> Op:

@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from bench.report.drawing import RATES, grouped, is_timed
 from bench.report.outcome import ratio_text
 from bench.report.results import Measurement, Results
-from bench.suites.suite import FLOOR_RATIO
+from bench.suites.suite import FLOOR_RATIO, PEAK_MEMORY
 from hbert.evaluate.summary import markdown
 
 
 def tables(results: Results) -> str:
-    """One table for each suite and dtype: time or rate, ratio to each peer with its interval, rate, times the floor.
+    """Two tables for each suite and dtype, as far as there are rows for them.
 
-    A line is one candidate of one case; a last column counts the undisturbed rounds behind it.
+    Time or rate, ratio to each peer with its interval, rate, times the floor: a line is one candidate of one case; a last
+    column counts the undisturbed rounds behind it. Peak memory: a line is a case.
     """
     parts = []
     for (suite, dtype), rows in grouped(results.rows, lambda row: (row.suite, row.dtype)).items():
         if table := _table(rows):
             parts.append(f"{suite}, {dtype}:\n\n{table}")
+        if table := _memory_table(rows):
+            parts.append(f"{suite}, {dtype}, peak memory, {PEAK_MEMORY.unit}:\n\n{table}")
     return "\n".join(parts)
 
 
@@ -36,9 +39,17 @@ def _table(rows: Sequence[Measurement]) -> str:
     for (case, candidate), found in grouped(compared, lambda row: (row.case, row.candidate)).items():
         ratios = {row.baseline: ratio_text(row) for row in found}
         more = [_median(derived.get((case, candidate, name))) for name in (*rates, FLOOR_RATIO.name)]
-        time, rounds = f"{found[0].median:.3g}", f"{found[0].rounds or 0:g}"
+        time, rounds = _median(found[0]), f"{found[0].rounds or 0:g}"
         lines.append([case, candidate, time, *(ratios.get(peer, "") for peer in peers), *more, rounds])
     return markdown(columns, lines)
+
+
+def _memory_table(rows: Sequence[Measurement]) -> str:
+    found = {(row.case, row.candidate): row for row in rows if row.metric == PEAK_MEMORY.name}
+    names = list(dict.fromkeys(name for _, name in found))
+    cases = dict.fromkeys(case for case, _ in found)
+    lines = [[case, *(_median(found.get((case, name))) for name in names)] for case in cases]
+    return markdown(["case", *names], lines) if found else ""
 
 
 def _units(rows: Sequence[Measurement], rates: Sequence[str]) -> list[str]:
@@ -47,4 +58,5 @@ def _units(rows: Sequence[Measurement], rates: Sequence[str]) -> list[str]:
 
 
 def _median(row: Measurement | None) -> str:
-    return "" if row is None else f"{row.median:.3g}"
+    """Three digits, all of those before the point."""
+    return "" if row is None else f"{row.median:.3g}" if row.median < 1000 else f"{row.median:.0f}"

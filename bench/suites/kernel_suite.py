@@ -24,7 +24,8 @@ class KernelSuite(Suite):
         dtypes = wanted.dtypes or self.default_dtypes[-1 if wanted.quick else 0 :]
         return [
             case
-            for op in map(load, wanted.ops or NAMES) for dtype in dtypes for case in self._cases_of(op, dtype, wanted)
+            for op in map(load, wanted.ops or NAMES) for dtype in dtypes if dtype in op.dtypes
+            for case in self._cases_of(op, dtype, wanted)
         ]
 
     def _cases_of(self, op: Op, dtype: str, wanted: Wanted) -> Iterator[Case]:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "linear_plan.h"
 #include "norm_common.h"
 
 namespace hbert {
@@ -12,10 +13,8 @@ namespace {
 constexpr const Int8LinearKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
-constexpr int64_t kTaskColumns = 64;
 constexpr int64_t kMinRows = 24, kMaxRows = 96;  // of a task
 constexpr int64_t kRowsBytes = 192 << 10;        // of the packed rows of a task: they stay in the second cache
-constexpr int64_t kMinProducts = 1 << 18;        // of what one thread does
 constexpr int64_t kMaxWidth = 1 << 17;           // sums of more products of int8 numbers may leave 32 bits
 
 bool is_vector(const Tensor& t, int64_t count, ScalarType dtype) {
@@ -42,40 +41,12 @@ DType output_dtype(ScalarType dtype) {
   return dtype == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
 }
 
-// The rows are cut into equal blocks, whatever the number of threads, each multiplied by blocks of columns. A thread packs
-// the rows of a block once for all neighbouring blocks of columns that it gets.
-struct Plan {
-  int64_t rows, columns, block_rows, row_blocks, column_blocks, grain;
-
-  Plan(const Int8LinearKernels& k, int64_t num_rows, int64_t width, int64_t num_columns)
-      : rows(num_rows), columns(num_columns) {
-    const int64_t most = std::clamp(kRowsBytes / k.row_bytes(width), kMinRows, kMaxRows);
-    row_blocks = (rows + most - 1) / most;
-    const int64_t equal = (rows + std::max<int64_t>(row_blocks, 1) - 1) / std::max<int64_t>(row_blocks, 1);
-    block_rows = (equal + k.tile_rows - 1) / k.tile_rows * k.tile_rows;
-    column_blocks = (columns + kTaskColumns - 1) / kTaskColumns;
-    grain = 1 + kMinProducts / (std::max<int64_t>(equal, 1) * width * kTaskColumns);
-  }
-
-  template <class Pack, class Multiply>
-  void run(int64_t begin, int64_t end, Pack pack, Multiply multiply) const {
-    int64_t packed = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / column_blocks, column = task % column_blocks * kTaskColumns;
-      const int64_t first = block * block_rows, last = std::min(first + block_rows, rows);
-      if (first >= last) continue;  // rounding to whole tiles has left nothing to the last block
-      if (block != packed) pack(first, last);
-      packed = block;
-      multiply(first, last, column, std::min(kTaskColumns, columns - column));
-    }
-  }
-};
-
 void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
-  const Plan plan(k, rows, args.width, args.columns);
+  const int64_t most = std::clamp(kRowsBytes / k.row_bytes(args.width), kMinRows, kMaxRows);
+  const LinearPlan plan(rows, args.width, args.columns, most, k.tile_rows);
   const size_t packed_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
   const size_t sums_bytes = plan.block_rows * k.panel * sizeof(int32_t);
-  torch::stable::parallel_for(0, plan.row_blocks * plan.column_blocks, plan.grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {
     char* packed = workspace<Slot::kTask>(packed_bytes + sums_bytes);
     int32_t* sums = reinterpret_cast<int32_t*>(packed + packed_bytes);
     plan.run(

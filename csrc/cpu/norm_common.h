@@ -1,4 +1,4 @@
-// What the normalization ops share on the torch side: shapes, parameters in the compute type, sums over blocks of rows.
+// What the ops over rows share on the torch side: shapes, parameters in the compute type, activations, sums over blocks of rows.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -52,6 +52,11 @@ inline void copy_parameter(const std::optional<Tensor>& parameter, double fallba
     else std::fill(values, values + count, static_cast<R>(fallback));
   };
   dtype == DType::kFloat64 ? fill(static_cast<double*>(out)) : fill(static_cast<float*>(out));
+}
+
+inline Activation activation_of(int64_t code, const char* op) {
+  STD_TORCH_CHECK(code >= 0 && code <= 2, op, ": activation must be 0 (gelu), 1 (gelu_tanh) or 2 (relu), got ", code);
+  return static_cast<Activation>(code);
 }
 
 struct StatisticsTensors {

@@ -137,11 +137,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_int8(const Tensor& x, 
   return {out.values, out.scale, out.y, sum.total};
 }
 
-Activation activation_of(int64_t code, const char* op) {
-  STD_TORCH_CHECK(code >= 0 && code <= 2, op, ": activation must be 0 (gelu), 1 (gelu_tanh) or 2 (relu), got ", code);
-  return static_cast<Activation>(code);
-}
-
 std::tuple<Tensor, Tensor, Tensor> activation_layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                                          const std::optional<Tensor>& bias, double eps,
                                                          int64_t activation, const std::optional<Tensor>& input_bias) {

@@ -17,10 +17,12 @@ from .int8_norm import (
 )
 from .layer_norm import add_layer_norm, layer_norm
 from .masked_lm_loss import masked_lm_loss
+from .packed_linear import PackedWeight, pack_weight, packed_linear
 
 __all__ = [
     "Int8Rows",
     "PackedInt8Weight",
+    "PackedWeight",
     "activation_layer_norm",
     "activation_layer_norm_int8",
     "add_layer_norm",
@@ -36,5 +38,7 @@ __all__ = [
     "layer_norm_int8",
     "masked_lm_loss",
     "pack_int8_weight",
+    "pack_weight",
+    "packed_linear",
     "quantize_rows",
 ]

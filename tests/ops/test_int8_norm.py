@@ -318,7 +318,7 @@ def test_the_op_itself_refuses_what_does_not_fit(op, arguments, message):
 
 
 def test_every_op_explains_itself():
-    assert set(hk.INT8_OPS) == {*CALLS, "int8_linear"}
-    for op in hk.INT8_OPS:
+    assert set(hk.INFERENCE_OPS) == {*CALLS, "int8_linear", "packed_linear"}
+    for op in hk.INFERENCE_OPS:
         assert hk.explain(op, torch.randn(2, 8)).startswith(f"{op}: cpp runs")
         assert "triton: no kernel is written for this op" in hk.explain(op)

@@ -1,0 +1,143 @@
+// Product of float32 rows and a packed weight, and its epilogue, compiled once per instruction set level (HBERT_LEVEL). No
+// torch, no standard library.
+#include "../packed_linear.h"
+
+#include "activation.h"
+#include "matmul.h"
+
+namespace {
+
+using hbert::Activation;
+using hbert::PackedLinear;
+
+constexpr int kPanel = kLanes<Vec>;
+// Steps of a panel whose weights stay in the first cache while the rows pass by. Sums of so many products are one chain.
+constexpr int64_t kBlockSteps = 16384 / static_cast<int64_t>(kPanel * sizeof(float));
+// Tiles that fetch what the next block of the panel is into the second cache, each its share.
+constexpr int64_t kMaxFetching = 4;
+
+// [tiles, width, rows of the tile]: what a step reads lies side by side.
+void pack(const PackedLinear& a, int64_t begin, int64_t end, float* rows) {
+  for (int64_t row = begin; row < end; row += kTileRows) {
+    const int64_t count = smaller(kTileRows, end - row);
+    for (int64_t r = 0; r < count; ++r) {
+      const float* x = a.x + (row + r) * a.width;
+      for (int64_t k = 0; k < a.width; ++k) rows[k * count + r] = x[k];
+    }
+    rows += count * a.width;
+  }
+}
+
+// What a tile fetches while it computes: `stride` bytes further after each step.
+struct Fetch {
+  const char* from;
+  int64_t stride;
+};
+
+// Adds to the sums of kRows rows with a panel. Not inlined: inside a big function, compilers spill the tile.
+template <int kRows>
+[[gnu::noinline]] void add_tile(const float* rows, const float* weights, int64_t steps, Fetch fetch, float* sums) {
+  constexpr int kWidth = Vec::kWidth;
+  Vec tile[kRows][kTileVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileVectors; ++i) tile[r][i] = Vec::set(0);
+  for (int64_t k = 0; k < steps; ++k, fetch.from += fetch.stride) {
+    Vec column[kTileVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileVectors; ++i) column[i] = Vec::load(weights + k * kPanel + i * kWidth, Full{});
+    __builtin_prefetch(fetch.from, 0, 2);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vec row = Vec::set(rows[k * kRows + r]);
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileVectors; ++i) tile[r][i] = fma(row, column[i], tile[r][i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileVectors; ++i) {
+      float* at = sums + r * kPanel + i * kWidth;
+      Vec::store(at, Vec::load(at, Full{}) + tile[r][i], Full{});
+    }
+}
+
+inline void add_rows(int64_t count, const float* rows, const float* weights, int64_t steps, Fetch fetch, float* sums) {
+  switch (count) {
+    case 1: return add_tile<1>(rows, weights, steps, fetch, sums);
+    case 2: return add_tile<2>(rows, weights, steps, fetch, sums);
+    case 3: return add_tile<3>(rows, weights, steps, fetch, sums);
+    case 4: return add_tile<4>(rows, weights, steps, fetch, sums);
+    case 5: return add_tile<5>(rows, weights, steps, fetch, sums);
+    default: return add_tile<kTileRows>(rows, weights, steps, fetch, sums);
+  }
+}
+
+// The sums of `count` rows with one panel. Weights lie in the order in which they are read, panel behind panel: while the rows
+// pass by one block, the next one is fetched from memory.
+void multiply_panel(const float* rows, int64_t count, const float* weights, int64_t steps, float* sums) {
+  constexpr int64_t kBytes = kPanel * static_cast<int64_t>(sizeof(float));
+  fill(sums, count * kPanel, 0.0f);
+  const int64_t fetching = smaller(kMaxFetching, (count + kTileRows - 1) / kTileRows);
+  for (int64_t step = 0; step < steps; step += kBlockSteps) {
+    const int64_t block = smaller(kBlockSteps, steps - step);
+    const float* from = weights + step * kPanel;
+    const char *here = reinterpret_cast<const char*>(from), *next = here + block * kBytes;
+    for (int64_t r = 0; r < count; r += kTileRows) {
+      const int64_t tile = r / kTileRows, in_tile = smaller(kTileRows, count - r);
+      const Fetch fetch =
+          tile < fetching ? Fetch{next + tile * block * kBytes / fetching, kBytes / fetching} : Fetch{here, 0};
+      add_rows(in_tile, rows + r * steps + step * in_tile, from, block, fetch, sums + r * kPanel);
+    }
+  }
+}
+
+struct Identity {
+  static Vec value(Vec x) { return x; }
+};
+
+template <class Act>
+void finish_row(const PackedLinear& a, int64_t row, int64_t column, int64_t count, const float* sums) {
+  const float* bias = a.bias == nullptr ? nullptr : a.bias + column;
+  const float* other = a.other == nullptr ? nullptr : a.other + row * a.columns + column;
+  float* out = a.out + row * a.columns + column;
+  for_each<Vec>(count, [&](int64_t i, auto part) {
+    Vec y = Vec::load(sums + i, part);
+    if (bias != nullptr) y = y + Vec::load(bias + i, part);
+    y = Act::value(y);
+    if (other != nullptr) y = y + Vec::load(other + i, part);
+    Vec::store(out + i, y, part);
+  });
+}
+
+using FinishRow = void (*)(const PackedLinear&, int64_t row, int64_t column, int64_t count, const float* sums);
+
+FinishRow finish_for(const PackedLinear& a) {
+  if (!a.activated) return finish_row<Identity>;
+  switch (a.activation) {
+    case Activation::kGelu: return finish_row<Gelu>;
+    case Activation::kGeluTanh: return finish_row<GeluTanh>;
+    case Activation::kRelu: break;
+  }
+  return finish_row<Relu>;
+}
+
+void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const float* rows,
+              float* sums) {
+  const FinishRow finish = finish_for(a);
+  for (int64_t c = column; c < column + columns; c += kPanel) {
+    multiply_panel(rows, end - begin, a.weight + c * a.width, a.width, sums);
+    for (int64_t row = begin; row < end; ++row)
+      finish(a, row, c, smaller(kPanel, column + columns - c), sums + (row - begin) * kPanel);
+  }
+}
+
+}  // namespace
+
+namespace hbert {
+namespace HBERT_LEVEL {
+extern const PackedLinearKernels kPackedLinear = {kPanel, kTileRows, pack, multiply};
+}
+}  // namespace hbert

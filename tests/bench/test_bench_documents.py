@@ -1,0 +1,119 @@
+"""Tables of docs/: blocks of pages, kept results, and that the pages say what the results say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from sample_results import write_record, write_rows, write_sample, sample_rows
+
+from bench import documents, run
+from bench.finetuning import report as finetuning
+from bench.pretraining import report as pretraining
+from bench.pretraining import plan, store, tables
+from bench.report.results import read_results
+from hbert.data.errors import HbertError
+
+PAGE = "# A page\n\n<!-- table: one -->\nold\n<!-- end -->\ntext\n<!-- table: two -->\n<!-- end -->\n"
+COMMAND = "python bench/run.py --suite latency --strict --out /home/me/results --dtype fp32"
+
+
+@pytest.fixture
+def docs(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "DOCS", tmp_path)
+    monkeypatch.setattr(documents, "RESULTS", tmp_path / "results")
+    (tmp_path / "inference.md").write_text("<!-- table: latency-avx2 -->\n1\n<!-- end -->\n")
+    return tmp_path
+
+
+def bench_run(folder, code=0, about=None):
+    """What bench/run.py leaves in a folder."""
+    write_rows(folder / "x.csv", [row for row in sample_rows() if row["suite"] == "latency"])
+    write_record(folder / "x.json", about=about or {"command": COMMAND}, rounds=[{"seconds": [1.0] * 1000}], rows=[])
+    return subprocess.CompletedProcess([], code)
+
+
+def test_blocks_are_filled_and_nothing_else_changes():
+    filled = documents.fill(PAGE, {"one": "| new |\n"})
+    assert filled == PAGE.replace("old\n", "| new |\n")
+    assert documents.fill(filled, {"one": "| new |"}) == filled
+    assert documents.fill(PAGE, {"two": "| a |"}) == PAGE.replace("two -->\n", "two -->\n| a |\n")
+    assert documents.names(PAGE) == ["one", "two"]
+
+
+def test_a_block_without_a_place_is_an_error_and_changes_nothing(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    with pytest.raises(HbertError, match="no lines <!-- table: NAME --> and <!-- end --> for three"):
+        documents.rewrite(page, {"one": "new", "three": "new"})
+    assert page.read_text() == PAGE
+    with pytest.raises(HbertError, match="nowhere.md"):
+        documents.rewrite(tmp_path / "nowhere.md", {})
+
+
+def test_what_is_kept_of_a_run(docs, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    bench_run(out)
+    kept = documents.keep("latency", out / "x.csv")
+    assert kept == tmp_path / "results" / "latency-avx2.csv" and kept.read_text() == (out / "x.csv").read_text()
+    record = json.loads(kept.with_suffix(".json").read_text())
+    assert record["about"]["command"] == "python bench/run.py --suite latency --dtype fp32"
+    assert set(record) == {"about", "failures", "left_out", "disturbances"}
+
+
+def test_measuring_rewrites_the_page(docs, monkeypatch):
+    def fake(command, cwd, check):
+        assert command[1:6] == ["bench/run.py", *documents.MEASURED["latency"].arguments.split()[:4]]
+        return bench_run(documents.Path(command[-1]))
+    monkeypatch.setattr(subprocess, "run", fake)
+    assert documents.main(["--measure", "latency"]) == 0
+    page = (docs / "inference.md").read_text()
+    assert "`python bench/run.py --suite latency --dtype fp32`" in page and "| base/1x128 | hbert-v1 |" in page
+    assert "2 pinned threads" in page and "2026-01-02" in page and "ct2-int8" in page and "**The machine was busy**" in page
+
+
+@pytest.mark.parametrize("code", [1, 4])
+def test_a_run_that_failed_or_was_disturbed_is_not_kept(docs, monkeypatch, capsys, code):
+    monkeypatch.setattr(subprocess, "run", lambda command, **others: bench_run(documents.Path(command[-1]), code))
+    before = (docs / "inference.md").read_text()
+    with pytest.raises(SystemExit):
+        documents.main(["--measure", "latency"])
+    assert f"latency is not kept: bench/run.py ended with exit code {code}" in capsys.readouterr().err
+    assert (docs / "inference.md").read_text() == before and not (docs / "results").exists()
+
+
+def test_every_measurement_is_one_that_the_benchmark_takes():
+    for table in documents.MEASURED.values():
+        run.plan(run.parser().parse_args(table.arguments.split()))
+        assert (documents.DOCS / table.page).is_file()
+
+
+def test_memory_has_a_table(tmp_path):
+    found = documents.measured_block(read_results(write_sample(tmp_path)))
+    lines = found[found.index("throughput, bf16, peak memory, MiB:"):].splitlines()
+    assert lines[2:5] == [
+        "| case | hf | hf-compile | hbert-v1 | hbert-v2 |", "| --- | ---: | ---: | ---: | ---: |",
+        "| base/8x128/peak | 1210 | 1105 | 402 | 395 |",
+    ]
+
+
+def test_the_pages_show_the_kept_results():
+    found = documents.measured_blocks()
+    assert found
+    for page, blocks in found.items():
+        text = page.read_text()
+        assert documents.fill(text, blocks) == text, f"python -m bench.documents rewrites {page.name}"
+        assert set(blocks) <= set(documents.names(text))
+
+
+def test_the_page_of_the_experiments_shows_every_finished_run():
+    text = pretraining.PAGE.read_text()
+    blocks = {"pretraining-sweeps": tables.sweeps(), "pretraining-steps-arms": tables.step_times("arms")}
+    assert documents.fill(text, blocks) == text
+    for done in filter(store.is_done, plan.runs()):
+        last = store.last_evaluation(done)
+        assert any(f"{done.arm.name}: {done.arm.what} | {done.seed} |" in line and f"{last['accuracy']:.4f} | "
+                   f"{last['loss']:.3f}" in line for line in text.splitlines()), done.name
+    assert "finetuning" in documents.names(finetuning.PAGE.read_text())

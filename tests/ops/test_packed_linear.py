@@ -1,0 +1,225 @@
+"""packed_linear and pack_weight: public functions, op, compiled kernel, reference."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
+
+import hbert_kernels as hk
+from hbert_kernels._accuracy import error_bound, max_error
+from hbert_kernels._library import packed_weight_panel
+from hbert_kernels.ops.packed_linear import unpack_weight
+
+from .checks import F32
+from .kernel_checks import compiled_kernels as compiled_kernels
+
+# T, K, N
+SIZES = [
+    (0, 64, 64), (1, 1, 1), (1, 768, 3072), (2, 64, 1000), (3, 5, 17), (4, 63, 65), (5, 1000, 64), (6, 257, 16),
+    (7, 192, 192), (13, 3072, 130), (37, 1000, 768), (97, 66, 16), (129, 3072, 192), (129, 768, 1000), (200, 513, 128),
+]  # fmt: skip
+each_size = pytest.mark.parametrize("size", SIZES, ids=str)
+FUNCTIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+
+def problem(tokens, width, columns):
+    """Rows and weight of every size."""
+    x = torch.randn(tokens, width) * torch.logspace(-2, 2, tokens)[:, None]
+    return x, torch.randn(columns, width) * torch.logspace(-1, 1, columns)[:, None]
+
+
+def formula(x, weight, bias=None, other=None, activation=None):
+    """In float64."""
+    y = (x.double()[:, None, :] * weight.double()).sum(-1) if len(x) * weight.numel() < 1e7 else x.double() @ weight.double().t()
+    y = y if bias is None else y + bias.double()
+    y = FUNCTIONS[activation](y) if activation else y
+    return y if other is None else y + other.double()
+
+
+@each_size
+def test_accurate_at_odd_sizes(size):
+    tokens, _, columns = size
+    x, weight = problem(*size)
+    packed, bias, other = hk.pack_weight(weight), torch.randn(columns), torch.randn(tokens, columns)
+    for activation in (None, *FUNCTIONS):
+        for extra in ((), (bias,), (None, other), (bias, other)):
+            exact = formula(x, weight, *extra, activation=activation)
+            with hk.use_backend("reference"):
+                plain = hk.packed_linear(x, packed, *extra, activation=activation)
+            y = hk.packed_linear(x, packed, *extra, activation=activation)
+            assert y.dtype == plain.dtype == F32 and y.shape == (tokens, columns)
+            # Row by row: their sizes differ by 10,000.
+            for one, by_torch, truth in zip(y, plain, exact, strict=True):
+                assert max_error(one, truth) <= error_bound(truth, max_error(by_torch, truth), F32)
+
+
+def test_integers_are_exact():
+    """No rounding at all, so every number has to be where it belongs."""
+    for tokens, width, columns in SIZES:
+        x, weight = torch.randint(-8, 9, (tokens, width)), torch.randint(-8, 9, (columns, width))
+        bias, other = torch.randint(-99, 99, (columns,)), torch.randint(-99, 99, (tokens, columns))
+        y = hk.packed_linear(x.float(), hk.pack_weight(weight.float()), bias.float(), other.float(), activation="relu")
+        assert torch.equal(y, ((x @ weight.t() + bias).relu() + other).float())
+
+
+def test_long_sums_do_not_lose_digits():
+    x, weight = torch.rand(7, 65536) + 1, torch.rand(20, 65536) + 1
+    y = hk.packed_linear(x, hk.pack_weight(weight))
+    exact = x.double() @ weight.double().t()
+    assert float(((y - exact) / exact).abs().max()) < 1e-6  # one chain of so many would be off by some 1e-4
+
+
+def test_the_layout_is_that_of_the_level():
+    panel = packed_weight_panel()
+    assert panel == {"scalar": 8, "avx2": 16, "avx512": 64, "avx512_bf16": 64}[hk.cpu_capability()]
+    weight = torch.randn(panel + 1, 5)
+    packed = hk.pack_weight(weight)
+    assert tuple(packed.data.shape) == (2, 5, panel) and packed.out_features == panel + 1
+    assert packed.data[0, 4, 3] == weight[3, 4] and packed.data[1, 2, 0] == weight[panel, 2]
+    assert not packed.data[1, :, 1:].any() and torch.equal(unpack_weight(packed), weight)
+    strided = hk.pack_weight(weight.t().contiguous().t())
+    assert torch.equal(strided.data, packed.data)
+    weight[0, 0] = 9  # the packed one is a copy
+    assert packed.data[0, 0, 0] != 9
+
+
+def test_nan_stays_in_its_row():
+    x, weight = torch.randn(9, 300), hk.pack_weight(torch.randn(20, 300))
+    clean = hk.packed_linear(x, weight)
+    x[5, 7] = torch.nan
+    y = hk.packed_linear(x, weight)
+    assert y[5].isnan().all()
+    kept = [row for row in range(9) if row != 5]
+    assert torch.equal(y[kept], clean[kept])
+
+
+def test_strides_do_not_matter():
+    x, weight = problem(13, 40, 30)
+    packed, bias, other = hk.pack_weight(weight), torch.randn(60)[::2], torch.randn(30, 26).t()[::2]
+    expected = hk.packed_linear(x, packed, bias.contiguous(), other.contiguous())
+    assert torch.equal(hk.packed_linear(x.t().contiguous().t(), packed, bias, other), expected)
+
+
+@pytest.mark.parametrize("width", [768, 3072])
+def test_same_bits_whatever_the_threads_the_neighbours_and_the_run(width):
+    x, weight = problem(301, width, 200)
+    packed, bias, other = hk.pack_weight(weight), torch.randn(200), torch.randn(301, 200)
+    first = hk.packed_linear(x, packed, bias, other, activation="gelu")
+    torch.set_num_threads(1)
+    assert torch.equal(hk.packed_linear(x, packed, bias, other, activation="gelu"), first)
+    for rows in (slice(17, 18), slice(100, 116), slice(250, 301)):
+        assert torch.equal(hk.packed_linear(x[rows], packed, bias, other[rows], activation="gelu"), first[rows])
+
+
+def test_more_than_65536_rows():
+    x, weight = torch.randint(-9, 9, (70_000, 8)), torch.randint(-9, 9, (5, 8))
+    assert torch.equal(hk.packed_linear(x.float(), hk.pack_weight(weight.float())), (x @ weight.t()).float())
+
+
+def arguments(**changed):
+    x, weight = problem(6, 24, 20)
+    given = dict(
+        x=x, weight=hk.pack_weight(weight).data, columns=20, bias=torch.randn(20), other=torch.randn(6, 20), activation=0
+    )
+    return given | changed
+
+
+@pytest.mark.parametrize("changed", [dict(), dict(bias=None, other=None, activation=None)], ids=["all", "bare"])
+def test_opcheck(changed):
+    torch.library.opcheck(torch.ops.hbert_kernels.packed_linear.default, tuple(arguments(**changed).values()))
+
+
+def test_compiles_without_graph_breaks_or_recompiles():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    weight, bias = hk.pack_weight(torch.randn(20, 24)), torch.randn(20)
+
+    def layer(x, other):
+        return hk.packed_linear(x, weight, bias, other, activation="gelu")
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for tokens in (5, 2, 17, 64):  # the first is no other dimension: the compiler would take both for one
+        x, other = torch.randn(tokens, 24), torch.randn(tokens, 20)
+        assert torch.equal(compiled(x, other), layer(x, other))
+    assert counter.frame_count == 1
+
+
+def test_autocast_changes_nothing():
+    x, weight = problem(6, 24, 20)
+    packed = hk.pack_weight(weight)
+    for backend in ("cpp", "reference"):
+        with hk.use_backend(backend):
+            expected = hk.packed_linear(x, packed)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(hk.packed_linear(x, packed), expected)
+
+
+def test_a_gradient_is_an_error():
+    x, weight = problem(6, 24, 20)
+    packed = hk.pack_weight(weight.requires_grad_())
+    assert not packed.data.requires_grad
+    for changed in (dict(x=x.clone().requires_grad_()), dict(bias=torch.randn(20, requires_grad=True))):
+        with pytest.raises(RuntimeError, match="packed_linear has no gradient: call it under torch.no_grad"):
+            hk.packed_linear(**dict(x=x, weight=packed) | changed)
+        with torch.no_grad():
+            assert not hk.packed_linear(**dict(x=x, weight=packed) | changed).requires_grad
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(weight=torch.zeros(20, 24)), TypeError, "weight must be from pack_weight, got Tensor"),
+        (dict(x=[1.0]), TypeError, "x must be a torch.Tensor, got list"),
+        (dict(x=torch.zeros(6, 24).bfloat16()), TypeError, "x must be torch.float32, got torch.bfloat16"),
+        (dict(x=torch.zeros(24)), ValueError, "x must be packed"),
+        (dict(x=torch.zeros(6, 23)), ValueError, "x has 23 features, the weight takes 24"),
+        (dict(bias=torch.zeros(19)), ValueError, r"bias has shape \(19,\), expected \(20,\)"),
+        (dict(bias=torch.zeros(20).double()), TypeError, "bias must be torch.float32, got torch.float64"),
+        (dict(other=torch.zeros(5, 20)), ValueError, r"other has shape \(5, 20\), expected \(6, 20\)"),
+        (dict(other=torch.zeros(6, 20, device="meta")), ValueError, "other is on meta"),
+        (dict(activation="silu"), ValueError, "unknown activation 'silu'"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(change, error, message, backend):
+    x, weight = problem(6, 24, 20)
+    with hk.use_backend(backend), pytest.raises(error, match=message):
+        hk.packed_linear(**dict(x=x, weight=hk.pack_weight(weight)) | change)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (torch.zeros(3, 4, dtype=torch.float64), TypeError, "weight must be torch.float32, got torch.float64"),
+        (torch.zeros(3), ValueError, r"weight must be \[N, K\]"),
+        (torch.zeros(0, 4), ValueError, r"weight must be \[N, K\] with N, K > 0"),
+        (torch.zeros(4, 0), ValueError, r"weight must be \[N, K\] with N, K > 0"),
+    ],
+    ids=str,
+)
+def test_weights_that_are_refused(weight, error, message):
+    with pytest.raises(error, match=f"pack_weight: {message}"):
+        hk.pack_weight(weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: dict(x=a["x"].double()), "x must be float32"),
+        (lambda a: dict(x=a["x"][:, :-4]), "the weight is not one of 20 x 20"),
+        (lambda a: dict(columns=1000), "the weight is not one of 1000 x 24"),
+        (lambda a: dict(weight=a["weight"][:, :, :-1].contiguous()), "laid out for another instruction set level"),
+        (lambda a: dict(weight=a["weight"].transpose(0, 1)), "weight must be contiguous float32"),
+        (lambda a: dict(weight=a["weight"].double()), "weight must be contiguous float32"),
+        (lambda a: dict(bias=a["bias"][1:]), r"bias must be float32 \[20\]"),
+        (lambda a: dict(bias=a["bias"].double()), r"bias must be float32 \[20\]"),
+        (lambda a: dict(other=a["other"][1:]), r"other must be \[6, 20\]"),
+        (lambda a: dict(other=a["other"].double()), "other must be float32"),
+        (lambda a: dict(activation=3), "activation must be 0"),
+    ],
+)
+def test_the_op_itself_refuses_what_does_not_fit(change, message):
+    given = arguments()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.hbert_kernels.packed_linear(**given | change(given))
