@@ -106,9 +106,10 @@ def compiled(peer: str, model: nn.Module) -> Any:
     if peer not in (*FROZEN, "hf-compile"):
         return model
     if peer in FROZEN:
-        import torch._inductor.config
+        # Not "import torch...": that would make torch a name of this function.
+        from torch._inductor import config
 
-        torch._inductor.config.freezing = True
+        config.freezing = True
     return torch.compile(model, dynamic=False)
 
 
