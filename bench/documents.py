@@ -50,8 +50,9 @@ MEASURED = {
     ),
     **{
         f"training-{size}-{heap}": Measured(
-            "results-pretraining.md", f"--suite throughput --size {size} --shapes {shape} --dtype fp32 --models {_TRAINED} "
-            f"--peers hf,hf-compile --heap {heap} --min-time 20"
+            "results-pretraining.md",
+            f"--suite throughput --size {size} --shapes {shape} --dtype fp32 --models {_TRAINED} --peers hf,hf-compile "
+            f"--heap {heap} --min-time 8",
         )
         for size, shape in (("4x256", "32x128"), ("base", "8x128")) for heap in ("ours", "all")
     },

@@ -1,4 +1,4 @@
-"""packed_linear against F.linear (MKL, which packs the weight at each call) and oneDNN's product with a packed weight."""
+"""packed_linear against F.linear (MKL packs the weight at each call) and oneDNN's product with a packed weight."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SHAPES = ((1, 16), (1, 128), (8, 128))
 
 def _cost(setting: Setting) -> Cost:
     width, columns = _WIDTHS[setting.variant]
-    rows, results, weight = (n * setting.itemsize for n in (setting.tokens * width, setting.tokens * columns, width * columns))
-    return Cost(rows + weight, results, Gemm(setting.tokens, width, columns))
+    rows, results = (setting.tokens * n * setting.itemsize for n in (width, columns))
+    return Cost(rows + width * columns * setting.itemsize, results, Gemm(setting.tokens, width, columns))
 
 
 def _only_in_float32(function: Function) -> Function:

@@ -64,5 +64,6 @@ def step_times(group: str) -> str:
     lines = []
     for arm in arms:
         measured = [times.get(f"{arm.name}-{blocks}") for blocks in plan.BLOCKS]
-        lines.append([f"{arm.name}: {arm.what}", *("" if one is None else f"{1e3 * one['median']:.0f}" for one in measured)])
+        cells = ["" if one is None else f"{1e3 * one['median']:.0f}" for one in measured]
+        lines.append([f"{arm.name}: {arm.what}", *cells])
     return markdown(["arm", *(f"blocks of {blocks}, ms" for blocks in plan.BLOCKS)], lines)

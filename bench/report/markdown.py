@@ -14,8 +14,8 @@ from hbert.evaluate.summary import markdown
 def tables(results: Results) -> str:
     """Two tables for each suite and dtype, as far as there are rows for them.
 
-    Time or rate, ratio to each peer with its interval, rate, times the floor: a line is one candidate of one case; a last
-    column counts the undisturbed rounds behind it. Peak memory: a line is a case.
+    Time or rate, ratio to each peer with its interval, rate, times the floor: a line is one candidate of one case; the
+    last column counts the undisturbed rounds behind it. Peak memory: a line is a case.
     """
     parts = []
     for (suite, dtype), rows in grouped(results.rows, lambda row: (row.suite, row.dtype)).items():

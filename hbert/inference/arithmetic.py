@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hbert.layers import ACTIVATIONS, Carry
+from hbert.layers import Carry
 from hbert.layout import PackedLayout
 from hbert_kernels.nn import ConvLayerNorm
 
 from .kernels import Kernels
-from .linear import Int8Linear, PackedLinear, row_count
+from .linear import Int8Linear, own_product_is_faster, pack, row_count
 from .smoothing import smoothing_scale
 
-# By arithmetic: PackedLinear or Int8Linear, and what that reads, a tensor or Int8Rows.
+# By arithmetic: KernelLinear or TorchLinear, or Int8Linear, and what that reads, a tensor or Int8Rows.
 Packed = Any
 Rows = Any
 Affine = tuple[Tensor, "Tensor | None"]
@@ -84,21 +84,19 @@ class Floating:
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         """A linear layer, as the next two take it."""
-        return PackedLinear(weight, bias, self.dtype)
+        return pack(weight, bias, self.dtype)
 
-    @staticmethod
-    def row_count(rows: int) -> int:
+    def row_count(self, rows: int) -> int:
         """Rows to compute with, those behind the last token being dead."""
-        return row_count(rows)
+        return rows if own_product_is_faster(self.dtype) else row_count(rows)
 
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:
         """``x W^T + b [+ other]``."""
-        return layer(rows, other)
+        return layer(self.kernels, rows, other)
 
     def activated(self, layer: Packed, rows: Rows, activation: str) -> Rows:
         """``act(x W^T + b)``, as a linear layer reads it."""
-        # GELU inside of oneDNN's product takes longer than torch's behind it (docs/inference.md).
-        return ACTIVATIONS[activation](layer(rows))
+        return layer.activated(self.kernels, rows, activation)
 
     def rows(self, x: Tensor, scale: Tensor | None = None) -> Rows:
         """What a linear layer reads, where no norm gives it: x, or x o scale."""
@@ -152,8 +150,7 @@ class Int8:
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         return Int8Linear(weight, bias)
 
-    @staticmethod
-    def row_count(rows: int) -> int:
+    def row_count(self, rows: int) -> int:
         return rows
 
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:

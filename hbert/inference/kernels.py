@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hbert_kernels
 from hbert.layout import PackedLayout
-from hbert_kernels import Int8Rows, PackedInt8Weight
+from hbert_kernels import Int8Rows, PackedInt8Weight, PackedWeight
 from hbert_kernels._dispatch import select
 from hbert_kernels.ops.activation_layer_norm import CODES
 
@@ -73,6 +73,12 @@ class Kernels:
         )  # fmt: skip
 
     @staticmethod
+    def packed_linear(
+        x: Tensor, weight: PackedWeight, bias: Tensor | None, other: Tensor | None, activation: str | None = None
+    ) -> Tensor:
+        return hbert_kernels.packed_linear(x, weight, bias, other, activation=activation)
+
+    @staticmethod
     def quantize_rows(x: Tensor, activation: str | None = None) -> Int8Rows:
         return hbert_kernels.quantize_rows(x, activation=activation)
 
@@ -101,6 +107,10 @@ class Kernels:
     @staticmethod
     def activation_layer_norm_int8(x: Tensor, eps: float, activation: str) -> Int8Rows:
         return hbert_kernels.activation_layer_norm_int8(x, None, None, eps, activation=activation)
+
+
+def _code(activation: str | None) -> int | None:
+    return None if activation is None else CODES[activation]
 
 
 class CompiledKernels(Kernels):
@@ -141,8 +151,14 @@ class CompiledKernels(Kernels):
         )[0]  # fmt: skip
 
     @staticmethod
+    def packed_linear(
+        x: Tensor, weight: PackedWeight, bias: Tensor | None, other: Tensor | None, activation: str | None = None
+    ) -> Tensor:
+        return _OPS.packed_linear.default(x, *weight, bias, other, _code(activation))
+
+    @staticmethod
     def quantize_rows(x: Tensor, activation: str | None = None) -> Int8Rows:
-        return Int8Rows(*_OPS.quantize_rows.default(x, None if activation is None else CODES[activation]))
+        return Int8Rows(*_OPS.quantize_rows.default(x, _code(activation)))
 
     @staticmethod
     def int8_linear(x: Int8Rows, weight: PackedInt8Weight, bias: Tensor | None, other: Tensor | None) -> Tensor:

@@ -8,17 +8,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbert_kernels import pack_int8_weight
+from hbert.layers import ACTIVATIONS
+from hbert_kernels import cpu_capability, pack_int8_weight, pack_weight
+
+from .kernels import Kernels
 
 _OPS = torch.ops.mkldnn
-_MOST_PACKED_ROWS = 128  # of a product, where the weight is there in both layouts
 
 
-class PackedLinear:
+class KernelLinear:
+    """The weight and bias of :func:`hbert_kernels.packed_linear`; float32.
+
+    Args:
+        weight: [N, K], any floating dtype.
+        bias: [N], or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight = pack_weight(weight.detach().float())
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+
+    def __call__(self, kernels: type[Kernels], x: Tensor, other: Tensor | None = None) -> Tensor:
+        return kernels.packed_linear(x, self.weight, self.bias, other)
+
+    def activated(self, kernels: type[Kernels], x: Tensor, activation: str) -> Tensor:
+        return kernels.packed_linear(x, self.weight, self.bias, None, activation)
+
+
+class TorchLinear:
     """``x W^T + b``, optionally ``+ other``, for x [T, K] -> [T, N].
 
     On a CPU with oneDNN the weight is reordered once, and the sum is part of the product; elsewhere it is
-    ``torch.nn.functional.linear``. In float32 on a CPU with AVX2 alone it is both, by the number of rows.
+    ``torch.nn.functional.linear``.
 
     Args:
         weight: [N, K], any floating dtype.
@@ -28,17 +49,21 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         plain = weight.detach().to(dtype, copy=True).contiguous()
+        self.is_packed = _can_pack(weight.device.type, dtype)
+        self.weight = _OPS._reorder_linear_weight(plain, None) if self.is_packed else plain
         self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
-        self.packed = _OPS._reorder_linear_weight(plain, None) if _can_pack(weight.device.type, dtype) else None
-        self.plain = plain if self.packed is None or _plain_is_faster_for_many_rows(dtype) else None
 
-    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        if self.plain is not None and (self.packed is None or x.shape[0] > _MOST_PACKED_ROWS):
-            y = F.linear(x, self.plain, self.bias)
+    def __call__(self, kernels: type[Kernels], x: Tensor, other: Tensor | None = None) -> Tensor:
+        if not self.is_packed:
+            y = F.linear(x, self.weight, self.bias)
             return y if other is None else y.add_(other)
         if other is not None:
-            return _OPS._linear_pointwise.binary(x, other, self.packed, self.bias, "add")
-        return _OPS._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
+            return _OPS._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+        return _OPS._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
+
+    def activated(self, kernels: type[Kernels], x: Tensor, activation: str) -> Tensor:
+        # GELU inside of oneDNN's product takes longer than torch's behind it (docs/inference.md).
+        return ACTIVATIONS[activation](self(kernels, x))
 
 
 class Int8Linear:
@@ -57,21 +82,26 @@ class Int8Linear:
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
 
 
+def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> KernelLinear | TorchLinear:
+    """The fastest layer for this weight, dtype and processor."""
+    if weight.device.type == "cpu" and own_product_is_faster(dtype):
+        return KernelLinear(weight, bias)
+    return TorchLinear(weight, bias, dtype)
+
+
+def own_product_is_faster(dtype: torch.dtype) -> bool:
+    """Whether linear layers on the CPU run our kernel, not oneDNN's: measured with AVX2 alone (docs/inference.md)."""
+    return dtype == torch.float32 and cpu_capability() == "avx2"
+
+
 def row_count(rows: int) -> int:
-    """Rows that a product of so many is better made with: one of 16 numbers in each octave, at most 1/16 more.
+    """Rows that a product of oneDNN of so many is better made with: one of 16 numbers an octave, at most 1/16 more.
 
     oneDNN compiles code for each number of rows and never gives all of it back: half a MiB for each number and shape
     of a weight, whatever ONEDNN_PRIMITIVE_CACHE_CAPACITY says (docs/inference.md).
     """
     step = 1 << max(rows.bit_length() - 5, 0)
     return -(-rows // step) * step
-
-
-@functools.cache
-def _plain_is_faster_for_many_rows(dtype: torch.dtype) -> bool:
-    # MKL packs the weight at each call: a third of the time of 16 rows, nothing beside hundreds (docs/inference.md).
-    alone = torch.backends.cpu.get_cpu_capability() == "AVX2" and torch.backends.mkl.is_available()
-    return dtype == torch.float32 and alone
 
 
 @functools.cache

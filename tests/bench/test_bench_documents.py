@@ -6,12 +6,12 @@ import json
 import subprocess
 
 import pytest
-from sample_results import write_record, write_rows, write_sample, sample_rows
+from sample_results import sample_rows, write_record, write_rows, write_sample
 
 from bench import documents, run
 from bench.finetuning import report as finetuning
-from bench.pretraining import report as pretraining
 from bench.pretraining import plan, store, tables
+from bench.pretraining import report as pretraining
 from bench.report.results import read_results
 from hbert.data.errors import HbertError
 
@@ -71,7 +71,8 @@ def test_measuring_rewrites_the_page(docs, monkeypatch):
     assert documents.main(["--measure", "latency"]) == 0
     page = (docs / "inference.md").read_text()
     assert "`python bench/run.py --suite latency --dtype fp32`" in page and "| base/1x128 | hbert-v1 |" in page
-    assert "2 pinned threads" in page and "2026-01-02" in page and "ct2-int8" in page and "**The machine was busy**" in page
+    assert "2 pinned threads" in page and "2026-01-02" in page
+    assert "ct2-int8" in page and "**The machine was busy**" in page
 
 
 @pytest.mark.parametrize("code", [1, 4])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ from bench.names import (
     is_packed,
 )
 from bench.names import DTYPES as ALL_DTYPES
+from bench.peers import FROZEN, VOCAB_SIZE, batches, build, compiled, dense_copy, dtype_name, ids_and_mask, traits
 from bench.peers import SIZES as BUILT_SIZES
-from bench.peers import VOCAB_SIZE, batches, build, dense_copy, dtype_name, ids_and_mask, traits
 from bench.runtime import DTYPES
 from bench.suites import SIZES, SUITES
 from bench.suites.latency import Forward, builder
@@ -152,6 +153,18 @@ def test_names_tell_the_dtype_of_a_peer():
     assert [fixed_dtype(peer) for peer in ("hf-fp32", "ov-bf16", "torchao-int8")] == list(ALL_DTYPES)
     assert computes_in(OPTIMIZED, "int8") and computes_in("hf-fp32", "int8") and not computes_in("hbert-v1", "int8")
     assert is_packed(OPTIMIZED) and is_packed(PATCHED) and not is_packed("hf") and not is_packed("ort-fp32")
+
+
+@pytest.mark.parametrize("peer", ["hf-compile", *FROZEN])
+def test_a_compiled_peer_is_compiled_and_the_same(peer, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model, inputs = build("hf", "encoder", "tiny"), ids_and_mask(2, 9, CPU)
+    with torch.no_grad(), config.patch(freezing=False):
+        found = compiled(peer, model)
+        assert isinstance(found, torch._dynamo.OptimizedModule) and config.freezing == (peer in FROZEN)
+        assert torch.equal(found(**inputs).last_hidden_state, model(**inputs).last_hidden_state)
 
 
 def test_longer_sequences_get_more_positions():

@@ -24,7 +24,8 @@ from hbert import (
     HBertForTokenClassification,
     optimize,
 )
-from hbert.inference.linear import PackedLinear, row_count
+from hbert.inference.kernels import CompiledKernels, Kernels
+from hbert.inference.linear import KernelLinear, TorchLinear, own_product_is_faster, pack, row_count
 from hbert_kernels import use_backend
 from hbert_kernels.packing import Packing
 
@@ -193,9 +194,11 @@ def test_the_reference_path(dtype):
 def test_without_the_ops_of_onednn(monkeypatch):
     model = small_model(dtype=torch.float32, **HYBRID)
     ids, mask = batch()
-    monkeypatch.setattr(hbert.inference.linear, "_can_pack", lambda device, dtype: False)
-    fast = optimize(model)
-    torch.testing.assert_close(fast(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state, **FP32)
+    monkeypatch.setattr(hbert.inference.linear, "cpu_capability", lambda: "none")
+    for can_pack in (True, False):
+        monkeypatch.setattr(hbert.inference.linear, "_can_pack", lambda device, dtype, can=can_pack: can)
+        fast = optimize(model)
+        torch.testing.assert_close(fast(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state, **FP32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -204,14 +207,27 @@ def test_linear_layers_are_packed_and_add(dtype, rows):
     torch.manual_seed(0)
     weight, bias = torch.randn(24, 40), torch.randn(24)
     x, other = torch.randn(rows, 40).to(dtype), torch.randn(rows, 24).to(dtype)
-    linear = PackedLinear(weight, bias, dtype)
-    assert (linear.packed is not None) == (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    linears = [TorchLinear(weight, bias, dtype), *([KernelLinear(weight, bias)] if dtype == torch.float32 else [])]
+    assert linears[0].is_packed == (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     exact = x.double() @ weight.to(dtype).double().T + bias.to(dtype).double()
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
     kept = other.clone()
-    torch.testing.assert_close(linear(x).double(), exact, **tolerance)
-    torch.testing.assert_close(linear(x, other).double(), exact + other.double(), **tolerance)
-    assert torch.equal(other, kept)
+    for linear in linears:
+        for kernels in (Kernels, CompiledKernels):
+            torch.testing.assert_close(linear(kernels, x).double(), exact, **tolerance)
+            torch.testing.assert_close(linear(kernels, x, other).double(), exact + other.double(), **tolerance)
+            gelu = torch.nn.functional.gelu(exact)
+            torch.testing.assert_close(linear.activated(kernels, x, "gelu").double(), gelu, **tolerance)
+            assert torch.equal(other, kept)
+
+
+def test_our_product_runs_where_it_was_measured(monkeypatch):
+    weight = torch.randn(24, 40)
+    for level in ("none", "scalar", "avx2", "avx512", "avx512_bf16"):
+        monkeypatch.setattr(hbert.inference.linear, "cpu_capability", lambda level=level: level)
+        assert own_product_is_faster(torch.float32) == (level == "avx2")
+        assert type(pack(weight, None, torch.float32)) is (KernelLinear if level == "avx2" else TorchLinear)
+        assert type(pack(weight, None, torch.bfloat16)) is TorchLinear
 
 
 def test_numbers_of_rows_are_few_and_near():
@@ -223,7 +239,8 @@ def test_numbers_of_rows_are_few_and_near():
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("style", ["sub_ln", "post_ln"])
-def test_rows_behind_the_last_token_are_not_seen(style, dtype):
+def test_rows_behind_the_last_token_are_not_seen(style, dtype, monkeypatch):
+    monkeypatch.setattr(hbert.inference.linear, "cpu_capability", lambda: "none")  # oneDNN's products, so dead rows
     model = small_model(dtype=torch.float32, layer_types="AS", norm_style=style)
     ids = batch(rows=5, length=35)[0]
     assert row_count(ids.numel()) > ids.numel()
