@@ -41,7 +41,7 @@ def run(function: type[torch.autograd.Function], op: Callable[..., Any], *argume
 
 
 def without_gradients(op: str, *arguments: Any) -> None:
-    """``RuntimeError`` where a derivative of a call on these arguments can be asked for: for inference there is none."""
+    """``RuntimeError`` where a derivative of a call on these arguments can be asked for."""
     if _has_derivative(arguments):
         raise RuntimeError(f"{op} has no gradient: call it under torch.no_grad() or torch.inference_mode()")
 
