@@ -21,7 +21,7 @@ from hbert.patching.encoder import has_patch
 
 from .arithmetic import DTYPES
 from .bert import OptimizedBertModel
-from .checkpoint import Original, load_model, read_recipe
+from .checkpoint import InMemory, OnDisk, Original, load_model, read_recipe
 from .encoder import OptimizedHBertModel
 
 __all__ = ["OptimizedBertModel", "OptimizedHBertModel", "optimize"]
@@ -44,9 +44,8 @@ def optimize(model: nn.Module | str | Path, dtype: str | None = None) -> nn.Modu
 
     The copy is in evaluation mode, has no gradients and does not see later changes of the original's weights. Its
     ``save_pretrained(folder)`` writes the original's weights and a recipe; ``optimize(folder)`` loads them and
-    packs again. To that end it refers to the original, which stays in memory as long as the copy does. Weights that
-    transformers has read from a safetensors file are mapped into memory: these the system takes back when it needs
-    room. Those of a model that was made or trained in this process it cannot: save, and optimize the folder.
+    packs again. To that end it refers to the original: a model stays in memory as long as the copy does, a folder is
+    read again. So for the sake of memory, save a model that was trained in this process, and optimize the folder.
 
     Args:
         model: an HBERT model, a BERT, RoBERTa, XLM-R or DistilBERT of transformers, with a head or without, or a
@@ -67,10 +66,11 @@ def optimize(model: nn.Module | str | Path, dtype: str | None = None) -> nn.Modu
     if isinstance(model, str | Path):
         folder = Path(model)
         dtype = dtype or read_recipe(folder)
-        model = load_model(folder)
+        loaded = load_model(folder)
+        return _optimized(loaded, OnDisk(folder), _check_dtype(dtype or "fp32"))
     if not isinstance(model, nn.Module):
         raise TypeError(f"optimize takes a torch.nn.Module or the path of a folder, got {type(model).__name__}")
-    return _optimized(model, _check_dtype(dtype or "fp32"))
+    return _optimized(model, InMemory(model), _check_dtype(dtype or "fp32"))
 
 
 def _check_dtype(dtype: str) -> str:
@@ -79,7 +79,7 @@ def _check_dtype(dtype: str) -> str:
     return dtype
 
 
-def _optimized(model: nn.Module, dtype: str) -> nn.Module:
+def _optimized(model: nn.Module, source: InMemory | OnDisk, dtype: str) -> nn.Module:
     encoders = [module for module in model.modules() if type(module) in _ENCODERS]
     if not encoders:
         raise ValueError(f"{type(model).__name__} cannot be optimized: {_why_not(model)}")
@@ -93,7 +93,7 @@ def _optimized(model: nn.Module, dtype: str) -> nn.Module:
         if id(module) not in inside:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(around)
-    save: Any = Original(model, dtype).save_pretrained
+    save: Any = Original(source, dtype).save_pretrained
     # On the object: its class stays the one that pipelines and other libraries know.
     for name in ("save_pretrained", "save"):
         if name == "save_pretrained" or hasattr(twin, name):

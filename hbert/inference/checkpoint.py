@@ -27,19 +27,57 @@ RECIPE = "hbert_optimize.json"
 FORMAT = 1
 _SENTENCE_TRANSFORMER = "modules.json"
 _POOLER = "pooler."
+_WEIGHTS, _CONFIGURATIONS = {".safetensors", ".bin"}, {"config.json", _SENTENCE_TRANSFORMER}
+
+
+class InMemory:
+    """A model as the original of an optimized one: referred to, not copied."""
+
+    def __init__(self, model: nn.Module):
+        self._model, self._weights = model, _state(model)
+
+    def model(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            ValueError: it has changed since.
+        """
+        if _state(self._model) != self._weights:
+            raise ValueError(
+                f"the weights of this {type(self._model).__name__} were changed or moved after optimize(): optimize it"
+                " again, then save"
+            )
+        return self._model
+
+
+class OnDisk:
+    """The model of a folder as the original: read again when it is asked for, so that it takes no memory until then."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._files = folder.absolute(), _files(folder)
+
+    def model(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            ValueError: the folder has changed since.
+            HbertError: it cannot be loaded any more.
+        """
+        if not self._folder.is_dir() or _files(self._folder) != self._files:
+            raise ValueError(f"{self._folder} was changed after optimize(): optimize it again, then save")
+        return load_model(self._folder)
 
 
 class Original:
-    """The model that an optimized one was made of: referred to, not copied, so that it can be saved.
+    """What an optimized model was made of, so that it can be saved.
 
     Args:
-        model: the original.
+        source: the original.
         dtype: what it was optimized for.
     """
 
-    def __init__(self, model: nn.Module, dtype: str):
-        self._model, self._dtype = model, dtype
-        self._weights = _state(model)
+    def __init__(self, source: InMemory | OnDisk, dtype: str):
+        self._source, self._dtype = source, dtype
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the original's weights and configuration, and the recipe: what ``hbert.optimize(folder)`` loads.
@@ -50,14 +88,11 @@ class Original:
             HbertError: the folder is there and not empty, or it cannot be written.
             ValueError: the original has changed since it was optimized, or cannot be saved.
         """
-        folder, kind = Path(folder), type(self._model).__name__
-        save: Any = getattr(self._model, "save_pretrained", None)
+        folder, model = Path(folder), self._source.model()
+        save: Any = getattr(model, "save_pretrained", None)
         if save is None:
+            kind = type(model).__name__
             raise ValueError(f"a {kind} has no save_pretrained: save what it is made of, and optimize it when loaded")
-        if _state(self._model) != self._weights:
-            raise ValueError(
-                f"the weights of this {kind} were changed or moved after optimize(): optimize it again, then save"
-            )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise HbertError(f"{folder} is not an empty folder; choose another")
         try:
@@ -76,6 +111,12 @@ def _state(model: nn.Module) -> list[tuple[int, int]]:
     """What differs as soon as a tensor of the model was written to or replaced."""
     tensors = [*model.parameters(), *model.buffers()]
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """What differs as soon as a file of weights or configuration in the folder was written to or replaced."""
+    found = [path for path in folder.rglob("*") if path.suffix in _WEIGHTS or path.name in _CONFIGURATIONS]
+    return {path.relative_to(folder): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,14 +87,31 @@ def test_a_head_that_reads_the_pooler_needs_it(tmp_path):
         optimize(tmp_path)
 
 
-def test_weights_stay_in_the_file_that_they_were_read_from(tmp_path):
-    small_model(dtype=torch.float32).save_pretrained(tmp_path)
-    fast = optimize(tmp_path)
-    original = fast.save_pretrained.__self__._model
-    with open("/proc/self/maps") as maps:
-        mapped = [line.split()[0].split("-") for line in maps if str(tmp_path / "model.safetensors") in line]
-    ranges = [(int(start, 16), int(end, 16)) for start, end in mapped]
-    assert all(any(a <= p.data_ptr() < b for a, b in ranges) for p in original.parameters())
+def test_the_model_of_a_folder_is_not_kept_and_read_again_to_be_saved(tmp_path):
+    model = small_model(dtype=torch.float32, **HYBRID)
+    model.save_pretrained(tmp_path / "plain")
+    fast = optimize(tmp_path / "plain", "int8")
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert not [one for one in gc.get_objects() if type(one) is HBertModel and one is not model]
+    (tmp_path / "plain" / "tokenizer.json").write_text("{}")  # is beside the model, not of it
+    fast.save_pretrained(tmp_path / "saved")
+    assert torch.equal(optimize(tmp_path / "saved")(*batch())[0], fast(*batch())[0])
+
+
+@pytest.mark.parametrize("change", [
+    lambda folder: small_model(dtype=torch.float32, **HYBRID).save_pretrained(folder),
+    lambda folder: (folder / "config.json").write_text("{}"),
+    lambda folder: (folder / "model.safetensors").unlink(),
+    shutil.rmtree,
+])
+def test_a_folder_that_has_changed_is_not_saved(change, tmp_path):
+    small_model(dtype=torch.float32).save_pretrained(tmp_path / "plain")
+    fast = optimize(tmp_path / "plain")
+    change(tmp_path / "plain")
+    with pytest.raises(ValueError, match="plain was changed after optimize"):
+        fast.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def sentence_transformer(folder):
