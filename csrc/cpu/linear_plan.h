@@ -13,7 +13,7 @@ struct LinearPlan {
 
   int64_t rows, columns, block_rows, row_blocks, column_blocks, grain;
 
-  // most_rows: of a block. tile_rows: rows that are computed together.
+  // most_rows: of a block. tile_rows: what the rows of a block are a multiple of.
   LinearPlan(int64_t num_rows, int64_t width, int64_t num_columns, int64_t most_rows, int64_t tile_rows)
       : rows(num_rows), columns(num_columns) {
     row_blocks = (rows + most_rows - 1) / most_rows;

@@ -17,8 +17,7 @@ struct PackedLinear {
 };
 
 struct PackedLinearKernels {
-  int64_t panel;      // the layout of the weight at this level: columns side by side
-  int64_t tile_rows;  // rows that are computed together
+  int64_t panel;  // the layout of the weight at this level: columns side by side
 
   // rows: [end - begin, width], in an order of its own.
   void (*pack)(const PackedLinear&, int64_t begin, int64_t end, float* rows);

@@ -18,15 +18,24 @@ constexpr int64_t kLongChain = 128;
 // Tiles that fetch what the next block of the panel is into the second cache, each its share.
 constexpr int64_t kMaxFetching = 4;
 
+// Tiles of so many rows, as equal as can be: one of two rows would take as long as one of four.
+struct Tiles {
+  int64_t rows, count;
+  explicit Tiles(int64_t num_rows) : rows(num_rows), count((num_rows + kTileRows - 1) / kTileRows) {}
+  int64_t first(int64_t tile) const { return rows * tile / count; }
+  int64_t size(int64_t tile) const { return first(tile + 1) - first(tile); }
+};
+
 // [tiles, width, rows of the tile]: what a step reads lies side by side.
 void pack(const PackedLinear& a, int64_t begin, int64_t end, float* rows) {
-  for (int64_t row = begin; row < end; row += kTileRows) {
-    const int64_t count = smaller(kTileRows, end - row);
-    for (int64_t r = 0; r < count; ++r) {
-      const float* x = a.x + (row + r) * a.width;
-      for (int64_t k = 0; k < a.width; ++k) rows[k * count + r] = x[k];
+  const Tiles tiles(end - begin);
+  for (int64_t tile = 0; tile < tiles.count; ++tile) {
+    const int64_t size = tiles.size(tile);
+    for (int64_t r = 0; r < size; ++r) {
+      const float* x = a.x + (begin + tiles.first(tile) + r) * a.width;
+      for (int64_t k = 0; k < a.width; ++k) rows[k * size + r] = x[k];
     }
-    rows += count * a.width;
+    rows += size * a.width;
   }
 }
 
@@ -88,16 +97,17 @@ inline void add_rows(int64_t count, const float* rows, const float* weights, int
 void multiply_panel(const float* rows, int64_t count, const float* weights, int64_t steps, float* sums) {
   constexpr int64_t kBytes = kPanel * static_cast<int64_t>(sizeof(float));
   fill(sums, count * kPanel, 0.0f);
-  const int64_t fetching = smaller(kMaxFetching, (count + kTileRows - 1) / kTileRows);
+  const Tiles tiles(count);
+  const int64_t fetching = smaller(kMaxFetching, tiles.count);
   for (int64_t step = 0; step < steps; step += kBlockSteps) {
     const int64_t block = smaller(kBlockSteps, steps - step);
     const float* from = weights + step * kPanel;
     const char *here = reinterpret_cast<const char*>(from), *next = here + block * kBytes;
-    for (int64_t r = 0; r < count; r += kTileRows) {
-      const int64_t tile = r / kTileRows, in_tile = smaller(kTileRows, count - r);
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {
+      const int64_t first = tiles.first(tile), size = tiles.size(tile);
       const Fetch fetch =
           tile < fetching ? Fetch{next + tile * block * kBytes / fetching, kBytes / fetching} : Fetch{here, 0};
-      add_rows(in_tile, rows + r * steps + step * in_tile, from, block, fetch, sums + r * kPanel);
+      add_rows(size, rows + first * steps + step * size, from, block, fetch, sums + first * kPanel);
     }
   }
 }
@@ -148,6 +158,6 @@ void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column,
 
 namespace hbert {
 namespace HBERT_LEVEL {
-extern const PackedLinearKernels kPackedLinear = {kPanel, kTileRows, pack, multiply};
+extern const PackedLinearKernels kPackedLinear = {kPanel, pack, multiply};
 }
 }  // namespace hbert
