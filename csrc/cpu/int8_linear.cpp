@@ -43,7 +43,7 @@ DType output_dtype(ScalarType dtype) {
 
 void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
   const int64_t most = std::clamp(kRowsBytes / k.row_bytes(args.width), kMinRows, kMaxRows);
-  const LinearPlan plan(rows, args.width, args.columns, most, k.tile_rows);
+  const LinearPlan plan(rows, args.width, args.columns, most);
   const size_t packed_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
   const size_t sums_bytes = plan.block_rows * k.panel * sizeof(int32_t);
   torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {

@@ -21,7 +21,6 @@ struct Int8Linear {
 struct Int8LinearKernels {
   int64_t panel, group;  // the layout of the weight at this level: columns side by side, and numbers of each
   bool offset;           // rows are read with 128 added, so that `start` has to be -128 sum_k w[n, k], otherwise 0
-  int64_t tile_rows;     // rows that are computed together
 
   // Bytes of one row as pack leaves it.
   int64_t (*row_bytes)(int64_t width);

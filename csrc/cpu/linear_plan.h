@@ -13,14 +13,12 @@ struct LinearPlan {
 
   int64_t rows, columns, block_rows, row_blocks, column_blocks, grain;
 
-  // most_rows: of a block. tile_rows: what the rows of a block are a multiple of.
-  LinearPlan(int64_t num_rows, int64_t width, int64_t num_columns, int64_t most_rows, int64_t tile_rows)
+  LinearPlan(int64_t num_rows, int64_t width, int64_t num_columns, int64_t most_rows)
       : rows(num_rows), columns(num_columns) {
     row_blocks = (rows + most_rows - 1) / most_rows;
-    const int64_t equal = (rows + std::max<int64_t>(row_blocks, 1) - 1) / std::max<int64_t>(row_blocks, 1);
-    block_rows = (equal + tile_rows - 1) / tile_rows * tile_rows;
+    block_rows = row_blocks == 0 ? 0 : (rows + row_blocks - 1) / row_blocks;
     column_blocks = (columns + kTaskColumns - 1) / kTaskColumns;
-    grain = 1 + kMinProducts / (std::max<int64_t>(equal, 1) * width * kTaskColumns);
+    grain = 1 + kMinProducts / (std::max<int64_t>(block_rows, 1) * width * kTaskColumns);
   }
 
   int64_t tasks() const { return row_blocks * column_blocks; }
@@ -32,7 +30,7 @@ struct LinearPlan {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / column_blocks, column = task % column_blocks * kTaskColumns;
       const int64_t first = block * block_rows, last = std::min(first + block_rows, rows);
-      if (first >= last) continue;  // rounding to whole tiles has left nothing to the last block
+      if (first >= last) continue;  // rounding has left nothing to the last block
       if (block != packed) pack(first, last);
       packed = block;
       multiply(first, last, column, std::min(kTaskColumns, columns - column));

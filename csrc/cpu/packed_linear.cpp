@@ -26,7 +26,7 @@ void check_weight(const Tensor& weight, int64_t width, int64_t columns, const Pa
 }
 
 void run(const PackedLinearKernels& k, const PackedLinear& args, int64_t rows) {
-  const LinearPlan plan(rows, args.width, args.columns, kMaxRows, 1);
+  const LinearPlan plan(rows, args.width, args.columns, kMaxRows);
   const size_t packed = plan.block_rows * args.width, sums = plan.block_rows * k.panel;
   torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {
     float* scratch = reinterpret_cast<float*>(workspace<Slot::kTask>((packed + sums) * sizeof(float)));

@@ -1,7 +1,7 @@
 // Matrix product of int8 numbers with exact sums, and its epilogue, compiled once per instruction set level (HBERT_LEVEL). No
 // torch, no standard library.
 #include "../int8_linear.h"
-#include "matmul.h"
+#include "panels.h"
 
 namespace {
 
@@ -141,8 +141,6 @@ struct Int8Dot {
 using Unit = Int8Dot::Unit;
 using Weight = Int8Dot::Weight;
 constexpr int kPanel = kLanes<IntVec>;
-// Steps of a panel whose weights stay in the first cache while the rows pass by.
-constexpr int64_t kBlockSteps = 16384 / static_cast<int64_t>(kPanel * sizeof(Weight));
 
 inline int64_t steps_in(int64_t width) { return (width + Int8Dot::kGroup - 1) / Int8Dot::kGroup; }
 
@@ -162,13 +160,15 @@ void pack(const Int8Linear& a, int64_t begin, int64_t end, void* rows) {
 // Adds to the sums of kRows rows with a panel. Not inlined: inside a big function, compilers spill the tile. One loop over the
 // tile: GCC 12 leaves what two nested ones index in memory, and so it does where it knows that there is a step.
 template <int kRows>
-[[gnu::noinline]] void add_tile(const Unit* rows, int64_t stride, const Weight* weights, int64_t steps, int32_t* sums) {
+[[gnu::noinline]] void add_tile(const Unit* rows, int64_t stride, const Weight* weights, int64_t steps, Fetch fetch,
+                                int32_t* sums) {
   constexpr int kSums = kRows * kTileVectors, kWidth = IntVec::kWidth;
   IntVec tile[kSums];
 #pragma GCC unroll 32
   for (int i = 0; i < kSums; ++i) tile[i] = IntVec::load(sums + i * kWidth);
   asm("" : "+r"(steps));
-  for (int64_t k = 0; k < steps; ++k) {
+  for (int64_t k = 0; k < steps; ++k, fetch.from += fetch.stride) {
+    __builtin_prefetch(fetch.from, 0, 2);
 #pragma GCC unroll 32
     for (int i = 0; i < kSums; ++i) {
       const Int8Dot::Operand row = Int8Dot::broadcast(rows[i / kTileVectors * stride + k]);
@@ -180,27 +180,30 @@ template <int kRows>
   for (int i = 0; i < kSums; ++i) IntVec::store(sums + i * kWidth, tile[i]);
 }
 
-inline void add_rows(int64_t count, const Unit* rows, int64_t stride, const Weight* weights, int64_t steps,
+inline void add_rows(int64_t count, const Unit* rows, int64_t stride, const Weight* weights, int64_t steps, Fetch fetch,
                      int32_t* sums) {
   switch (count) {
-    case 1: return add_tile<1>(rows, stride, weights, steps, sums);
-    case 2: return add_tile<2>(rows, stride, weights, steps, sums);
-    case 3: return add_tile<3>(rows, stride, weights, steps, sums);
-    case 4: return add_tile<4>(rows, stride, weights, steps, sums);
-    case 5: return add_tile<5>(rows, stride, weights, steps, sums);
-    default: return add_tile<kTileRows>(rows, stride, weights, steps, sums);
+    case 1: return add_tile<1>(rows, stride, weights, steps, fetch, sums);
+    case 2: return add_tile<2>(rows, stride, weights, steps, fetch, sums);
+    case 3: return add_tile<3>(rows, stride, weights, steps, fetch, sums);
+    case 4: return add_tile<4>(rows, stride, weights, steps, fetch, sums);
+    case 5: return add_tile<5>(rows, stride, weights, steps, fetch, sums);
+    default: return add_tile<kTileRows>(rows, stride, weights, steps, fetch, sums);
   }
 }
 
 // The sums of `count` rows with one panel.
-void multiply_panel(const Unit* rows, int64_t count, const Weight* weights, const int32_t* start, int64_t steps,
+void multiply_panel(const Unit* rows, int64_t count, const Weight* panel, const int32_t* start, int64_t steps,
                     int32_t* sums) {
   for (int64_t r = 0; r < count; ++r)
     for (int i = 0; i < kPanel; ++i) sums[r * kPanel + i] = start[i];
-  for (int64_t step = 0; step < steps; step += kBlockSteps)
-    for (int64_t r = 0; r < count; r += kTileRows)
-      add_rows(smaller(kTileRows, count - r), rows + r * steps + step, steps, weights + step * kPanel,
-               smaller(kBlockSteps, steps - step), sums + r * kPanel);
+  const Tiles tiles(count);
+  const auto add = [&](int64_t tile, int64_t step, int64_t block, const char* weights, Fetch fetch) {
+    const int64_t first = tiles.first(tile);
+    add_rows(tiles.size(tile), rows + first * steps + step, steps, reinterpret_cast<const Weight*>(weights), block,
+             fetch, sums + first * kPanel);
+  };
+  for_each_tile(tiles, panel, steps, kPanel * sizeof(Weight), add);
 }
 
 template <class Out, class Other>
@@ -240,7 +243,6 @@ void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, i
 
 namespace hbert {
 namespace HBERT_LEVEL {
-extern const Int8LinearKernels kInt8Linear = {kPanel, Int8Dot::kGroup, Int8Dot::kOffset, kTileRows, row_bytes,
-                                              pack,   multiply};
+extern const Int8LinearKernels kInt8Linear = {kPanel, Int8Dot::kGroup, Int8Dot::kOffset, row_bytes, pack, multiply};
 }
 }  // namespace hbert

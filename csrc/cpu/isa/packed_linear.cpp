@@ -3,7 +3,7 @@
 #include "../packed_linear.h"
 
 #include "activation.h"
-#include "matmul.h"
+#include "panels.h"
 
 namespace {
 
@@ -11,20 +11,8 @@ using hbert::Activation;
 using hbert::PackedLinear;
 
 constexpr int kPanel = kLanes<Vec>;
-// Steps of a panel whose weights stay in the first cache while the rows pass by.
-constexpr int64_t kBlockSteps = 16384 / static_cast<int64_t>(kPanel * sizeof(float));
 // Products of a sum that are one chain: with 64 the whole product takes 5% longer than with 256, with 128 half of that.
 constexpr int64_t kLongChain = 128;
-// Tiles that fetch what the next block of the panel is into the second cache, each its share.
-constexpr int64_t kMaxFetching = 4;
-
-// Tiles of so many rows, as equal as can be: one of two rows would take as long as one of four.
-struct Tiles {
-  int64_t rows, count;
-  explicit Tiles(int64_t num_rows) : rows(num_rows), count((num_rows + kTileRows - 1) / kTileRows) {}
-  int64_t first(int64_t tile) const { return rows * tile / count; }
-  int64_t size(int64_t tile) const { return first(tile + 1) - first(tile); }
-};
 
 // [tiles, width, rows of the tile]: what a step reads lies side by side.
 void pack(const PackedLinear& a, int64_t begin, int64_t end, float* rows) {
@@ -38,12 +26,6 @@ void pack(const PackedLinear& a, int64_t begin, int64_t end, float* rows) {
     rows += size * a.width;
   }
 }
-
-// What a tile fetches while it computes: `stride` bytes further after each step.
-struct Fetch {
-  const char* from;
-  int64_t stride;
-};
 
 // Adds to the sums of kRows rows with a panel, by chains of kLongChain products: the rounding error of a chain grows
 // with its length. Not inlined: inside a big function, compilers spill the tile.
@@ -92,24 +74,16 @@ inline void add_rows(int64_t count, const float* rows, const float* weights, int
   }
 }
 
-// The sums of `count` rows with one panel. Weights lie in the order in which they are read, panel behind panel: while the rows
-// pass by one block, the next one is fetched from memory.
-void multiply_panel(const float* rows, int64_t count, const float* weights, int64_t steps, float* sums) {
-  constexpr int64_t kBytes = kPanel * static_cast<int64_t>(sizeof(float));
-  fill(sums, count * kPanel, 0.0f);
+// The sums of `count` rows with one panel.
+void multiply_panel(const float* rows, int64_t count, const float* panel, int64_t steps, float* sums) {
   const Tiles tiles(count);
-  const int64_t fetching = smaller(kMaxFetching, tiles.count);
-  for (int64_t step = 0; step < steps; step += kBlockSteps) {
-    const int64_t block = smaller(kBlockSteps, steps - step);
-    const float* from = weights + step * kPanel;
-    const char *here = reinterpret_cast<const char*>(from), *next = here + block * kBytes;
-    for (int64_t tile = 0; tile < tiles.count; ++tile) {
-      const int64_t first = tiles.first(tile), size = tiles.size(tile);
-      const Fetch fetch =
-          tile < fetching ? Fetch{next + tile * block * kBytes / fetching, kBytes / fetching} : Fetch{here, 0};
-      add_rows(size, rows + first * steps + step * size, from, block, fetch, sums + first * kPanel);
-    }
-  }
+  fill(sums, count * kPanel, 0.0f);
+  const auto add = [&](int64_t tile, int64_t step, int64_t block, const char* weights, Fetch fetch) {
+    const int64_t first = tiles.first(tile), size = tiles.size(tile);
+    add_rows(size, rows + first * steps + step * size, reinterpret_cast<const float*>(weights), block, fetch,
+             sums + first * kPanel);
+  };
+  for_each_tile(tiles, panel, steps, kPanel * sizeof(float), add);
 }
 
 struct Identity {
