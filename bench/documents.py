@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import machine
+from bench.pretraining import minilm
+from bench.pretraining.plan import MINILM
 from bench.report.markdown import tables
 from bench.report.results import Results, read_results
 from hbert.data.errors import HbertError
@@ -47,6 +49,11 @@ MEASURED = {
     ),
     "varlen": Measured(
         "inference.md", f"--suite varlen --dtype fp32,int8 --shapes 16x128,8x512 --models {_ENGINES},bert+patch"
+    ),
+    "minilm": Measured(
+        "inference.md",
+        f"--suite varlen,latency --checkpoint {MINILM} --dtype fp32,int8 --shapes 16x128,64x128 --models "
+        "bert+optimize,bert+patch",
     ),
     **{
         f"training-{size}-{heap}": Measured(
@@ -80,6 +87,8 @@ def measure(name: str) -> None:
     Raises:
         HbertError: the run failed, or the machine was busy: nothing is kept.
     """
+    if MINILM in MEASURED[name].arguments:
+        minilm.unpack(machine.ROOT / MINILM)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "bench/run.py", *MEASURED[name].arguments.split(), "--strict", "--out", folder]
         if code := subprocess.run(command, cwd=machine.ROOT, check=False).returncode:
