@@ -51,7 +51,8 @@ class Gate:
     """Holds functions of one problem against the reference in the wider dtype (fp64 for fp32, fp32 for bf16).
 
     A candidate may be twice as wrong as its own reference in plain torch at the same dtypes, plus 2 ulp
-    (hbert_kernels' policy); a baseline twice as wrong as the first baseline, which has to be the same function.
+    (hbert_kernels' policy). A baseline may be four times as wrong as the first one, and has to be the same function: what
+    torch.compile and oneDNN make of long sums is beyond twice.
     """
 
     def __init__(self, problem: Problem, backward: bool) -> None:
@@ -70,7 +71,7 @@ class Gate:
         worst = max(max_error(wide[name], exact) / _size(exact) for name, exact in self._exact.items())
         if not worst <= _SAME:
             return Verdict(worst, _SAME)
-        return self._verdict(function, self._plain_errors)
+        return self._verdict(function, {name: 2 * error for name, error in self._plain_errors.items()})
 
     @property
     def _wide_inputs(self) -> list[Tensor]:
