@@ -51,8 +51,8 @@ class Gate:
     """Holds functions of one problem against the reference in the wider dtype (fp64 for fp32, fp32 for bf16).
 
     A candidate may be twice as wrong as its own reference in plain torch at the same dtypes, plus 2 ulp
-    (hbert_kernels' policy). A baseline may be four times as wrong as the first one, and has to be the same function: what
-    torch.compile and oneDNN make of long sums is beyond twice.
+    (hbert_kernels' policy). A baseline may be four times as wrong as the first one, and has to be the same function:
+    what torch.compile and oneDNN make of long sums is beyond twice.
     """
 
     def __init__(self, problem: Problem, backward: bool) -> None:
