@@ -44,6 +44,11 @@ def keep(run: Run, out: Path) -> None:
     temporary.rename(target)
 
 
+def trained_with(run: Run) -> dict[str, Any]:
+    """The settings of a finished run."""
+    return json.loads((folder(run) / "run.json").read_text())["settings"]
+
+
 def last_evaluation(run: Run) -> dict[str, Any]:
     """The last held-out evaluation of a finished run."""
     lines = map(json.loads, (folder(run) / "metrics.jsonl").read_text().splitlines())

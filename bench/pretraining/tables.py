@@ -21,7 +21,7 @@ def outcomes(runs: Sequence[plan.Run], rows: Sequence[Row]) -> str:
 
 def _outcome(run: plan.Run, row: Row) -> list[str]:
     passed = "-" if row.escape_step is None else f"step {row.escape_step:,}, {duration(row.escape_seconds)}"
-    return [f"{run.arm.name}: {run.arm.what}", str(run.seed), f"{store.learning_rate(run):g}", f"{row.step:,}",
+    return [f"{run.arm.name}: {run.arm.what}", str(run.seed), f"{store.trained_with(run)['lr']:g}", f"{row.step:,}",
             duration(row.clock_seconds), f"{row.accuracy:.4f}", f"{row.loss:.3f}", passed]
 
 

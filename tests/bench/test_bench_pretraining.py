@@ -8,6 +8,7 @@ import pytest
 
 from bench.pretraining import __main__ as queue
 from bench.pretraining import plan, report, store, tables
+from hbert.evaluate.summary import Row
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def results(tmp_path, monkeypatch):
 def finish(run: plan.Run, loss: float) -> None:
     folder = store.folder(run)
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"status": "finished"}))
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "settings": {"lr": run.lr or 3e-4}}))
     found = {"loss": loss, "accuracy": 1 / loss}
     lines = [{"kind": "eval", "loss": 9.0}, {"kind": "eval", **found}, {"kind": "train", "loss": 0.0}]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -109,6 +110,27 @@ def test_paired_differences(results):
     # .25 - .1, .4 - .2 and .5 - .25: mean .2, standard deviation .05.
     assert rows["g - b"].split("|")[2:-1] == [" 3 ", " +0.2000 ", " 0.0289 ", " 2.09 "]
     assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " 1.25 "]
+
+
+def test_the_tables_of_the_page(results):
+    runs = [main_run("g"), main_run("normal")]
+    for run, loss in zip(runs, (4.0, 2.0), strict=True):
+        finish(run, loss)
+    blank = dict.fromkeys(("arch", "size", "seed", "budget_seconds", "tokens_per_second", "escape_tokens"))
+    rows = [
+        Row(run=run.name, parameters=1, max_steps=9, finished=True, tokens=9, loss=loss, bits=0.0, accuracy=1 / loss,
+            step=1769, clock_seconds=1200.0, escape_step=step, escape_seconds=step and 240.0, **blank)
+        for run, loss, step in zip(runs, (4.0, 2.0), (356, None), strict=True)
+    ]  # fmt: skip
+    first, second = [line.split(" | ") for line in tables.outcomes(runs, rows).splitlines()[2:]]
+    assert first[0] == "| normal: from N(0, .02)" and first[1:] == [
+        "0", "0.001", "1,769", "20.0 min", "0.5000", "2.000", "- |"
+    ]
+    assert second[2:] == ["0.0003", "1,769", "20.0 min", "0.2500", "4.000", "step 356, 4.0 min |"]
+    for lr, loss in {5e-4: 3.0, 1e-3: 2.0}.items():
+        finish(plan.sweep_run(plan.ARMS["g"], lr), loss)
+    assert "| g | 3.000 / 0.3333 | **2.000 / 0.5000** |" in tables.sweeps()
+    assert tables.step_times("arms").splitlines()[2 + 6] == "| g: HBERT-v1c | 500 |  |"
 
 
 def test_every_run_of_the_plan_is_in_a_chapter():
