@@ -30,7 +30,7 @@ RUN = Path(run.__file__)
     (["--suite", "throughput", "--peers", "ov-fp32"], "has no ov-fp32; allowed: hf, hf-compile, hf-fp32"),
     (["--fail-if-slower", "5%"], "--fail-if-slower: than what? name an earlier run by --compare"),
     (["--compare", "x.csv", "--fail-if-slower", "fast"], "'fast' is not a percentage above 0, such as 5%"),
-    (["--compare", "/no/such.csv"], "--compare /no/such.csv: [Errno 2]"),
+    (["--compare", "/no/such.csv"], "--compare: cannot read /no/such.csv: [Errno 2]"),
     (["--checkpoint", "/no/such"], "--checkpoint /no/such: no checkpoint of an encoder: FileNotFoundError"),
     (["--shapes", "8by128"], "'8by128' is not a shape; write BATCHxTOKENS, e.g. 8x128"),
     (["--shapes", "1x128,0x128"], "'0x128': batch and tokens must be at least 1"),
