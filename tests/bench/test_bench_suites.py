@@ -100,7 +100,7 @@ def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype, par
 
 @pytest.mark.parametrize("wrong, passes", [(0.3, True), (0.7, False), (float("nan"), False)])
 def test_gate_of_int8_is_the_relative_error_of_all_rows(wrong, passes, monkeypatch):
-    monkeypatch.setattr("bench.peers.optimize", lambda model, dtype: model)
+    monkeypatch.setattr("bench.peers._optimized", lambda model, dtype: model)
     task = Forward(OPTIMIZED, latency_case("int8"), CPU)
     assert task.check()[0] < 1e-5
     right = task.step
