@@ -27,9 +27,10 @@ import numpy as np
 
 import hbert
 from hbert.finetune.encoding import encode_texts
-from hbert.finetune.inference import Runner, pooled_states, resolve_dtype
+from hbert.finetune.inference import Runner, pooled_states
 from hbert.finetune.models import load_encoder, load_text_tokenizer, text_length
 from hbert.finetune.options import prepare_process
+from hbert.pretrain.machine import resolve_dtype
 
 MOST_TEXTS = 256  # of a request; with so many waiting, the model starts
 MOST_BYTES = 1 << 20  # of a request

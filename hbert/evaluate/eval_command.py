@@ -13,6 +13,7 @@ from hbert.data.errors import HbertError
 from hbert.data.storage import write_json
 from hbert.data.terminal import output_console, progress
 from hbert.data.token_cache import TokenCache
+from hbert.precision import add_precision_arguments, prepared
 
 from .run_folder import RunInfo, read_info
 from .tables import print_table
@@ -46,12 +47,7 @@ def add_parser(subparsers: Any, summary: str) -> None:
     parser.add_argument("--rate", type=float, default=0.15, metavar="P", help="share to mask (default 0.15)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="blocks at once (default 16)")
     parser.add_argument("--max-blocks", type=int, metavar="N", help="take an even sample of so many blocks")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="autocast; auto: bf16 where the device computes it natively",
-    )
+    add_precision_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the result there, too")
 
 
@@ -70,12 +66,12 @@ def run(args: argparse.Namespace) -> None:
     _quiet_transformers()
     model, tokenizer = _load(args)
     cache = TokenCache.build(_corpus(args, info), tokenizer)
-    dtype = _dtype(args.dtype, model)
-    result = _evaluate(args, model, cache, dtype)
+    model, autocast, numbers = prepared(model, args)
+    result = _evaluate(args, model, cache, autocast)
     _print_result(result)
-    output_console().print(_about(args, cache, dtype, info), markup=False)
+    output_console().print(_about(args, cache, numbers, info), markup=False)
     if args.json:
-        _write_result(args, cache, dtype, result)
+        _write_result(args, cache, numbers, result)
 
 
 def _check_target(path: str | None) -> None:
@@ -88,9 +84,9 @@ def _check_target(path: str | None) -> None:
         )
 
 
-def _write_result(args: argparse.Namespace, cache: TokenCache, dtype: str, result: EvalResult) -> None:
+def _write_result(args: argparse.Namespace, cache: TokenCache, numbers: str, result: EvalResult) -> None:
     about = {name: getattr(args, name) for name in ("model", "length", "rate", "max_blocks")}
-    about |= {"dtype": dtype, "corpus_fingerprint": cache.meta["corpus"]}
+    about |= {"dtype": numbers, "corpus_fingerprint": cache.meta["corpus"]}
     about |= {"tokenizer_sha256": cache.meta["tokenizer_sha256"], "vocab_size": cache.vocab_size}
     write_json(Path(args.json), about | {"bits": result.bits} | asdict(result))
 
@@ -121,14 +117,6 @@ def _corpus(args: argparse.Namespace, info: RunInfo | None) -> Corpus:
     if args.recipe_corpus or args.data:
         return load_corpus([args.recipe_corpus] if args.recipe_corpus else [], text=args.data or ())
     return load_corpus(DEFAULT_CORPUS) if info is None else info.load_corpus()
-
-
-def _dtype(asked: str, model: PreTrainedModel) -> str:
-    from hbert.pretrain.machine import native_bf16
-
-    if asked != "auto":
-        return asked
-    return "bf16" if native_bf16(next(model.parameters()).device) else "fp32"
 
 
 def _evaluate(args: argparse.Namespace, model: PreTrainedModel, cache: TokenCache, dtype: str) -> EvalResult:
@@ -165,10 +153,10 @@ def _cells(name: str, result: SourceResult) -> list[str]:
     ]
 
 
-def _about(args: argparse.Namespace, cache: TokenCache, dtype: str, info: RunInfo | None) -> str:
+def _about(args: argparse.Namespace, cache: TokenCache, numbers: str, info: RunInfo | None) -> str:
     digest = cache.meta["tokenizer_sha256"]
     line = (
-        f"blocks of {args.length} tokens, {args.rate:g} of them masked, {dtype}; tokenizer {digest[:12]} with "
+        f"blocks of {args.length} tokens, {args.rate:g} of them masked, {numbers}; tokenizer {digest[:12]} with "
         f"{cache.vocab_size:,} pieces"
     )
     if info is not None and info.tokenizer == digest:

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hbert.data.errors import HbertError
 from hbert.data.storage import sha256_file, write_json
 from hbert.data.terminal import progress
-from hbert.pretrain.machine import describe, software
+from hbert.pretrain.machine import describe, resolve_dtype, software
 from hbert.pretrain.settings import field_values
 
 from .confusion import save_confusion_plot
 from .encoding import EncodedTexts, encode_texts
 from .examples import Examples, LabelSet, read_examples
-from .inference import Runner, class_probabilities, resolve_dtype
+from .inference import Runner, class_probabilities
 from .metrics import confusion_matrix, decide, measure, per_label
 from .model_card import model_card
 from .models import device, load_classifier, load_new_classifier, load_text_tokenizer, text_length

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from hbert.pretrain.machine import native_bf16
-
 from .encoding import EncodedTexts
 
 BATCH_TOKENS = 8192
@@ -119,10 +117,3 @@ def pooled_states(pooling: str, normalize: bool) -> Readout:
         return torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled
 
     return readout
-
-
-def resolve_dtype(asked: str, where: torch.device) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 where the device has instructions for it."""
-    if asked != "auto":
-        return asked
-    return "bf16" if native_bf16(where) else "fp32"

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from hbert.data.errors import HbertError
 from hbert.data.terminal import progress
-from hbert.pretrain.settings import DTYPES
+from hbert.precision import add_precision_arguments, prepared
 
 from .encoding import encode_texts
 from .examples import cell_text
-from .inference import BATCH_TOKENS, Readout, Runner, resolve_dtype
+from .inference import BATCH_TOKENS, Readout, Runner
 from .models import load_text_tokenizer, text_length
 from .options import add_text_arguments
 from .rows import Rows, check_column, open_rows
@@ -113,9 +113,7 @@ def add_stream_arguments(parser: argparse.ArgumentParser, suffixes: Sequence[str
         metavar="N",
         help=f"of a batch (default {BATCH_TOKENS})",
     )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="auto: bf16 where the device computes it"
-    )
+    add_precision_arguments(parser)
 
 
 def open_stream(args: argparse.Namespace, suffixes: Sequence[str]) -> TextStream:
@@ -146,10 +144,10 @@ def load_runner(args: argparse.Namespace, model: PreTrainedModel, readout: Reado
     """Returns a runner of the model with its tokenizer, and the tokens that texts are truncated to.
 
     Raises:
-        HbertError, ValueError: the tokenizer does not fit, or --max-length is out of range.
+        HbertError, ValueError: the tokenizer does not fit, --max-length is out of range, or the model cannot be
+            optimized.
     """
     tokenizer = load_text_tokenizer(args.model, model)
     max_length = text_length(model, tokenizer, args.max_length, args.text_pair_column is not None)
-    return Runner(
-        model, tokenizer, readout, resolve_dtype(args.dtype, model.device), args.batch_tokens
-    ), max_length
+    ready, dtype, _ = prepared(model, args)
+    return Runner(ready, tokenizer, readout, dtype, args.batch_tokens), max_length

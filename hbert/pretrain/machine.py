@@ -23,6 +23,13 @@ def native_bf16(device: torch.device) -> bool:
     return bool(found and _BF16_FLAGS & set(found.group(1).split()))
 
 
+def resolve_dtype(asked: str, device: torch.device) -> str:
+    """What was asked for; for "auto" "bf16" where the device has instructions for it, else "fp32"."""
+    if asked != "auto":
+        return asked
+    return "bf16" if native_bf16(device) else "fp32"
+
+
 def queue_wait() -> float | None:
     """Seconds that this process's threads have stood ready on a run queue so far; None without schedstat."""
     try:

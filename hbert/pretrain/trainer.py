@@ -124,7 +124,7 @@ class _Run:
         self.started, self.accelerator, self.display = started, accelerator, display
         self.recipe = settings.recipe
         self.state = State()
-        self.dtype = self._dtype() if record is None else record["dtype"]
+        self.dtype = record["dtype"] if record else machine.resolve_dtype(settings.dtype, self.accelerator.device)
         self.init: dict[str, Any] | None = None
 
     def run(self) -> Outcome:
@@ -152,11 +152,6 @@ class _Run:
         # Another process may have been the one that was told to stop.
         number = (training.signals.received or signal.SIGTERM) if status == INTERRUPTED else None
         return Outcome(status, self.state.step, number, self.state.last_eval, main)
-
-    def _dtype(self) -> str:
-        if self.settings.dtype != "auto":
-            return self.settings.dtype
-        return "bf16" if machine.native_bf16(self.accelerator.device) else "fp32"
 
     def _initial_weights(self) -> InitialWeights | None:
         """The weights of --init-from for a new run, read before any work and checked against its model."""

@@ -14,6 +14,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+import hbert
 from hbert import cli
 from hbert.data import TokenCache, save_tokenizer
 from hbert.data.errors import HbertError
@@ -56,6 +57,28 @@ def test_result_is_that_of_evaluate_on_the_model(capsys, tmp_path, corpus, token
     assert written["per_source"].keys() == expected.per_source.keys()
     assert written["tokenizer_sha256"] == tokenizer_digest(tokenizer)
     assert "not the tokenizer of a run" in out
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("build", [hbert_model, bert_model])
+def test_optimized_for_serving(capsys, tmp_path, corpus, tokenizer, cache, build, dtype):
+    model = build(cache.vocab_size)
+    folder, file = save(model, tokenizer, tmp_path / "model"), tmp_path / "result.json"
+    words = ["eval", folder, "--data", *files_of(corpus), "--length", 32, "--json", file]
+    status, out, err = run(capsys, *words, "--optimize", dtype)
+    assert (status, err) == (0, "") and f"of them masked, optimized for {dtype};" in out
+    expected, plain = evaluate(hbert.optimize(model, dtype), cache, 32), evaluate(model, cache, 32)
+    written = json.loads(file.read_text())
+    assert written["dtype"] == f"optimized for {dtype}"
+    assert written["loss"] == pytest.approx(expected.loss, rel=1e-6)
+    assert written["loss"] == pytest.approx(plain.loss, rel=1e-6 if dtype == "fp32" else 1e-2)
+    assert (written["loss"] == pytest.approx(plain.loss, rel=1e-6)) == (dtype == "fp32")
+
+
+def test_one_kind_of_numbers_at_a_time(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["eval", str(tmp_path), "--dtype", "bf16", "--optimize", "int8"])
+    assert "not allowed with argument --dtype" in capsys.readouterr().err
 
 
 def test_a_run_folder_is_evaluated_on_its_own_text(capsys, tmp_path, corpus, tokenizer, cache):

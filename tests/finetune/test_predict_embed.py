@@ -116,6 +116,18 @@ def test_bf16(hbert, classifier, texts, tmp_path):
     assert 0 < np.abs(full - half).max() < 0.1
 
 
+def test_optimized_for_serving(hbert, classifier, texts, tmp_path):
+    words = ["--model", classifier, "--input", texts]
+    for name, extra in (("plain", ["--dtype", "fp32"]), ("fp32", ["--optimize", "fp32"]), ("int8", ["--optimize", "int8"])):
+        status, _, stderr = hbert("embed", *words, "--out", tmp_path / f"{name}.npy", "--normalize", *extra)
+        assert status == 0, stderr
+    plain, fp32, int8 = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "fp32", "int8"))
+    np.testing.assert_allclose(fp32, plain, atol=1e-4)
+    assert 0 < np.abs(int8 - plain).max() < 0.1
+    assert hbert("predict", *words, "--out", tmp_path / "a.tsv", "--optimize", "int8")[0] == 0
+    assert len(predictions(tmp_path / "a.tsv")["prediction"]) == len(TEXTS)
+
+
 def test_existing_files_and_interruptions(hbert, classifier, texts, tmp_path, monkeypatch):
     out = tmp_path / "out.tsv"
     out.write_text("mine")

@@ -1,0 +1,40 @@
+"""In what numbers a command runs a checkpoint: ``--dtype`` of the model as it is, or ``--optimize`` for serving."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def add_precision_arguments(group: Any) -> None:
+    """Adds the two flags, of which one may be given."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="autocast; auto (default): bf16 where the device computes it natively",
+    )
+    either.add_argument(
+        "--optimize",
+        choices=("fp32", "bf16", "int8"),
+        help="run what hbert.optimize makes of the model in this dtype",
+    )
+
+
+def prepared(model: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, str, str]:
+    """Returns the model to run, the dtype of autocast ("fp32": none), and a word for both.
+
+    Raises:
+        ValueError: the model cannot be optimized.
+    """
+    import hbert
+    from hbert.pretrain.machine import resolve_dtype
+
+    if args.optimize is not None:
+        return hbert.optimize(model, args.optimize), "fp32", f"optimized for {args.optimize}"
+    dtype = resolve_dtype(args.dtype, next(model.parameters()).device)
+    return model, dtype, dtype
