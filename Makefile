@@ -30,11 +30,12 @@ CXX_FILES = git ls-files -z -- '*.cpp' '*.h' '*.cu'
 
 lint: $(VENV)/installed-all
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(CXX_FILES) | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
-# C++ and CUDA only: Python is formatted by hand.
 format: $(VENV)/installed-all
+	$(BIN)/ruff format .
 	$(CXX_FILES) | xargs -0 $(BIN)/clang-format -i
 
 # The site in build/site; a link, an anchor or a docstring that does not fit ends it.

@@ -59,7 +59,8 @@ def read(path: Path, cpu: str, threads: int) -> dict[Key, float]:
 def _medians(rows: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
     """Of the rows of each suite's own metric; those of a candidate against several baselines are one."""
     return {
-        tuple(row.get(name, "") for name in _KEY): float(row["median"]) for row in rows
+        tuple(row.get(name, "") for name in _KEY): float(row["median"])
+        for row in rows
         if row["suite"] in SUITES and row["metric"] == SUITES[row["suite"]].metric.name
     }
 

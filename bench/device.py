@@ -93,7 +93,7 @@ class Cuda:
         return {
             "device": properties.name,
             "gpu": f"{self.isa}, {properties.multi_processor_count} multiprocessors, "
-                   f"{properties.total_memory / 2**30:.0f} GiB, last-level cache {cache:.0f} MiB",
+            f"{properties.total_memory / 2**30:.0f} GiB, last-level cache {cache:.0f} MiB",
             "clocks": _clocks(),
             "cuda": str(torch.version.cuda or torch.version.hip),
             "fp32_products": torch.get_float32_matmul_precision(),

@@ -32,7 +32,8 @@ _BLOCK = re.compile(r"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?=<!-- end -->)", re.D
 _KEPT = ("about", "failures", "left_out", "disturbances", "dropped")
 # All models of a run are in memory at once: more of base size do not fit into 24 GiB.
 _TRAINED = (
-    ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla"), ("base", "8x128", "hbert-v1,hbert-vanilla"),
+    ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla"),
+    ("base", "8x128", "hbert-v1,hbert-vanilla"),
 )
 _ENGINES = "hbert-v1+optimize,hbert-v2+optimize,hbert-additive-c+optimize,bert+optimize"
 
@@ -64,7 +65,8 @@ MEASURED = {
             f"--suite throughput --size {size} --shapes {shape} --dtype fp32 --models {models} --peers hf,hf-compile "
             f"--heap {heap} --min-time 8",
         )
-        for size, shape, models in _TRAINED for heap in ("ours", "all")
+        for size, shape, models in _TRAINED
+        for heap in ("ours", "all")
     },
 }
 
@@ -135,17 +137,26 @@ def _portable(command: str) -> str:
     words = shlex.split(command)
     if "--out" in words:
         at = words.index("--out")
-        del words[at:at + 2]
+        del words[at : at + 2]
     return shlex.join(word for word in words if word != "--strict")
 
 
 def measured_block(results: Results) -> str:
     """The tables of a run under the line that says how, where and when it was measured."""
     about = results.about
-    where = [about["cpu"], about.get("isa", ""), f"{about['threads']} pinned threads", f"torch {about['torch']}",
-             f"heap kept: {about['heap_kept']}", f"commit {about['git']}", about["date"][:10]]
-    lines = [f"`{about['command']}`", "; ".join(filter(None, where))
-             + f"; {results.dropped:,} disturbed slices were dropped and taken again."]
+    where = [
+        about["cpu"],
+        about.get("isa", ""),
+        f"{about['threads']} pinned threads",
+        f"torch {about['torch']}",
+        f"heap kept: {about['heap_kept']}",
+        f"commit {about['git']}",
+        about["date"][:10],
+    ]
+    lines = [
+        f"`{about['command']}`",
+        "; ".join(filter(None, where)) + f"; {results.dropped:,} disturbed slices were dropped and taken again.",
+    ]
     lines += [f"Not measured: {reason}." for reason in (*results.failures, *results.left_out)]
     lines += [f"**The machine was busy**: {reason}." for reason in results.busy]
     return "\n".join(lines) + f"\n\n{tables(results)}"
@@ -170,9 +181,11 @@ def rewrite(page: Path, blocks: Mapping[str, str]) -> None:
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
     """The text of a page with these blocks in their places."""
+
     def filled(match: re.Match[str]) -> str:
         name, mark, old = match.groups()
         return f"{name}{mark}{blocks[name].strip()}\n" if name in blocks else f"{name}{mark}{old}"
+
     return _BLOCK.sub(filled, text)
 
 

@@ -16,6 +16,7 @@ def main() -> None:
         from bench.exports import Exporter
 
         return Exporter()
+
     serve(lambda: {}, server)
 
 

@@ -63,7 +63,8 @@ def _write_expected(case: Case, dtype: str, path: Path) -> None:
     right, allowed = expected(model, made, dtype)
     arrays = {
         f"{short}{i}": inputs[name].numpy()
-        for i, inputs in enumerate(made) for short, name in (("ids", _NAMES[0]), ("mask", _NAMES[1]))
+        for i, inputs in enumerate(made)
+        for short, name in (("ids", _NAMES[0]), ("mask", _NAMES[1]))
     }
     np.savez(path, right=right.numpy(), allowed=allowed, **arrays)
 
@@ -101,8 +102,14 @@ def _export_onnx(model: Any, path: Path) -> None:
     free = {name: {0: "batch", 1: "length"} for name in (*_NAMES, *outputs)}
     # The exporter by tracing: what it makes of attention is what the transformer optimizer knows how to fuse.
     torch.onnx.export(
-        _Encoder(model), _example(), str(path), input_names=_NAMES, output_names=outputs, dynamic_axes=free,
-        opset_version=_OPSET, dynamo=False,
+        _Encoder(model),
+        _example(),
+        str(path),
+        input_names=_NAMES,
+        output_names=outputs,
+        dynamic_axes=free,
+        opset_version=_OPSET,
+        dynamo=False,
     )
 
 
@@ -111,7 +118,7 @@ def _optimize_onnx(exported: Path, config: Any, path: Path) -> None:
 
     heads, width = config.num_attention_heads, config.hidden_size
     optimize_model(
-        str(exported), model_type="bert", num_heads=heads, hidden_size=width, opt_level=1,
+        str(exported), model_type="bert", num_heads=heads, hidden_size=width, opt_level=1
     ).save_model_to_file(str(path))
 
 
@@ -152,7 +159,9 @@ def _quantize_openvino(floats: Path, vocab: int, path: Path) -> None:
     ids = torch.randint(5, vocab, (_CALIBRATION, 1, _CALIBRATION_TOKENS), generator=generator).numpy()
     samples = nncf.Dataset(list(ids), lambda one: dict(zip(_NAMES, (one, np.ones_like(one)), strict=True)))
     quantized = nncf.quantize(
-        openvino.Core().read_model(str(floats)), samples, model_type=nncf.ModelType.TRANSFORMER,
+        openvino.Core().read_model(str(floats)),
+        samples,
+        model_type=nncf.ModelType.TRANSFORMER,
         subset_size=_CALIBRATION,
     )
     openvino.save_model(quantized, str(path), compress_to_fp16=False)

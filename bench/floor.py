@@ -73,9 +73,7 @@ class Product:
     def __init__(self, gemm: Gemm, dtype: torch.dtype, device: Device) -> None:
         dtype = product_dtype(dtype, device)
         self._times = gemm.times
-        self._rows, weight = (
-            torch.randn(count, gemm.k, device=device.place).to(dtype) for count in (gemm.m, gemm.n)
-        )
+        self._rows, weight = (torch.randn(count, gemm.k, device=device.place).to(dtype) for count in (gemm.m, gemm.n))
         packed = _has_onednn(device) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         self._packed, self.name = packed, "packed product" if packed else "product"
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, gemm.m) if packed else weight

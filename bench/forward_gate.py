@@ -22,9 +22,9 @@ def forward(model: Any, batches: Sequence[Inputs], frozen: bool = False) -> list
 def valid_rows(states: Sequence[Tensor], batches: Sequence[Inputs]) -> Tensor:
     """The rows [tokens, H] that are no padding: what transformers has there differs from model to model."""
     masks = [inputs.get("attention_mask") for inputs in batches]
-    return torch.cat([
-        state.flatten(0, 1) if mask is None else state[mask == 1] for state, mask in zip(states, masks, strict=True)
-    ])
+    return torch.cat(
+        [state.flatten(0, 1) if mask is None else state[mask == 1] for state, mask in zip(states, masks, strict=True)]
+    )
 
 
 def expected(source: Any, batches: Sequence[Inputs], dtype: str) -> tuple[Tensor, float]:

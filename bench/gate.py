@@ -29,6 +29,7 @@ def in_packed(function: Function, layout: Layout | None) -> Function:
         output = function(layout.from_packed(x), *parameters)
         assert isinstance(output, Tensor)
         return layout.to_packed(output)
+
     return packed
 
 

@@ -173,9 +173,7 @@ def _admit(peer: str, worker: Worker, result: Result) -> float:
     result.traits[peer] = worker.ask("prepare", case=asdict(result.case))["traits"]
     gate = Gate(**worker.ask("check"))
     if not gate.passed:
-        raise WorkerError(
-            f"not timed: wrong by {gate.error:.3g} against the reference, {gate.allowed:.3g} is allowed"
-        )
+        raise WorkerError(f"not timed: wrong by {gate.error:.3g} against the reference, {gate.allowed:.3g} is allowed")
     estimate = worker.ask("estimate")
     result.traits[peer] |= estimate["traits"]
     result.gates[peer] = gate
@@ -211,13 +209,13 @@ def _run_rounds(
         if done is not None:
             result.rounds.append(done)
     if result.gates and len(result.rounds) < FEWEST:
-        result.fail_all(f"{len(result.rounds)} of {turn} rounds were undisturbed by other load, {FEWEST} are needed: "
-                        "free the cores, or use fewer with --threads")
+        result.fail_all(
+            f"{len(result.rounds)} of {turn} rounds were undisturbed by other load, {FEWEST} are needed: "
+            "free the cores, or use fewer with --threads"
+        )
 
 
-def _run_round(
-    result: Result, workers: Mapping[str, Worker], calls: Mapping[str, int], turn: int
-) -> Round | None:
+def _run_round(result: Result, workers: Mapping[str, Worker], calls: Mapping[str, int], turn: int) -> Round | None:
     """One round; None if a peer failed in it (it is out, the others go on) or found no undisturbed moment."""
     done: Round = {}
     for peer in rotated(list(result.gates), turn):

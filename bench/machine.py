@@ -15,8 +15,21 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "one per core (checked)"
 UNCHECKED = "not checked: this system does not tell the affinity of threads"
-_VECTOR_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16",
-                 "amx_int8", "asimd", "sve", "bf16", "i8mm")
+_VECTOR_FLAGS = (
+    "avx2",
+    "fma",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "sve",
+    "bf16",
+    "i8mm",
+)
 _FAST_BF16 = {"avx512f", "avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -184,6 +197,7 @@ def counts_peak_memory() -> bool:
 
 def git_revision(folder: Path = ROOT) -> str:
     """Short commit hash, with "-dirty" where the files are not those of it; "unknown" outside a git checkout."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -11,14 +11,7 @@ from bench.checkpoint import Checkpoint
 from bench.client import HEAP_OURS
 from bench.engines import not_installed
 from bench.harness import Case, Effort, Failure
-from bench.names import (
-    ENGINE_PEERS,
-    LOADED,
-    LOADED_OPTIMIZED,
-    OPTIMIZE,
-    computes_in,
-    fixed_dtype,
-)
+from bench.names import ENGINE_PEERS, LOADED, LOADED_OPTIMIZED, OPTIMIZE, computes_in, fixed_dtype
 from bench.session import SuitePlan
 from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
 from bench.suites.suite import Suite, Wanted
@@ -51,8 +44,11 @@ def _suite_plan(suite: Suite, options: argparse.Namespace) -> SuitePlan:
     _check_fit(suite, options)
     slow = lacks_bf16(options)
     wanted = Wanted(
-        options.shapes, ("fp32",) if slow else options.dtype, options.ops,
-        quick=options.quick or (slow and not suite.has_ops), sizes=options.size or SIZES[:1],
+        options.shapes,
+        ("fp32",) if slow else options.dtype,
+        options.ops,
+        quick=options.quick or (slow and not suite.has_ops),
+        sizes=options.size or SIZES[:1],
         checkpoint=options.checkpoint and options.checkpoint.folder,
     )
     cases: Iterable[Case] = suite.cases(wanted)
@@ -87,7 +83,8 @@ def _with_peers(
     """The case with those that take part: who has its dtype; peers of another dtype where they were asked for."""
     ours = [name for name in candidates if computes_in(name, case.dtype)]
     theirs = [
-        name for name in baselines
+        name
+        for name in baselines
         if computes_in(name, case.dtype) and (all_dtypes or fixed_dtype(name) in (None, case.dtype))
     ]
     if not ours:
@@ -156,7 +153,8 @@ def installed(plans: Sequence[SuitePlan]) -> tuple[list[SuitePlan], list[Failure
         reasons = {peer: not_installed(peer) for peer in one.baselines}
         left_out |= {
             (one.suite.name, peer): Failure(one.suite.name, "", "", peer, reason)
-            for peer, reason in reasons.items() if reason is not None
+            for peer, reason in reasons.items()
+            if reason is not None
         }
         present = tuple(peer for peer, reason in reasons.items() if reason is None)
         kept.append(dataclasses.replace(one, baselines=present))

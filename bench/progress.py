@@ -16,8 +16,15 @@ class CaseProgress:
         console = Console(stderr=True)
         self._plain = not console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[step]}"), console=console, auto_refresh=False, transient=True, disable=self._plain,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[step]}"),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            disable=self._plain,
         )
         self._task = self._bar.add_task(suite, total=cases, step="")
         self._suite = suite

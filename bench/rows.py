@@ -17,7 +17,7 @@ COLUMNS = (
     "suite", "case", "candidate", "baseline", "dtype", "batch", "seq", "metric", "unit", "median", "p10", "p90", "p99",
     "ratio", "ratio_lo", "ratio_hi", "verdict", "max_err", "rounds", "dropped", "canary_ms", "canary_drift", "device",
     "threads", "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
-)
+)  # fmt: skip
 Row = dict[str, Any]
 Peers = Sequence[str]
 
@@ -35,9 +35,7 @@ def time_rows(result: Result, candidates: Peers, baselines: Peers, about: Mappin
     """The rows of a timed case: those of its suite's metric, then, where it has a floor, rates and floor ratios."""
     case = result.case
     suite = SUITES[case.suite]
-    rows = [
-        _time_row(result, suite.metric, *pair, about) for pair in _pairs(result.gates, candidates, baselines)
-    ]
+    rows = [_time_row(result, suite.metric, *pair, about) for pair in _pairs(result.gates, candidates, baselines)]
     floors = [peer for peer in result.gates if is_floor(peer)]
     rate = suite.rate(case) if floors else None
     rows += [_time_row(result, suite.metric, floor, "", about) for floor in floors]
@@ -58,8 +56,13 @@ def memory_rows(memory: Memory, candidates: Peers, baselines: Peers, about: Mapp
     """The rows of a case that measures memory: one measurement for each peer, so neither spread nor interval."""
     return [
         _row(
-            memory.case, PEAK_MEMORY, pair, spread([PEAK_MEMORY.scale * memory.peak[pair[0]]]),
-            _exact_ratio(memory.peak, *pair), about, memory.traits[pair[0]],
+            memory.case,
+            PEAK_MEMORY,
+            pair,
+            spread([PEAK_MEMORY.scale * memory.peak[pair[0]]]),
+            _exact_ratio(memory.peak, *pair),
+            about,
+            memory.traits[pair[0]],
         )
         for pair in _pairs(memory.peak, candidates, baselines)
     ]
@@ -108,14 +111,20 @@ def _floor_row(result: Result, peer: str, floor: str, about: Mapping[str, Any]) 
 
 
 def _result_row(
-    result: Result, metric: Metric, pair: tuple[str, str], values: Sequence[float], ratio: Ratio | None,
+    result: Result,
+    metric: Metric,
+    pair: tuple[str, str],
+    values: Sequence[float],
+    ratio: Ratio | None,
     about: Mapping[str, Any],
 ) -> Row:
     row = _row(result.case, metric, pair, spread(values), ratio, about, result.traits[pair[0]])
     judged = ratio is not None and metric != FLOOR_RATIO and pair[0] != pair[1]
     return row | {
         "verdict": ratio.verdict if ratio is not None and judged else "",
-        "max_err": result.gates[pair[0]].error, "rounds": len(result.rounds), "dropped": result.dropped,
+        "max_err": result.gates[pair[0]].error,
+        "rounds": len(result.rounds),
+        "dropped": result.dropped,
         "canary_ms": 1e3 * median(result.canary) if result.canary else None,
         "canary_drift": drift(result.canary) if result.canary else None,
     }
@@ -129,13 +138,19 @@ def _exact_ratio(peak: Mapping[str, int], candidate: str, baseline: str) -> Rati
 
 
 def _row(
-    case: Case, metric: Metric, pair: tuple[str, str], values: Spread, ratio: Ratio | None, about: Mapping[str, Any],
+    case: Case,
+    metric: Metric,
+    pair: tuple[str, str],
+    values: Spread,
+    ratio: Ratio | None,
+    about: Mapping[str, Any],
     traits: Mapping[str, str],
 ) -> Row:
-    return dict(zip(COLUMNS, (
+    cells = (
         case.suite, case.name, *pair, case.dtype, case.batch, case.seq, metric.name, metric.unit,
         values.median, values.p10, values.p90, values.p99,
         ratio and ratio.value, ratio and ratio.low, ratio and ratio.high, "", None, 1, 0, None, None,
         about["device"], about["threads"], about["heap_kept"], traits["isa"], traits["backend"],
         about["torch"], about["cpu"], about["git"], about["date"],
-    ), strict=True))
+    )  # fmt: skip
+    return dict(zip(COLUMNS, cells, strict=True))

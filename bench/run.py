@@ -34,12 +34,14 @@ WIDTH = 180  # of the table where the output is not a terminal
 
 def _names(what: str, allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     """A parser of comma-separated names out of `allowed`."""
+
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
         unknown = [name for name in names if name not in allowed]
         if unknown:
             raise argparse.ArgumentTypeError(f"unknown {what} {', '.join(unknown)!r}; allowed: {', '.join(allowed)}")
         return names
+
     return parse
 
 
@@ -90,33 +92,67 @@ def parser() -> argparse.ArgumentParser:
     baselines = tuple(dict.fromkeys(name for suite in SUITES.values() for name in suite.baselines))
     made = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
     add = made.add_argument
-    add("--suite", type=_names("suite", tuple(SUITES)), metavar="NAMES",
-        help=f"comma-separated, of: {', '.join(SUITES)} (default: {', '.join(DEFAULT_SUITES)})")
+    add(
+        "--suite",
+        type=_names("suite", tuple(SUITES)),
+        metavar="NAMES",
+        help=f"comma-separated, of: {', '.join(SUITES)} (default: {', '.join(DEFAULT_SUITES)})",
+    )
     add("--models", type=_names("model", candidates), metavar="NAMES", help=f"of: {', '.join(candidates)}")
     add("--peers", type=_names("peer", baselines), metavar="NAMES", help=f"of: {', '.join(baselines)}")
-    add("--size", type=_names("size", SIZES), metavar="NAMES",
-        help=f"of the models, of: {', '.join(SIZES)} (default: {SIZES[0]})")
-    add("--checkpoint", type=Path, metavar="DIR",
-        help="a trained encoder, BERT-like or HBERT, for latency and varlen in place of the sizes")
+    add(
+        "--size",
+        type=_names("size", SIZES),
+        metavar="NAMES",
+        help=f"of the models, of: {', '.join(SIZES)} (default: {SIZES[0]})",
+    )
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a trained encoder, BERT-like or HBERT, for latency and varlen in place of the sizes",
+    )
     add("--ops", type=_names("op", NAMES), metavar="NAMES", help=f"for the suite kernels, of: {', '.join(NAMES)}")
     add("--dtype", type=_names("dtype", DTYPES), metavar="NAMES", help=f"of: {', '.join(DTYPES)}")
     add("--shapes", type=_shapes, metavar="BxN,...", help="batch x tokens, e.g. 1x128,8x128")
-    add("--threads", type=_threads, default=len(machine.cores()), metavar="N",
-        help="cores to use, one thread on each (default: all that this process may use)")
+    add(
+        "--threads",
+        type=_threads,
+        default=len(machine.cores()),
+        metavar="N",
+        help="cores to use, one thread on each (default: all that this process may use)",
+    )
     add("--device", choices=DEVICES, default=DEVICES[0], help=f"where the tensors live (default: {DEVICES[0]})")
-    add("--heap", choices=HEAPS, default=HEAP_ALL,
+    add(
+        "--heap",
+        choices=HEAPS,
+        default=HEAP_ALL,
         help="whose workers keep freed memory (hbert_kernels.keep_heap): of all peers, of ours alone, as their users "
-             f"have it, or none (default: {HEAP_ALL})")
-    add("--min-time", type=_seconds, metavar="S",
-        help="seconds of calls for each peer and case (default: 2, for kernels 0.1)")
+        f"have it, or none (default: {HEAP_ALL})",
+    )
+    add(
+        "--min-time",
+        type=_seconds,
+        metavar="S",
+        help="seconds of calls for each peer and case (default: 2, for kernels 0.1)",
+    )
     add("--quick", action="store_true", help="fewer shapes and rounds, wider intervals")
     add("--strict", action="store_true", help=f"a run on a busy machine ends with exit code {BUSY}")
     add("--compare", type=Path, metavar="OLD.csv", help="tell what has changed since an earlier run")
-    add("--fail-if-slower", type=_percentage, metavar="P%",
+    add(
+        "--fail-if-slower",
+        type=_percentage,
+        metavar="P%",
         help=f"with --compare: a candidate whose call takes longer by more than P%%, and by 30 us, makes the exit code "
-             f"{SLOWER}")
-    add("--out", type=Path, default=machine.ROOT / "bench" / "results", metavar="DIR",
-        help="folder for the CSV and JSON files (default: bench/results)")
+        f"{SLOWER}",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=machine.ROOT / "bench" / "results",
+        metavar="DIR",
+        help="folder for the CSV and JSON files (default: bench/results)",
+    )
     return made
 
 
@@ -176,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
         old = options.compare and compare.read(options.compare, machine.cpu_name(), options.threads)
     except ValueError as error:
         made.error(str(error))
-    cpus = machine.cores()[:options.threads]
+    cpus = machine.cores()[: options.threads]
     report = Report(about(options, cpus, argv), left_out=left_out)
     stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{machine.short_name()}"
     save_report = functools.partial(save, report, options.out, stem)
@@ -202,15 +238,11 @@ def main(argv: Sequence[str]) -> int:
     return BUSY if options.strict and report.disturbances() else 0
 
 
-def _compared(
-    old: Mapping[compare.Key, float], report: Report, options: argparse.Namespace, console: Console
-) -> bool:
+def _compared(old: Mapping[compare.Key, float], report: Report, options: argparse.Namespace, console: Console) -> bool:
     """Shows what has changed; whether one of ours is slower, and that was asked to matter."""
     changes = compare.compare(old, report.rows, options.fail_if_slower or compare.THRESHOLD)
     show_changes(changes, options.compare, console)
-    return bool(options.fail_if_slower) and any(
-        change.ours and change.verdict == compare.SLOWER for change in changes
-    )
+    return bool(options.fail_if_slower) and any(change.ours and change.verdict == compare.SLOWER for change in changes)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ class Crew:
             self._greet(team)
         return {
             peer: PeerWorker(self._workers[team], peer)
-            for team in self._plan.teams if team in self._workers for peer in team
+            for team in self._plan.teams
+            if team in self._workers
+            for peer in team
         }
 
     def _greet(self, team: tuple[str, ...]) -> None:

@@ -21,9 +21,7 @@ Rows = dict[tuple[str, ...], Row]
 
 _RATES = (BANDWIDTH.name, FLOP_RATE.name)
 _BESIDE = (*_RATES, FLOOR_RATIO.name)
-_CELLS = (
-    "candidate", "median", "p10-p90", "ratio [95%]", "rate", "x floor", "max_err", "rounds (dropped)", "backend",
-)
+_CELLS = ("candidate", "median", "p10-p90", "ratio [95%]", "rate", "x floor", "max_err", "rounds (dropped)", "backend")
 _TEXTS = ("candidate", "verdict", "backend")
 _STYLES = {FASTER: "green", SLOWER: "red", NO_DIFFERENCE: "default"}
 
@@ -55,8 +53,15 @@ def show_changes(changes: Sequence[Change], old: Path, console: Console) -> None
     for change in changes:
         suite, case, candidate, dtype, _ = change.key
         style = _STYLES[change.verdict]
-        table.add_row(f"{suite} {case}", dtype, candidate, f"{change.old:.4g} {change.unit}",
-                      f"{change.new:.4g} {change.unit}", f"{change.change:+.1%}", f"[{style}]{change.verdict}[/]")
+        table.add_row(
+            f"{suite} {case}",
+            dtype,
+            candidate,
+            f"{change.old:.4g} {change.unit}",
+            f"{change.new:.4g} {change.unit}",
+            f"{change.change:+.1%}",
+            f"[{style}]{change.verdict}[/]",
+        )
     console.print(table)
 
 
@@ -94,9 +99,14 @@ def _cells(same: list[Row], beside: Rows) -> dict[str, str]:
     rates = [f"{rate['median']:.3g} {rate['unit']}" for name, rate in found.items() if rate and name in _RATES]
     floor = found[FLOOR_RATIO.name]
     values = (
-        row["candidate"], f"{row['median']:.4g}", f"{row['p10']:.4g}-{row['p90']:.4g}",
-        "\n".join(map(_ratio_text, same)), "".join(rates), f"{floor['median']:.2f}" if floor else "",
-        "-" if row["max_err"] is None else f"{row['max_err']:.1e}", f"{row['rounds']} ({row['dropped']})",
+        row["candidate"],
+        f"{row['median']:.4g}",
+        f"{row['p10']:.4g}-{row['p90']:.4g}",
+        "\n".join(map(_ratio_text, same)),
+        "".join(rates),
+        f"{floor['median']:.2f}" if floor else "",
+        "-" if row["max_err"] is None else f"{row['max_err']:.1e}",
+        f"{row['rounds']} ({row['dropped']})",
         row["backend"],
     )
     return dict(zip(_CELLS, values, strict=True))

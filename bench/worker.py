@@ -177,10 +177,7 @@ def serve(greet: Callable[[], dict[str, Any]], server_of: Callable[[], Any]) -> 
 
 def main(module: str, cpus: str, device: str, heap: str) -> None:
     numbers = [int(cpu) for cpu in cpus.split(",")]
-    serve(
-        lambda: _greeting(module, numbers, device, heap == KEPT),
-        lambda: Server(module, _opened(module, device)),
-    )
+    serve(lambda: _greeting(module, numbers, device, heap == KEPT), lambda: Server(module, _opened(module, device)))
 
 
 if __name__ == "__main__":

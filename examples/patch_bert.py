@@ -83,10 +83,7 @@ def main() -> None:
     print(f"largest difference at tokens that are no padding: {difference:.1e} of the largest value")
 
     times = milliseconds(
-        {
-            "before": lambda: plain(ids, attention_mask=mask),
-            "after": lambda: patched(ids, attention_mask=mask),
-        },
+        {"before": lambda: plain(ids, attention_mask=mask), "after": lambda: patched(ids, attention_mask=mask)},
         args.rounds,
     )
     ratio = times["before"] / times["after"]

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
     from .collate import PackedCollator, PackedMaskedLMCollator
     from .config import HBertConfig
     from .export import export_onnx
-    from .heads import (
-        HBertForQuestionAnswering,
-        HBertForSequenceClassification,
-        HBertForTokenClassification,
-    )
+    from .heads import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification
     from .inference import optimize
     from .layout import DenseLayout, Layout, PackedLayout
     from .modeling import HBertForMaskedLM, HBertMaskedLMOutput, HBertModel, HBertPreTrainedModel

@@ -48,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: Sequence[str]) -> None:
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
-    parser = argparse.ArgumentParser(
-        prog="hbert", description="HybridBERT encoders: text, training and serving."
-    )
+    parser = argparse.ArgumentParser(prog="hbert", description="HybridBERT encoders: text, training and serving.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (module, summary) in COMMANDS.items():
         if command == name:

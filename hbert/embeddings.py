@@ -80,9 +80,7 @@ class HBertEmbeddings(nn.Module):
         length = self.max_position_embeddings
         if position_ids is None:
             if layout.max_seqlen > length:
-                raise ValueError(
-                    f"sequence length {layout.max_seqlen} exceeds max_position_embeddings {length}"
-                )
+                raise ValueError(f"sequence length {layout.max_seqlen} exceeds max_position_embeddings {length}")
             position_ids = layout.positions
         check_range("position_ids", position_ids, length)
         if self.position_embeddings is not None:

@@ -10,11 +10,7 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedConfig,
 )
-from transformers.modeling_outputs import (
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .config import HBertConfig
@@ -173,10 +169,7 @@ class HBertForTokenClassification(HBertHeadModel):
             check_range("labels", labels, _num_labels(self.config), IGNORE_INDEX)
             loss = self.loss_function(logits=logits, labels=labels, config=self.config)
         return TokenClassifierOutput(
-            loss=loss,
-            logits=layout.unpack(logits),
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
+            loss=loss, logits=layout.unpack(logits), hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
 
 

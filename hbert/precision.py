@@ -19,9 +19,7 @@ def add_precision_arguments(group: Any) -> None:
         help="autocast; auto (default): bf16 where the device computes it natively",
     )
     either.add_argument(
-        "--optimize",
-        choices=("fp32", "bf16", "int8"),
-        help="run what hbert.optimize makes of the model in this dtype",
+        "--optimize", choices=("fp32", "bf16", "int8"), help="run what hbert.optimize makes of the model in this dtype"
     )
 
 

@@ -134,9 +134,7 @@ def _cuda_pool(x: Tensor | None = None, *others: Tensor | None) -> str | None:
     return None if num_heads <= _CUDA_MAX_HEADS else f"has at most {_CUDA_MAX_HEADS} heads, got {num_heads}"
 
 
-def attention_refusal(
-    qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None
-) -> str | None:
+def attention_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None) -> str | None:
     """Where torch's own flash attention does not serve packed sequences."""
     if reason := _device_refusal((qkv,)):
         return reason

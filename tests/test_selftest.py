@@ -51,15 +51,18 @@ def case(op, label="7x5 float16", refused_by=("cpp",), reason="runs on the CPU")
     class Stub(Case):
         def refusal(self, backend):
             return reason if backend in refused_by else None
+
     return Stub(op, label, lambda: None, [])
 
 
 def run(monkeypatch, capsys, made, outcomes):
     """Exit code and lines of the selftest on these cases; `outcomes` by backend, an exception is raised."""
+
     def compare(function, inputs, backend):
         if isinstance(outcomes[backend], Exception):
             raise outcomes[backend]
         return outcomes[backend]
+
     monkeypatch.setattr(selftest, "cases", lambda device: iter(made))
     monkeypatch.setattr(selftest, "compare", compare)
     code = selftest.main(["--device", "cuda"])

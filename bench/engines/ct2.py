@@ -24,7 +24,6 @@ class _Encoder:
 
     def prepared(self, ids: Any, mask: Any) -> Forward:
         tokens, lengths = (
-            ctranslate2.StorageView.from_array(np.ascontiguousarray(values, np.int32))
-            for values in (ids, mask.sum(1))
+            ctranslate2.StorageView.from_array(np.ascontiguousarray(values, np.int32)) for values in (ids, mask.sum(1))
         )
         return lambda: np.asarray(self._encoder.forward_batch(tokens, lengths).last_hidden_state)

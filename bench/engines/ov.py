@@ -25,7 +25,8 @@ def variants(peer: str, graphs: Graphs, cpus: list[int]) -> Variants:
         raise RuntimeError(f"OpenVINO has no {' or '.join(wanted)} on this processor: it would compute in another one")
     return {
         f"{name}, hint {hint}": partial(_Model, path, hint, len(cpus))
-        for name, path in graphs.items() for hint in hints
+        for name, path in graphs.items()
+        for hint in hints
     }
 
 
@@ -44,8 +45,11 @@ class _Model:
         self._core = openvino.Core()
         self._path = path
         self._properties = {
-            "INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": True,
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": True,
         }
 
     def prepared(self, ids: Any, mask: Any) -> Forward:

@@ -28,8 +28,10 @@ _Table = tuple[list[str], list[list[str]]]
 
 def report() -> str:
     """Returns the tables of all tasks that have results, as Markdown."""
-    return "\n".join("\n".join([f"### {task}\n", *(markdown(*table) for table in _tables(runs))])
-                     for task, runs in _finished().items())
+    return "\n".join(
+        "\n".join([f"### {task}\n", *(markdown(*table) for table in _tables(runs))])
+        for task, runs in _finished().items()
+    )
 
 
 def write_page(out: Path) -> Path:
@@ -73,9 +75,7 @@ def accuracy_chart(finished: _Finished) -> LineChart:
         found = [entry["test"]["accuracy"]["mean"] for entry in records]
         spread = stdev(found) if len(found) > 1 else 0.0
         centre = mean(found)
-        lines.append(
-            Line(Series(model, colour), [_text_time(records)], [centre], [centre - spread], [centre + spread])
-        )
+        lines.append(Line(Series(model, colour), [_text_time(records)], [centre], [centre - spread], [centre + spread]))
     floor = _floor(finished)["accuracy"]
     return LineChart("test split, ms a text", "test accuracy", lines, {f"naive Bayes {floor:.3f}": floor})
 

@@ -11,8 +11,15 @@ if TYPE_CHECKING:
     from bench.ops.problem import Problem
 
 NAMES = (
-    "layer_norm", "activation_layer_norm", "conv_layer_norm", "gated_layer_norm", "additive_pool",
-    "additive_attention", "attention", "masked_lm_loss", "packed_linear",
+    "layer_norm",
+    "activation_layer_norm",
+    "conv_layer_norm",
+    "gated_layer_norm",
+    "additive_pool",
+    "additive_attention",
+    "attention",
+    "masked_lm_loss",
+    "packed_linear",
     "int8_linear",
 )
 HIDDEN = 768

@@ -29,26 +29,35 @@ def _cost(setting: Setting) -> Cost:
 
 
 def _eager_core(setting: Setting) -> Callable[..., Tensor]:
-    def core(
-        query: Tensor, key: Tensor, query_att: Tensor, key_att: Tensor, weight: Tensor, bias: Tensor
-    ) -> Tensor:
+    def core(query: Tensor, key: Tensor, query_att: Tensor, key_att: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         query, key = (rows.view(setting.batch, setting.seq, HIDDEN) for rows in (query, key))
         product = pool(query, query_att)[:, None] * key
         gated = query * pool(product, key_att)[:, None]
         return F.layer_norm(gated, (HIDDEN,), weight, bias, _EPS).flatten(0, 1)
+
     return core
 
 
 def _core(setting: Setting) -> Function:
     cu_seqlens = uniform_cu_seqlens(setting)
 
-    def core(
-        query: Tensor, key: Tensor, query_att: Tensor, key_att: Tensor, weight: Tensor, bias: Tensor
-    ) -> Tensor:
+    def core(query: Tensor, key: Tensor, query_att: Tensor, key_att: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return additive_attention(
-            query, key, query_att, None, None, key_att, cu_seqlens, setting.seq, HEADS,
-            norm_weight=weight, norm_bias=bias, sub_norm=True, eps=_EPS,
+            query,
+            key,
+            query_att,
+            None,
+            None,
+            key_att,
+            cu_seqlens,
+            setting.seq,
+            HEADS,
+            norm_weight=weight,
+            norm_bias=bias,
+            sub_norm=True,
+            eps=_EPS,
         )
+
     return core
 
 
@@ -56,13 +65,32 @@ def _form(setting: Setting, form: str) -> Function:
     cu_seqlens = uniform_cu_seqlens(setting)
 
     def op(
-        query: Tensor, x: Tensor, query_att: Tensor, key_att: Tensor, norm_weight: Tensor, norm_bias: Tensor,
-        key_weight: Tensor, key_bias: Tensor,
+        query: Tensor,
+        x: Tensor,
+        query_att: Tensor,
+        key_att: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        key_weight: Tensor,
+        key_bias: Tensor,
     ) -> Tensor:
         return additive_attention(
-            query, x, query_att, key_weight, key_bias, key_att, cu_seqlens, setting.seq, HEADS,
-            norm_weight=norm_weight, norm_bias=norm_bias, sub_norm=True, eps=_EPS, form=form,
+            query,
+            x,
+            query_att,
+            key_weight,
+            key_bias,
+            key_att,
+            cu_seqlens,
+            setting.seq,
+            HEADS,
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            sub_norm=True,
+            eps=_EPS,
+            form=form,
         )
+
     return op
 
 
@@ -70,10 +98,17 @@ def _eager(setting: Setting) -> Function:
     core = _eager_core(setting)
 
     def op(
-        query: Tensor, x: Tensor, query_att: Tensor, key_att: Tensor, norm_weight: Tensor, norm_bias: Tensor,
-        key_weight: Tensor, key_bias: Tensor,
+        query: Tensor,
+        x: Tensor,
+        query_att: Tensor,
+        key_att: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        key_weight: Tensor,
+        key_bias: Tensor,
     ) -> Tensor:
         return core(query, F.linear(x, key_weight, key_bias), query_att, key_att, norm_weight, norm_bias)
+
     return op
 
 
@@ -90,7 +125,9 @@ def _problem(setting: Setting) -> Problem:
 
 
 OP = Op(
-    "additive_attention", _cost, _problem,
+    "additive_attention",
+    _cost,
+    _problem,
     variants=dict.fromkeys([*(f"core-{scorer}" for scorer in SCORER_WIDTH), *SCORER_WIDTH], TOKENS),
     candidates=lambda variant: ("hbert",) if variant.startswith("core") else tuple(_FORMS),
 )

@@ -50,12 +50,18 @@ def _problem(setting: Setting) -> Problem:
         return rows.new_zeros(*valid.shape, rows.shape[1]).masked_scatter(valid[..., None], rows)
 
     return Problem(
-        (draw.normal(int(cu_seqlens[-1]), 3 * HIDDEN),), (), {"hbert": ours}, {"sdpa": lambda qkv: _sdpa(qkv, mask)},
+        (draw.normal(int(cu_seqlens[-1]), 3 * HIDDEN),),
+        (),
+        {"hbert": ours},
+        {"sdpa": lambda qkv: _sdpa(qkv, mask)},
         {"sdpa": Layout(from_packed, lambda padded: padded[valid])},
     )
 
 
 OP = Op(
-    "attention", _cost, _problem, variants={"full": ((8, 128), (1, 512), (1, 2048)), "varlen": ((8, 512),)},
+    "attention",
+    _cost,
+    _problem,
+    variants={"full": ((8, 128), (1, 512), (1, 2048)), "varlen": ((8, 512),)},
     baselines=("sdpa",),
 )

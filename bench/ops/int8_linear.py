@@ -31,6 +31,7 @@ def _cost(setting: Setting) -> Cost:
 def _plain_in_float64(function: Function) -> Function:
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | tuple[Tensor, ...]:
         return F.linear(x, weight, bias) if x.dtype == torch.float64 else function(x, weight, bias)
+
     return op
 
 
@@ -39,6 +40,7 @@ def _ours(weight: Tensor) -> Function:
 
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return int8_linear(quantize_rows(x), packed, bias, out_dtype=x.dtype)
+
     return op
 
 
@@ -53,6 +55,7 @@ def _onednn(setting: Setting, weight: Tensor) -> Function:
         return torch.ops.onednn.qlinear_pointwise(
             x.to(torch.int8), 1.0, 0, packed, scale, zeros, bias.float(), 1.0, 0, x.dtype, "none", [], ""
         )
+
     return op
 
 
@@ -67,6 +70,10 @@ def _problem(setting: Setting) -> Problem:
 
 
 OP = Op(
-    "int8_linear", _cost, _problem, variants=dict.fromkeys(_WIDTHS, _SHAPES), steps=("fwd",),
+    "int8_linear",
+    _cost,
+    _problem,
+    variants=dict.fromkeys(_WIDTHS, _SHAPES),
+    steps=("fwd",),
     baselines=("eager", "onednn"),
 )

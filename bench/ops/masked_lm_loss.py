@@ -44,6 +44,12 @@ def _problem(setting: Setting) -> Problem:
 
 
 OP = Op(
-    "masked_lm_loss", _cost, _problem, variants={"": ((8, 512),)}, steps=("fwd", "full"), baselines=("eager",),
-    cold=lambda setting: True, memory=True,
+    "masked_lm_loss",
+    _cost,
+    _problem,
+    variants={"": ((8, 512),)},
+    steps=("fwd", "full"),
+    baselines=("eager",),
+    cold=lambda setting: True,
+    memory=True,
 )

@@ -23,6 +23,7 @@ def _cost(setting: Setting) -> Cost:
 def _only_in_float32(function: Function) -> Function:
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | tuple[Tensor, ...]:
         return function(x, weight, bias) if x.dtype == torch.float32 else F.linear(x, weight, bias)
+
     return op
 
 
@@ -45,6 +46,11 @@ def _problem(setting: Setting) -> Problem:
 
 
 OP = Op(
-    "packed_linear", _cost, _problem, variants=dict.fromkeys(_WIDTHS, _SHAPES), steps=("fwd",),
-    baselines=("eager", "onednn"), dtypes=("fp32",),
+    "packed_linear",
+    _cost,
+    _problem,
+    variants=dict.fromkeys(_WIDTHS, _SHAPES),
+    steps=("fwd",),
+    baselines=("eager", "onednn"),
+    dtypes=("fp32",),
 )

@@ -54,4 +54,3 @@ def _calibrated(run: plan.Run) -> Run:
     clock = [replace(entry, train_seconds=entry.step * seconds) for entry in found.evaluations]
     label = f"{run.arm.name}: {run.arm.what}" if run.seed == 0 else f"{run.arm.name}, seed {run.seed}"
     return replace(found, label=label, evaluations=clock, info=replace(found.info, step_seconds=seconds))
-

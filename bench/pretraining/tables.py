@@ -14,15 +14,31 @@ from hbert.evaluate.summary import Row, duration, markdown
 def outcomes(runs: Sequence[plan.Run], rows: Sequence[Row]) -> str:
     """One line for each run, best accuracy first. `rows`: the report's, on the calibrated clock, in the same order."""
     lines = [_outcome(run, row) for run, row in sorted(zip(runs, rows, strict=True), key=lambda one: -one[1].accuracy)]
-    columns = ["arm", "seed", "learning rate", "steps", "clock", "held-out accuracy", "loss, nats",
-               "passed the left-bigram mark"]
+    columns = [
+        "arm",
+        "seed",
+        "learning rate",
+        "steps",
+        "clock",
+        "held-out accuracy",
+        "loss, nats",
+        "passed the left-bigram mark",
+    ]
     return markdown(columns, lines)
 
 
 def _outcome(run: plan.Run, row: Row) -> list[str]:
     passed = "-" if row.escape_step is None else f"step {row.escape_step:,}, {duration(row.escape_seconds)}"
-    return [f"{run.arm.name}: {run.arm.what}", str(run.seed), f"{store.trained_with(run)['lr']:g}", f"{row.step:,}",
-            duration(row.clock_seconds), f"{row.accuracy:.4f}", f"{row.loss:.3f}", passed]
+    return [
+        f"{run.arm.name}: {run.arm.what}",
+        str(run.seed),
+        f"{store.trained_with(run)['lr']:g}",
+        f"{row.step:,}",
+        duration(row.clock_seconds),
+        f"{row.accuracy:.4f}",
+        f"{row.loss:.3f}",
+        passed,
+    ]
 
 
 def paired(runs: Sequence[plan.Run]) -> str:

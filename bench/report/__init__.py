@@ -42,8 +42,10 @@ class Report:
         if self.dropped > MOST_DROPPED * tried:
             found.append(f"{self.dropped} of {tried} slices were disturbed by other load")
         if self.canary and drift(self.canary) > MOST_DRIFT:
-            found.append(f"the same computation took from {1e3 * min(self.canary):.3g} to "
-                         f"{1e3 * max(self.canary):.3g} ms: other load, or a clock that changes")
+            found.append(
+                f"the same computation took from {1e3 * min(self.canary):.3g} to "
+                f"{1e3 * max(self.canary):.3g} ms: other load, or a clock that changes"
+            )
         return found
 
     def add(self, result: Result, candidates: Sequence[str], baselines: Sequence[str]) -> None:
@@ -56,8 +58,13 @@ class Report:
         self.slices += sum(map(len, result.rounds))
         self.canary += result.canary
         self.rounds += [
-            {"suite": case.suite, "case": case.name, "dtype": case.dtype, "round": number,
-             "peers": {peer: _stored(part) for peer, part in done.items()}}
+            {
+                "suite": case.suite,
+                "case": case.name,
+                "dtype": case.dtype,
+                "round": number,
+                "peers": {peer: _stored(part) for peer, part in done.items()},
+            }
             for number, done in enumerate(result.rounds)
         ]
 

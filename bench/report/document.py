@@ -123,9 +123,7 @@ def _outcome_parts(results: Results) -> list[str]:
     if not rows:
         return parts
     by_metric = grouped(rows, lambda row: (row.suite, row.metric))
-    lines = [
-        [suite, metric, *map(str, counts(same)), str(len(same))] for (suite, metric), same in by_metric.items()
-    ]
+    lines = [[suite, metric, *map(str, counts(same)), str(len(same))] for (suite, metric), same in by_metric.items()]
     parts.append(page.table(["suite", "metric", "better", "no difference", "worse", "comparisons"], lines, ("metric",)))
     for title, chosen in (("Worse than the peer", losses(rows)), ("Better than the peer", wins(rows))):
         parts += [page.subheading(title), _compared(chosen)] if chosen else []
@@ -192,13 +190,31 @@ def _tables(rows: Sequence[Measurement]) -> list[str]:
 
 def _measured(rows: Sequence[Measurement]) -> str:
     columns = [
-        "case", "dtype", "candidate", "median", "unit", "against", "ratio [95%]", "verdict", "p10", "p90", "max error",
-        "rounds", "dropped",
+        "case",
+        "dtype",
+        "candidate",
+        "median",
+        "unit",
+        "against",
+        "ratio [95%]",
+        "verdict",
+        "p10",
+        "p90",
+        "max error",
+        "rounds",
+        "dropped",
     ]
     lines = [
         [
-            row.case, row.dtype, row.candidate, _number(row.median), row.unit,
-            row.baseline if row.is_comparison else "", *_ratio_cells(row), _number(row.p10), _number(row.p90),
+            row.case,
+            row.dtype,
+            row.candidate,
+            _number(row.median),
+            row.unit,
+            row.baseline if row.is_comparison else "",
+            *_ratio_cells(row),
+            _number(row.p10),
+            _number(row.p90),
             *(row.cells.get(name, "") for name in ("max_err", "rounds", "dropped")),
         ]
         for row in rows

@@ -47,8 +47,11 @@ def _rates(what: str, rows: Sequence[Measurement], look: Looks) -> list[Drawing]
         "operations, measured in the same rounds. Whiskers: 10th to 90th percentile of the calls."
     )
     return [
-        Drawing(RowChart(f"{metric.replace('_', ' ')}, {same[0].unit}", _groups(same, dot), legend=True),
-                f"{what}: {same[0].unit} against the ceiling", caption)
+        Drawing(
+            RowChart(f"{metric.replace('_', ' ')}, {same[0].unit}", _groups(same, dot), legend=True),
+            f"{what}: {same[0].unit} against the ceiling",
+            caption,
+        )
         for metric, same in grouped(rates, lambda row: row.metric).items()
     ]
 

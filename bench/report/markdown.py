@@ -33,8 +33,15 @@ def _table(rows: Sequence[Measurement]) -> str:
     peers = list(dict.fromkeys(row.baseline for row in compared))
     derived = {(row.case, row.candidate, row.metric): row for row in rows if not is_timed(row)}
     rates = [name for name in RATES if any(row.metric == name for row in rows)]
-    columns = ["case", "candidate", compared[0].unit, *(f"against {peer}" for peer in peers), *_units(rows, rates),
-               "x floor", "rounds"]
+    columns = [
+        "case",
+        "candidate",
+        compared[0].unit,
+        *(f"against {peer}" for peer in peers),
+        *_units(rows, rates),
+        "x floor",
+        "rounds",
+    ]
     lines = []
     for (case, candidate), found in grouped(compared, lambda row: (row.case, row.candidate)).items():
         ratios = {row.baseline: ratio_text(row) for row in found}

@@ -34,7 +34,11 @@ def model_drawings(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
         else:
             others += same
     return [
-        *longs, *_bars(others, rows, look), *_ratios(timed, look), *_products(rows, look), *memory_drawings(rows, look),
+        *longs,
+        *_bars(others, rows, look),
+        *_ratios(timed, look),
+        *_products(rows, look),
+        *memory_drawings(rows, look),
     ]
 
 
@@ -83,8 +87,7 @@ def _crossover(rows: Sequence[Measurement], what: str) -> list[Drawing]:
     if not lines:
         return []
     chart = LineChart(
-        "tokens in a sequence", f"time of {_SELF} / its time", lines, {"equal": 1.0}, log=True,
-        ticks=list(lines[0].x),
+        "tokens in a sequence", f"time of {_SELF} / its time", lines, {"equal": 1.0}, log=True, ticks=list(lines[0].x)
     )
     caption = (
         f"Above 1 a model of additive layers is faster than one of self-attention layers. {' '.join(found)} "
@@ -133,7 +136,8 @@ def _floors(rows: Iterable[Measurement], metric: str) -> dict[tuple[str, str], M
     values = {(row.place, row.candidate): row for row in rows if row.metric == metric and is_floor(row.candidate)}
     pairs = [row for row in rows if row.metric == FLOOR_RATIO.name]
     return {
-        (row.place, row.candidate): values[row.place, row.baseline] for row in pairs
+        (row.place, row.candidate): values[row.place, row.baseline]
+        for row in pairs
         if (row.place, row.baseline) in values
     }
 

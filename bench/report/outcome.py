@@ -60,7 +60,7 @@ def summary(results: Results) -> list[str]:
     lines = [sentence(rows)]
     for word, chosen in (("better", wins(rows)), ("worse", losses(rows))):
         for found in grouped(chosen, lambda row: (row.suite, row.metric)).values():
-            lines += [_line(word, row) for row in found[:_MOST[word]]]
+            lines += [_line(word, row) for row in found[: _MOST[word]]]
             if (more := len(found) - _MOST[word]) > 0:
                 lines.append(f"  {word:8} and {more} more of {found[0].suite}, {found[0].metric}")
     failed = len(results.failures)

@@ -172,7 +172,10 @@ def _measurement(path: Path, line: int, cells: dict[str, str]) -> Measurement:
     return Measurement(
         **{name: cells[name] for name in _TEXTS},
         **{name: number(name) for name in _NUMBERS},
-        batch=int(needed("batch")), seq=int(needed("seq")), median=needed("median"), cells=cells,
+        batch=int(needed("batch")),
+        seq=int(needed("seq")),
+        median=needed("median"),
+        cells=cells,
     )
 
 

@@ -24,7 +24,9 @@ class KernelSuite(Suite):
         dtypes = wanted.dtypes or self.default_dtypes[-1 if wanted.quick else 0 :]
         return [
             case
-            for op in map(load, wanted.ops or NAMES) for dtype in dtypes if dtype in op.dtypes
+            for op in map(load, wanted.ops or NAMES)
+            for dtype in dtypes
+            if dtype in op.dtypes
             for case in self._cases_of(op, dtype, wanted)
         ]
 
@@ -41,10 +43,15 @@ class KernelSuite(Suite):
         title = ".".join(filter(None, (op.name, setting.variant)))
         floor = (FLOOR,) if measures == TIME else ()
         return Case(
-            self.name, f"{title}/{setting.batch}x{setting.seq}/{setting.step}/{where}", setting.dtype,
-            setting.batch, setting.seq, op.cost(setting).work,
+            self.name,
+            f"{title}/{setting.batch}x{setting.seq}/{setting.step}/{where}",
+            setting.dtype,
+            setting.batch,
+            setting.seq,
+            op.cost(setting).work,
             params={"op": op.name, "variant": setting.variant, "step": setting.step},
-            peers=(*op.baselines, *op.candidates(setting.variant), *floor), measures=(measures,),
+            peers=(*op.baselines, *op.candidates(setting.variant), *floor),
+            measures=(measures,),
         )
 
     def floor_of(self, peer: str) -> str:

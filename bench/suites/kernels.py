@@ -206,4 +206,5 @@ def builder(case: Case, device: Device) -> Callable[[str], Kernel | PeakMemory |
         if peer == FLOOR:
             return Floor(subject)
         return (PeakMemory if MEMORY in case.measures else Kernel)(subject, peer)
+
     return build

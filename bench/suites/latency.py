@@ -30,9 +30,7 @@ class Forward(Task):
         self._dtype = dtype_name(peer, case.dtype)
         model = self._source()
         params = case.params
-        self._batches = batches(
-            case.batch, case.seq, device, params, model.config.vocab_size, together=is_packed(peer)
-        )
+        self._batches = batches(case.batch, case.seq, device, params, model.config.vocab_size, together=is_packed(peer))
         self._model = serving(peer, model, case.dtype, device)
         self.capturable = not params.get("padded", False)  # the models read the mask on the host
 
@@ -68,6 +66,8 @@ def _floor(peer: str, case: Case, device: Device) -> ProductsFloor:
 
 def builder(case: Case, device: Device) -> Callable[[str], Task]:
     """What builds each peer's task of `case`."""
+
     def made(peer: str) -> Task:
         return (_floor if is_floor(peer) else Forward)(peer, case, device)
+
     return made

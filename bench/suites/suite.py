@@ -91,10 +91,17 @@ class Suite:
         """One case for each model, dtype and shape."""
         return [
             Case(
-                self.name, f"{name}/{batch}x{seq}", dtype, batch, seq, self.work(batch, seq), self.params(model),
+                self.name,
+                f"{name}/{batch}x{seq}",
+                dtype,
+                batch,
+                seq,
+                self.work(batch, seq),
+                self.params(model),
                 measures=self.measures(),
             )
-            for name, model in wanted.models.items() for dtype in wanted.dtypes or self.default_dtypes
+            for name, model in wanted.models.items()
+            for dtype in wanted.dtypes or self.default_dtypes
             for batch, seq in wanted.shapes or self._shapes_of(model, wanted.quick)
         ]
 

@@ -63,9 +63,11 @@ class TrainingStep(Task):
 
     def peak_memory(self) -> int:
         """Bytes of a step beyond weights and optimizer state, in a process that has made steps before."""
+
         def once() -> tuple[()]:
             self.step()
             return ()
+
         return peak_extra(self._device, once)
 
 
@@ -101,6 +103,8 @@ def _floor(peer: str, case: Case, device: Device) -> ProductsFloor:
 
 def builder(case: Case, device: Device) -> Callable[[str], Task]:
     """What builds each peer's task of `case`."""
+
     def made(peer: str) -> Task:
         return (_floor if is_floor(peer) else TrainingStep)(peer, case, device)
+
     return made

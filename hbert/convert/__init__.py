@@ -21,16 +21,7 @@ from .positions import check_extension, set_positions
 from .report import Move, Report
 from .source import Source, read_source, read_state_dict
 
-__all__ = [
-    "Move",
-    "Report",
-    "Source",
-    "build",
-    "from_pretrained",
-    "read_source",
-    "read_state_dict",
-    "transfer",
-]
+__all__ = ["Move", "Report", "Source", "build", "from_pretrained", "read_source", "read_state_dict", "transfer"]
 
 
 def from_pretrained(

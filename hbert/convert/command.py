@@ -38,16 +38,9 @@ def add_parser(subparsers: Any, summary: str) -> None:
         "(default: the one that computes the same)",
     )
     parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of its configuration",
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="fields of its configuration"
     )
-    parser.add_argument(
-        "--max-positions", type=int, metavar="N", help="longest sequence (default: the checkpoint's)"
-    )
+    parser.add_argument("--max-positions", type=int, metavar="N", help="longest sequence (default: the checkpoint's)")
     parser.add_argument(
         "--extend-positions",
         choices=tuple(EXTENSIONS),
@@ -64,9 +57,7 @@ def run(args: argparse.Namespace) -> None:
     target = _target(source.config, args.arch, field_values(args.set))
     tokenizer = _tokenizer(folder)
     torch.manual_seed(0)
-    model, report = build(
-        source, target, max_positions=args.max_positions, extend_positions=args.extend_positions
-    )
+    model, report = build(source, target, max_positions=args.max_positions, extend_positions=args.extend_positions)
     if tokenizer is not None and args.max_positions is not None:
         tokenizer.model_max_length = args.max_positions
     _write(out, model, tokenizer)
@@ -103,9 +94,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # Damaged files, unknown classes and missing packages raise a dozen unrelated types.
-        raise HbertError(
-            f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        raise HbertError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _write(out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:

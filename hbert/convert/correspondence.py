@@ -127,11 +127,7 @@ class _Correspondence:
         if piece.startswith("head."):
             return "a masked-LM head, which this model has not"
         layer = _LAYER.match(piece)
-        if (
-            layer
-            and layer[2].startswith("attention.self_query")
-            and self._types_of(int(layer[1]))[1] == ADDITIVE
-        ):
+        if layer and layer[2].startswith("attention.self_query") and self._types_of(int(layer[1]))[1] == ADDITIVE:
             return "the query of an additive layer is its value: it took that"
         return "nothing in this model corresponds"
 
@@ -194,11 +190,7 @@ def _norm_readers(config: HBertConfig) -> dict[str, str]:
     """The norms around the blocks of an encoder, and what reads the output of each."""
     layers = range(config.num_hidden_layers)
     if config.norm_style in PRE_NORM_STYLES:
-        readers = {
-            f"layers.{i}.{block}_norm": f"layers.{i}.{block}"
-            for i in layers
-            for block in ("attention", "ffn")
-        }
+        readers = {f"layers.{i}.{block}_norm": f"layers.{i}.{block}" for i in layers for block in ("attention", "ffn")}
         return {**readers, "norm": "output"}
     readers = {f"layers.{i}.attention_norm": f"layers.{i}.ffn" for i in layers}
     following = [*(f"layers.{i}.attention" for i in layers[1:]), "output"]

@@ -18,12 +18,7 @@ from hbert.config import HBertConfig
 
 SELF_BLOCKS = ("self_query", "self_key", "self_value")
 _LAYER = re.compile(r"layers\.(\d+)\.")
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 # Fields that mean the same in HBERT, and their values in an encoder that does not have them.
 _FIELDS: dict[str, Any] = {
     "vocab_size": None,
@@ -112,9 +107,7 @@ class Family:
             return config
         activation = self._activation(config, with_head)
         check_encoder(config)
-        shared = {
-            name: getattr(config, self.fields.get(name, name), absent) for name, absent in _FIELDS.items()
-        }
+        shared = {name: getattr(config, self.fields.get(name, name), absent) for name, absent in _FIELDS.items()}
         shared["max_position_embeddings"] -= self.skipped_positions(config)
         return HBertConfig(
             **shared,
@@ -240,13 +233,7 @@ _HBERT = Family(
     head_bias="head.decoder.bias",
 )
 # By model_type. MiniLM is a small BERT; XLM-R is RoBERTa with another vocabulary.
-FAMILIES = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "distilbert": _DISTILBERT,
-    "hbert": _HBERT,
-}
+FAMILIES = {"bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "distilbert": _DISTILBERT, "hbert": _HBERT}
 
 # State dicts, which come without a configuration, by the code that writes them: the PyTorch notebook of
 # https://github.com/wuch15/Fastformer, and the encoder of https://github.com/microsoft/torchscale.

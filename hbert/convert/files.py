@@ -39,9 +39,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # JSON errors, unknown architectures and values that a configuration refuses are of unrelated types.
-        raise HbertError(
-            f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        raise HbertError(f"{folder / 'config.json'} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -56,9 +54,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.is_file():
             return _shards(index)
-    raise HbertError(
-        f"{folder} has no weights; allowed: {', '.join(_READERS)}, whole or in shards with an index"
-    )
+    raise HbertError(f"{folder} has no weights; allowed: {', '.join(_READERS)}, whole or in shards with an index")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -75,14 +71,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             if not all(isinstance(value, Tensor) for value in found.values()):
                 raise ValueError("it holds more than tensors by name")
             tensors |= found
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            EOFError,
-            SafetensorError,
-            pickle.UnpicklingError,
-        ) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
             raise HbertError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
     return tensors
 

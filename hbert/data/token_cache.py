@@ -81,9 +81,7 @@ class TokenSplit:
             raise HbertError(f"no source {name!r} in this token cache; it has: {', '.join(self.spans)}")
         first, last = self.spans[name]
         start, end = self.offsets[first], self.offsets[last]
-        return TokenSplit(
-            self.tokens[start:end], self.offsets[first : last + 1] - start, {name: (0, last - first)}
-        )
+        return TokenSplit(self.tokens[start:end], self.offsets[first : last + 1] - start, {name: (0, last - first)})
 
 
 class TokenCache:
@@ -158,11 +156,7 @@ class _SplitWriter:
 
     def finish(self) -> dict[str, Any]:
         tokens = self._ends[-1]
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (tokens,),
-        }
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (tokens,)}
         with open(f"{self._base}.npy", "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             self._raw.seek(0)
@@ -181,22 +175,16 @@ def _encode_corpus(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     encoder = _plain_text_encoder(tokenizer)
     with progress("tokenize", corpus.size) as advance:
         for batch in _batches(corpus.documents()):
-            encodings = encoder.encode_batch_fast(
-                [document.text for document in batch], add_special_tokens=False
-            )
+            encodings = encoder.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
             for document, encoding in zip(batch, encodings, strict=True):
-                writers[document.held_out].append(
-                    document.source, [ids["[CLS]"], *encoding.ids, ids["[SEP]"]]
-                )
+                writers[document.held_out].append(document.source, [ids["[CLS]"], *encoding.ids, ids["[SEP]"]])
             advance(sum(len(document.text) for document in batch))
     splits = {split: writer.finish() for split, writer in zip(SPLITS, writers, strict=True)}
     if not splits["train"]["documents"]:
         raise HbertError("the corpus has no training document")
     meta = {"vocab_size": vocab_size, "special_ids": ids, "tokenizer_sha256": tokenizer_digest(tokenizer)}
     sources = {file.name: file.sha256 for file in corpus.files}
-    write_json(
-        folder / "meta.json", meta | {"corpus": corpus.fingerprint, "sources": sources, "splits": splits}
-    )
+    write_json(folder / "meta.json", meta | {"corpus": corpus.fingerprint, "sources": sources, "splits": splits})
 
 
 def _plain_text_encoder(tokenizer: Tokenizer) -> Tokenizer:

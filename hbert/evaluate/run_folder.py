@@ -111,9 +111,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise HbertError("a run is given twice")
     names = [folder.resolve().name for folder in folders]
-    labels = [
-        name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)
-    ]
+    labels = [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
     return [_read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 

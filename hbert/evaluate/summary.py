@@ -107,8 +107,7 @@ def source_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """Returns columns and cells of the newest accuracy of each run (a column each) on each source of text."""
     sources = list(dict.fromkeys(name for run in runs for name in run.last.per_source))
     rows = [
-        [name, *(_number(run.last.per_source.get(name, {}).get("accuracy"), 4) for run in runs)]
-        for name in sources
+        [name, *(_number(run.last.per_source.get(name, {}).get("accuracy"), 4) for run in runs)] for name in sources
     ]
     return ["source", *(run.label for run in runs)], rows
 

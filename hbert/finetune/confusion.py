@@ -29,13 +29,9 @@ def save_confusion_plot(confusion: np.ndarray, names: Sequence[str], path: Path)
     num_classes = len(names)
     cell = min(0.6 if num_classes <= 12 else 0.24, _LONGEST_SIDE / num_classes)
     font = min(9.0, 30 * cell)
-    shown = [
-        name if len(name) <= _SHOWN_CHARACTERS else f"{name[: _SHOWN_CHARACTERS - 1]}…" for name in names
-    ]
+    shown = [name if len(name) <= _SHOWN_CHARACTERS else f"{name[: _SHOWN_CHARACTERS - 1]}…" for name in names]
     margin = 1.1 + 0.0095 * font * max(map(len, shown))
-    figure = Figure(
-        (cell * num_classes + margin, cell * num_classes + margin), dpi=_DPI, layout="constrained"
-    )
+    figure = Figure((cell * num_classes + margin, cell * num_classes + margin), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -53,6 +49,4 @@ def save_confusion_plot(confusion: np.ndarray, names: Sequence[str], path: Path)
 def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray, font: float) -> None:
     for row, column in np.argwhere(confusion):
         ink = "white" if shares[row, column] > 0.5 else "#24292f"
-        axes.text(
-            column, row, str(confusion[row, column]), ha="center", va="center", fontsize=font, color=ink
-        )
+        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=font, color=ink)

@@ -66,9 +66,7 @@ def encode_texts(
         part = slice(start, start + _CHUNK)
         columns = _tokenize(tokenizer, texts[part], None if pairs is None else pairs[part])
         too_long = [i for i, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
-        _truncate(
-            tokenizer, texts[part], None if pairs is None else pairs[part], columns, too_long, max_length
-        )
+        _truncate(tokenizer, texts[part], None if pairs is None else pairs[part], columns, too_long, max_length)
         num_truncated += len(too_long)
         lengths += map(len, columns["input_ids"])
         for name, rows in columns.items():

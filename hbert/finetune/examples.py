@@ -93,11 +93,7 @@ def cell_text(rows: Rows, row: Row, column: str) -> str:
 
 def _check_not_empty(examples: Examples) -> None:
     texts, pairs = examples.texts, examples.pairs or examples.texts
-    empty = [
-        i
-        for i, (text, pair) in enumerate(zip(texts, pairs, strict=True))
-        if not (text.strip() and pair.strip())
-    ]
+    empty = [i for i, (text, pair) in enumerate(zip(texts, pairs, strict=True)) if not (text.strip() and pair.strip())]
     if empty:
         count = "an empty text" if len(empty) == 1 else f"{len(empty)} empty texts, the first"
         raise HbertError(f"{examples.place(empty[0])}: {count}; remove such rows")

@@ -93,9 +93,7 @@ def prepare(settings: Settings) -> Prepared:
     max_length = text_length(model, tokenizer, settings.max_length, settings.text_pair_column is not None)
     with progress("tokenize", sum(map(len, examples.values()))) as advance:
         encoded = {
-            name: encode_texts(tokenizer, split.texts, split.pairs, max_length, advance).with_labels(
-                targets[name]
-            )
+            name: encode_texts(tokenizer, split.texts, split.pairs, max_length, advance).with_labels(targets[name])
             for name, split in examples.items()
         }
     dtype = resolve_dtype(settings.dtype, device())
@@ -148,9 +146,7 @@ def _train_all(settings: Settings, prepared: Prepared, folder: Path, display: Di
         for run in sweep:
             if run is not best:
                 shutil.rmtree(run.folder)
-        others = [
-            _train_one(settings, prepared, best.lr, seed, folder, display) for seed in settings.seeds[1:]
-        ]
+        others = [_train_one(settings, prepared, best.lr, seed, folder, display) for seed in settings.seeds[1:]]
     return [*sweep, *others]
 
 
@@ -180,9 +176,7 @@ def _chosen(settings: Settings, runs: Sequence[TrainedRun]) -> list[TrainedRun]:
     return [run for run in runs if run.folder.is_dir()]
 
 
-def _test_all(
-    settings: Settings, prepared: Prepared, runs: Sequence[TrainedRun], folder: Path
-) -> dict[str, Any]:
+def _test_all(settings: Settings, prepared: Prepared, runs: Sequence[TrainedRun], folder: Path) -> dict[str, Any]:
     chosen = _chosen(settings, runs)
     best = max(chosen, key=lambda run: run.validation[settings.chosen_by])
     tests, speeds = [], []
@@ -282,9 +276,7 @@ def _joined(examples: Examples) -> list[str]:
 
 def _write_predictions(settings: Settings, prepared: Prepared, probabilities: np.ndarray, path: Path) -> None:
     labels = prepared.labels
-    with writing_predictions(
-        path, labels.names, labels.multi, settings.label_separator, labelled=True
-    ) as writer:
+    with writing_predictions(path, labels.names, labels.multi, settings.label_separator, labelled=True) as writer:
         writer.write(probabilities, prepared.examples["test"].labels)
 
 

@@ -35,17 +35,12 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             f"--{name}", metavar="F", help=f".csv, .tsv or .jsonl; with --dataset a split (default {split})"
         )
-    group.add_argument(
-        "--dataset", metavar="NAME[:CONFIG]", help="a data set of the Hugging Face hub, or a folder"
-    )
+    group.add_argument("--dataset", metavar="NAME[:CONFIG]", help="a data set of the Hugging Face hub, or a folder")
     add_text_arguments(group)
     group.add_argument("--label-column", default="label", metavar="C", help="default: label")
     group.add_argument("--multi-label", action="store_true", help="any number of labels a text")
     group.add_argument(
-        "--label-separator",
-        default=",",
-        metavar="S",
-        help="between labels of a CSV or TSV cell (default: a comma)",
+        "--label-separator", default=",", metavar="S", help="between labels of a CSV or TSV cell (default: a comma)"
     )
 
 
@@ -66,12 +61,7 @@ def _add_training_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--dtype", choices=DTYPES, help="auto (default): bf16 where the device computes it")
     group.add_argument(
-        "--set",
-        dest="fields",
-        nargs="+",
-        action="extend",
-        metavar="FIELD=VALUE",
-        help="fields of the configuration",
+        "--set", dest="fields", nargs="+", action="extend", metavar="FIELD=VALUE", help="fields of the configuration"
     )
 
 
@@ -87,8 +77,7 @@ def run(args: argparse.Namespace) -> None:
 def _report(out: Path, record: dict[str, Any]) -> None:
     test, seeds = record["test"], record["settings"]["seeds"]
     rows = [
-        [f"seed {seed}", *(f"{summary['values'][i]:.4f}" for summary in test.values())]
-        for i, seed in enumerate(seeds)
+        [f"seed {seed}", *(f"{summary['values'][i]:.4f}" for summary in test.values())] for i, seed in enumerate(seeds)
     ]
     if len(seeds) > 1:
         rows.append(["mean", *(f"{summary['mean']:.4f}" for summary in test.values())])
@@ -107,7 +96,5 @@ def _conclusion(out: Path, record: dict[str, Any]) -> list[str]:
         lines.append(f"below naive Bayes in {metric}: pretraining or fine-tuning has failed")
     speeds = record["inference"]
     pace = 1e3 * sum(s["seconds"] for s in speeds) / sum(s["texts"] for s in speeds)
-    lines.append(
-        f"lr {record['lr']:g}, {pace:.3g} ms a text on the test split; seed {record['best_seed']} in {out}"
-    )
+    lines.append(f"lr {record['lr']:g}, {pace:.3g} ms a text on the test split; seed {record['best_seed']} in {out}")
     return lines

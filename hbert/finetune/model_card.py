@@ -45,11 +45,7 @@ def _summary(record: Mapping[str, Any]) -> str:
     settings, labels = record["settings"], record["labels"]
     metric, seeds = settings["metric"], len(settings["seeds"])
     score = record["test"][metric]
-    spread = (
-        ""
-        if score["std"] is None
-        else f" ± {score['std']:.4f} (mean and standard deviation of {seeds} seeds)"
-    )
+    spread = "" if score["std"] is None else f" ± {score['std']:.4f} (mean and standard deviation of {seeds} seeds)"
     kind = "labels, any number of them a text" if settings["multi_label"] else "labels, one a text"
     return (
         f"Made by `hbert finetune` from `{settings['model']}`: {len(labels)} {kind}. Test {metric}: "
@@ -72,27 +68,18 @@ def _scores(record: Mapping[str, Any]) -> str:
     columns = ["", *record["test"]]
     values = [summary["values"] for summary in record["test"].values()]
     rows = [
-        [f"seed {seed}", *(f"{value[i]:.4f}" for value in values)]
-        for i, seed in enumerate(record["settings"]["seeds"])
+        [f"seed {seed}", *(f"{value[i]:.4f}" for value in values)] for i, seed in enumerate(record["settings"]["seeds"])
     ]
     rows.append(["mean", *(f"{summary['mean']:.4f}" for summary in record["test"].values())])
     if (floor := record["floor"]) is not None:
         rows.append(["naive Bayes", *(f"{value:.4f}" for value in floor["test"].values())])
     labels = [
-        [
-            name,
-            *(
-                "-" if entry[column] is None else f"{entry[column]:.4f}"
-                for column in ("precision", "recall", "f1")
-            ),
-        ]
+        [name, *("-" if entry[column] is None else f"{entry[column]:.4f}" for column in ("precision", "recall", "f1"))]
         + [str(entry["texts"])]
         for name, entry in record["best_seed_test"]["per_label"].items()
     ]
     picture = "" if record["settings"]["multi_label"] else "\n![confusion matrix](confusion.png)\n"
-    of_labels = markdown(
-        [f"label (seed {record['best_seed']})", "precision", "recall", "F1", "texts"], labels
-    )
+    of_labels = markdown([f"label (seed {record['best_seed']})", "precision", "recall", "F1", "texts"], labels)
     return f"{markdown(columns, rows)}\n{of_labels}{picture}"
 
 
@@ -108,13 +95,7 @@ def _runs(record: Mapping[str, Any]) -> str:
 
 def _data(record: Mapping[str, Any]) -> str:
     rows = [
-        [
-            name,
-            f"`{split['source']}`",
-            f"{split['texts']:,}",
-            f"{split['tokens']:,}",
-            f"{split['truncated']:,}",
-        ]
+        [name, f"`{split['source']}`", f"{split['texts']:,}", f"{split['tokens']:,}", f"{split['truncated']:,}"]
         + [split.get("sha256", "")[:16]]
         for name, split in record["data"].items()
     ]

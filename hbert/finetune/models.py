@@ -101,9 +101,7 @@ def load_text_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenize
     return tokenizer
 
 
-def text_length(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None, pair: bool
-) -> int:
+def text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None, pair: bool) -> int:
     """Returns the tokens that texts are truncated to: what was asked for, else all that the model reads.
 
     Raises:
@@ -166,15 +164,12 @@ def _check_encoder(name: str, model: PreTrainedModel, info: Mapping[str, Sequenc
     """Checks that only what belongs to the head is new."""
     encoder = f"{model.base_model_prefix}."
     if missing := sorted(
-        key
-        for key in info["missing_keys"]
-        if key.startswith(encoder) and not key.startswith(encoder + _POOLER)
+        key for key in info["missing_keys"] if key.startswith(encoder) and not key.startswith(encoder + _POOLER)
     ):
         raise _incomplete(name, missing)
     if wrong := sorted(entry[0] for entry in info["mismatched_keys"] if entry[0].startswith(encoder)):
         raise HbertError(
-            f"{name!r}: {len(wrong)} tensors have another shape than its configuration says, such as "
-            f"{wrong[0]}"
+            f"{name!r}: {len(wrong)} tensors have another shape than its configuration says, such as {wrong[0]}"
         )
 
 

@@ -33,9 +33,7 @@ class NaiveBayes:
         counts: Counter[tuple[str, int]] = Counter()
         for text, label in zip(texts, labels.tolist(), strict=True):
             counts.update((feature, label) for feature in features(text))
-        self._index = {
-            feature: i for i, feature in enumerate(dict.fromkeys(feature for feature, _ in counts))
-        }
+        self._index = {feature: i for i, feature in enumerate(dict.fromkeys(feature for feature, _ in counts))}
         self._counts = np.zeros((len(self._index), num_classes))
         for (feature, label), count in counts.items():
             self._counts[self._index[feature], label] = count
@@ -45,12 +43,7 @@ class NaiveBayes:
 
     @classmethod
     def fit(
-        cls,
-        texts: Sequence[str],
-        labels: np.ndarray,
-        num_classes: int,
-        valid: Sequence[str],
-        truth: np.ndarray,
+        cls, texts: Sequence[str], labels: np.ndarray, num_classes: int, valid: Sequence[str], truth: np.ndarray
     ) -> NaiveBayes:
         """Trains with the one of SMOOTHINGS that is most accurate on the validation texts.
 

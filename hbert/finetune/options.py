@@ -21,10 +21,7 @@ def add_text_arguments(group: Any) -> None:
     group.add_argument("--text-column", default="text", metavar="C", help="default: text")
     group.add_argument("--text-pair-column", metavar="C", help="the second of two texts")
     group.add_argument(
-        "--columns",
-        nargs="+",
-        metavar="C",
-        help="names for the columns of CSV and TSV files without a header",
+        "--columns", nargs="+", metavar="C", help="names for the columns of CSV and TSV files without a header"
     )
     group.add_argument(
         "--max-length", type=int, metavar="N", help="tokens to truncate to (default: what the model can read)"

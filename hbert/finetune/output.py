@@ -40,9 +40,7 @@ def _check_replaceable(out: Path, overwrite: bool, inputs: Sequence[Path]) -> No
     if not overwrite:
         raise HbertError(f"--out {out} exists; choose another folder, or replace it with --overwrite")
     if not (out / RESULTS).is_file():
-        raise HbertError(
-            f"--out {out} is not the result of a fine-tuning (no {RESULTS}): --overwrite leaves it alone"
-        )
+        raise HbertError(f"--out {out} is not the result of a fine-tuning (no {RESULTS}): --overwrite leaves it alone")
     whole = out.resolve()
     for path in inputs:
         if whole in (path.resolve(), *path.resolve().parents):

@@ -19,10 +19,7 @@ def add_parser(subparsers: Any, summary: str) -> None:
     parser = subparsers.add_parser("predict", help=summary, description=summary)
     add_stream_arguments(parser, SUFFIXES)
     parser.add_argument(
-        "--label-separator",
-        default=",",
-        metavar="S",
-        help="between labels of a CSV or TSV cell (default: a comma)",
+        "--label-separator", default=",", metavar="S", help="between labels of a CSV or TSV cell (default: a comma)"
     )
 
 

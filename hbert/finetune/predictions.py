@@ -47,10 +47,7 @@ class PredictionWriter:
         labels = None if truths is None else iter(truths)
         for row, decision in zip(probabilities, decided, strict=True):
             chosen = np.flatnonzero(decision).tolist() if self.multi else [int(decision)]
-            cells: list[list[Any]] = [
-                [self.names[k] for k in chosen],
-                [round(float(row[k]), 6) for k in chosen],
-            ]
+            cells: list[list[Any]] = [[self.names[k] for k in chosen], [round(float(row[k]), 6) for k in chosen]]
             self._line(cells if labels is None else [list(next(labels)), *cells])
 
     def _line(self, cells: list[list[Any]]) -> None:
@@ -95,9 +92,7 @@ def read_predictions(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     rows = open_rows(path)
     if missing := [name for name in ("label", "prediction") if name not in rows.columns()]:
-        raise HbertError(
-            f"{rows.name} has no column {missing[0]!r}: it is not a file of predictions on labelled texts"
-        )
+        raise HbertError(f"{rows.name} has no column {missing[0]!r}: it is not a file of predictions on labelled texts")
     pairs = [(str(row.cells["label"]), str(row.cells["prediction"])) for row in rows]
     labels, predictions = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(labels), np.array(predictions)

@@ -55,21 +55,15 @@ class RunDisplay(TrainerCallback):
     ) -> None:
         self._task = self._display.bar.add_task(self._title, total=state.max_steps)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._task is not None
         place = f"{self._title}  epoch {int(state.epoch or 0) + 1}/{int(args.num_train_epochs)}"
         self._display.bar.update(self._task, completed=state.global_step, description=place)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._loss = (kwargs.get("logs") or {}).get("loss", self._loss)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         measured = kwargs["metrics"]
         self._display.say(
             f"{self._title}  epoch {round(state.epoch or 0)}/{int(args.num_train_epochs)}  training loss "

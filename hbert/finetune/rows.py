@@ -85,9 +85,7 @@ def check_column(rows: Rows, column: str, flag: str) -> None:
     hint = ""
     if isinstance(rows, _TableFile) and rows.names is None:
         hint = "; if its first line is not a header, name the columns with --columns"
-    raise HbertError(
-        f"{rows.name} has no column {column!r}; it has: {', '.join(columns)} ({flag} chooses one{hint})"
-    )
+    raise HbertError(f"{rows.name} has no column {column!r}; it has: {', '.join(columns)} ({flag} chooses one{hint})")
 
 
 class _File:
@@ -143,9 +141,7 @@ class _TableFile(_File):
         self._what = "--columns" if names is not None else "the header"
 
     def columns(self) -> list[str]:
-        names = (
-            next((cells for _, cells in self._records()), None) if self.names is None else list(self.names)
-        )
+        names = next((cells for _, cells in self._records()), None) if self.names is None else list(self.names)
         if names is None:
             raise HbertError(f"{self.name} is empty")
         if len(set(names)) < len(names):
@@ -204,9 +200,7 @@ class DatasetRows:
 
     def declared_labels(self, column: str) -> list[str] | None:
         feature = self._data.features[column]
-        return (
-            list(names) if (names := getattr(getattr(feature, "feature", feature), "names", None)) else None
-        )
+        return list(names) if (names := getattr(getattr(feature, "feature", feature), "names", None)) else None
 
     def __iter__(self) -> Iterator[Row]:
         decoders = {column: names for column in self.columns() if (names := self.declared_labels(column))}

@@ -81,9 +81,7 @@ class Settings:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if self.chosen_by not in (allowed := metric_names(self.multi_label)):
-            raise ValueError(
-                f"metric is {self.metric!r}; allowed for this kind of labels: {', '.join(allowed)}"
-            )
+            raise ValueError(f"metric is {self.metric!r}; allowed for this kind of labels: {', '.join(allowed)}")
         if not self.label_separator:
             raise ValueError("label_separator is empty")
         field_values(self.fields)
@@ -91,9 +89,7 @@ class Settings:
         if self.dataset is None and missing:
             raise HbertError(f"{', '.join(missing)} needed: the files of the splits, or --dataset")
         if self.dataset is not None and self.columns is not None:
-            raise HbertError(
-                "--columns names the columns of CSV and TSV files without a header, not of a data set"
-            )
+            raise HbertError("--columns names the columns of CSV and TSV files without a header, not of a data set")
 
     def open_splits(self) -> dict[str, Rows]:
         """Returns the rows of "train", "valid" and "test".
@@ -105,9 +101,7 @@ class Settings:
         if self.dataset is None:
             return {name: open_rows(str(path), self.columns) for name, path in given.items()}
         dataset, _, config = self.dataset.partition(":")
-        return {
-            name: DatasetRows(dataset, config or None, given[name] or split) for name, split in SPLITS.items()
-        }
+        return {name: DatasetRows(dataset, config or None, given[name] or split) for name, split in SPLITS.items()}
 
 
 def _check_ranges(settings: Settings) -> None:

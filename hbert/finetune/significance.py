@@ -87,9 +87,7 @@ def paired_bootstrap(
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; allowed: {', '.join(METRICS)}")
     if samples < 1 or not 0 < level < 1 or not len(labels):
-        raise ValueError(
-            f"samples is {samples}, level {level}, {len(labels)} texts: at least 1, in (0, 1), at least 1"
-        )
+        raise ValueError(f"samples is {samples}, level {level}, {len(labels)} texts: at least 1, in (0, 1), at least 1")
     score = _scorer(metric, labels, np.atleast_2d(first), np.atleast_2d(second))
     rng = np.random.default_rng(seed)
     texts = len(labels)
@@ -156,9 +154,7 @@ def _score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     return classification_metrics(confusion_matrix(labels, predictions, classes))[metric]
 
 
-def _scorer(
-    metric: str, labels: np.ndarray, first: np.ndarray, second: np.ndarray
-) -> Callable[[np.ndarray], float]:
+def _scorer(metric: str, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Callable[[np.ndarray], float]:
     """The difference of the measures where each text counts as often as given, int64 [N]."""
     if metric == "accuracy":
         gain = (second == labels).mean(0) - (first == labels).mean(0)
@@ -166,9 +162,7 @@ def _scorer(
 
     def difference(times: np.ndarray) -> float:
         drawn = np.repeat(np.arange(len(labels)), times)
-        scores = [
-            np.mean([_score(metric, labels[drawn], row[drawn]) for row in rows]) for rows in (first, second)
-        ]
+        scores = [np.mean([_score(metric, labels[drawn], row[drawn]) for row in rows]) for rows in (first, second)]
         return float(scores[1] - scores[0])
 
     return difference

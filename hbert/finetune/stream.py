@@ -44,9 +44,7 @@ class TextStream:
     num_empty: int
 
     @classmethod
-    def open(
-        cls, path: str, text_column: str, pair_column: str | None, names: Sequence[str] | None
-    ) -> TextStream:
+    def open(cls, path: str, text_column: str, pair_column: str | None, names: Sequence[str] | None) -> TextStream:
         """Reads the file once to check and count it.
 
         Raises:
@@ -98,20 +96,12 @@ def add_stream_arguments(parser: argparse.ArgumentParser, suffixes: Sequence[str
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="checkpoint folder or hub name, with its tokenizer"
     )
-    parser.add_argument(
-        "--input", required=True, metavar="F", help=".csv, .tsv, .jsonl, or .txt with a text a line"
-    )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="F", help=f"file to write: {', '.join(suffixes)}"
-    )
+    parser.add_argument("--input", required=True, metavar="F", help=".csv, .tsv, .jsonl, or .txt with a text a line")
+    parser.add_argument("--out", required=True, type=Path, metavar="F", help=f"file to write: {', '.join(suffixes)}")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     add_text_arguments(parser)
     parser.add_argument(
-        "--batch-tokens",
-        type=int,
-        default=BATCH_TOKENS,
-        metavar="N",
-        help=f"of a batch (default {BATCH_TOKENS})",
+        "--batch-tokens", type=int, default=BATCH_TOKENS, metavar="N", help=f"of a batch (default {BATCH_TOKENS})"
     )
     add_precision_arguments(parser)
 
@@ -132,9 +122,7 @@ def _check_target(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     if out.suffix not in suffixes:
         raise HbertError(f"--out {out}: the suffix must be one of {', '.join(suffixes)}")
     if out.is_dir() or (out.exists() and not overwrite):
-        raise HbertError(
-            f"--out {out} exists; choose another name{'' if out.is_dir() else ', or --overwrite'}"
-        )
+        raise HbertError(f"--out {out} exists; choose another name{'' if out.is_dir() else ', or --overwrite'}")
     folder = out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise HbertError(f"--out {out}: its folder must exist and be writable")

@@ -109,9 +109,7 @@ def train(
     model.save_pretrained(folder)
     shutil.rmtree(work)
     names = [name for name in epochs[best] if not name.endswith("loss")]
-    return TrainedRun(
-        lr, seed, epochs, best + 1, {name: epochs[best][name] for name in names}, seconds, folder
-    )
+    return TrainedRun(lr, seed, epochs, best + 1, {name: epochs[best][name] for name in names}, seconds, folder)
 
 
 def _arguments(
@@ -158,9 +156,7 @@ def _callbacks(settings: Settings, events: Path, callback: TrainerCallback) -> l
 
 
 class _StopAtNaN(TrainerCallback):
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = (kwargs.get("logs") or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise HbertError(

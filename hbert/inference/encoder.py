@@ -69,9 +69,7 @@ class OptimizedHBertModel(HBertModel):
     @torch.no_grad()
     def _encode(self, x: Tensor, layout: Layout, keep_states: bool | None) -> tuple[Tensor, ...]:
         if not isinstance(layout, PackedLayout):
-            raise ValueError(
-                "an optimized model runs packed: no output_attentions, no attn_implementation='eager'"
-            )
+            raise ValueError("an optimized model runs packed: no output_attentions, no attn_implementation='eager'")
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self._encode(x, layout, keep_states)

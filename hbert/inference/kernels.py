@@ -48,9 +48,7 @@ class Kernels:
         return hbert_kernels.add_layer_norm(x, residual, weight, bias, eps)
 
     @staticmethod
-    def conv_layer_norm(
-        x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float
-    ) -> Tensor:
+    def conv_layer_norm(x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float) -> Tensor:
         return hbert_kernels.conv_layer_norm(x, weight, bias, taps, cu_seqlens, eps)
 
     @staticmethod
@@ -127,9 +125,7 @@ class CompiledKernels(Kernels):
         return _OPS.add_layer_norm.default(x, residual, weight, bias, eps)[:2]
 
     @staticmethod
-    def conv_layer_norm(
-        x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float
-    ) -> Tensor:
+    def conv_layer_norm(x: Tensor, weight: Any, bias: Any, taps: Any, cu_seqlens: Tensor, eps: float) -> Tensor:
         return _OPS.conv_layer_norm.default(x, weight, bias, taps, cu_seqlens, eps)[0]
 
     @staticmethod

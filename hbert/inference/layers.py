@@ -97,9 +97,7 @@ class _AdditiveAttention:
             twice.
     """
 
-    def __init__(
-        self, module: HBertAdditiveAttention, ops: Arithmetic, query: Affine, key: Affine, core_key: Affine
-    ):
+    def __init__(self, module: HBertAdditiveAttention, ops: Arithmetic, query: Affine, key: Affine, core_key: Affine):
         query_att, key_att = (own(scorer.weight) for scorer in (module.query_att, module.key_att))
         eps = 1e-12 if module.norm is None else module.norm.eps
         self.core = AdditiveCore(query_att, key_att, module.num_heads, module.norm is not None, eps)

@@ -140,18 +140,14 @@ def _patch_encoder(name: str, encoder: Any, report: PatchReport) -> None:
         patch_module(module, role, model_type)
     patch_module(encoder, "encoder", model_type)
     if getattr(encoder, "pooler", None) is not None:
-        report.kept[_label(f"{name}.pooler".removeprefix("."), encoder.pooler)] = (
-            "it works on one token of a sequence"
-        )
+        report.kept[_label(f"{name}.pooler".removeprefix("."), encoder.pooler)] = "it works on one token of a sequence"
 
 
 def _count_norms(norms: list[nn.Module], where: str, report: PatchReport) -> None:
     plain = sum(map(is_plain_norm, norms))
     report.replaced["norms"] += plain
     if plain < len(norms):
-        report.kept[f"{len(norms) - plain} norms of {where}"] = (
-            "they are not torch's LayerNorm, or were wrapped"
-        )
+        report.kept[f"{len(norms) - plain} norms of {where}"] = "they are not torch's LayerNorm, or were wrapped"
 
 
 def _patch_head(name: str, model: PreTrainedModel, report: PatchReport) -> None:
@@ -181,17 +177,13 @@ def _check_modules(encoder: Any, family: Family) -> None:
         if type(module).__module__ not in (home, nn.ModuleList.__module__):
             raise ValueError(f"its {path} is a {type(module).__name__} of {type(module).__module__}")
         if "forward" in vars(module):
-            raise ValueError(
-                f"the forward of its {path or 'encoder'} was replaced on the object (by accelerate?)"
-            )
+            raise ValueError(f"the forward of its {path or 'encoder'} was replaced on the object (by accelerate?)")
     width = encoder.config.hidden_size
     for index, layer in enumerate(layers_of(family)(encoder)):
         for block in SELF_BLOCKS:
             linear = getter(family, f"layers.*.attention.{block}", "layers.*.")(layer)
             if getattr(linear, "out_features", width) != width:
-                raise ValueError(
-                    f"layer {index} has {linear.out_features} channels in its {block[5:]}, not {width}"
-                )
+                raise ValueError(f"layer {index} has {linear.out_features} channels in its {block[5:]}, not {width}")
 
 
 def _containers(encoder: Any, family: Family) -> Iterator[str]:
@@ -202,7 +194,5 @@ def _containers(encoder: Any, family: Family) -> Iterator[str]:
     for path in filter(None, map(family.path, tensors)):
         names = path.split(".")[:-1]
         prefixes = [".".join(names[: end + 1]) for end in range(len(names))]
-        found.update(
-            p.replace("*", str(index)) for p in prefixes for index in range(depth if "*" in p else 1)
-        )
+        found.update(p.replace("*", str(index)) for p in prefixes for index in range(depth if "*" in p else 1))
     yield from sorted(found)

@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPoolingAndCrossAttentions,
-    ModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 
 from hbert.convert.families import Family
 from hbert.layout import PackedLayout
@@ -95,12 +91,7 @@ def layer_forward(family: Family, original: Forward) -> Forward:
     ffn_dropout, ffn_norm = within("ffn_dropout", identity), within("ffn_norm")
 
     def forward(
-        self: nn.Module,
-        x: Any,
-        *args: Any,
-        layout: PackedLayout | None = None,
-        num_heads: int = 0,
-        **kwargs: Any,
+        self: nn.Module, x: Any, *args: Any, layout: PackedLayout | None = None, num_heads: int = 0, **kwargs: Any
     ) -> Tensor:
         if layout is None:
             return original(self, x, *args, **kwargs)
@@ -210,14 +201,10 @@ def main_input(inputs: Inputs) -> Tensor:
 def tell(model: nn.Module, reason: str) -> None:
     """Warns that a call is not packed; Python shows the same warning once."""
     if not torch.compiler.is_compiling():
-        warnings.warn(
-            f"{type(model).__name__} runs its original forward, without packing: {reason}", stacklevel=5
-        )
+        warnings.warn(f"{type(model).__name__} runs its original forward, without packing: {reason}", stacklevel=5)
 
 
-def pack_inputs(
-    encoder: Any, family: Family, inputs: Inputs
-) -> tuple[PackedLayout, dict[str, Tensor | None]]:
+def pack_inputs(encoder: Any, family: Family, inputs: Inputs) -> tuple[PackedLayout, dict[str, Tensor | None]]:
     """The layout of a batch, and its inputs in the token order of that layout.
 
     Raises:
@@ -240,9 +227,7 @@ def pack_inputs(
     return layout, {name: None if t is None else layout.pack(t) for name, t in tokens.items()}
 
 
-def _positions(
-    encoder: Any, family: Family, ids: Tensor | None, shape: torch.Size, device: torch.device
-) -> Tensor:
+def _positions(encoder: Any, family: Family, ids: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor:
     """Row of the position table of each token, [B, N] or [1, N]."""
     table = getter(family, "embeddings.position_embeddings")(encoder)
     counts_tokens = family.first_position is None

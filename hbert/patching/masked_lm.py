@@ -62,12 +62,8 @@ def _transform(family: Family) -> Callable[[Any, Tensor], Tensor]:
     return transform
 
 
-def _loss(
-    transform: Callable[[Tensor], Tensor], decoder: nn.Linear, hidden: Tensor, labels: Tensor
-) -> Tensor:
+def _loss(transform: Callable[[Tensor], Tensor], decoder: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the labels [T] that count; 0 where there are none."""
     hidden, labels = masked_rows(hidden, labels)
-    loss, _ = masked_lm_loss(
-        transform(hidden), decoder.weight, decoder.bias, labels, ignore_index=IGNORE_INDEX
-    )
+    loss, _ = masked_lm_loss(transform(hidden), decoder.weight, decoder.bias, labels, ignore_index=IGNORE_INDEX)
     return loss

@@ -47,14 +47,7 @@ class StepBatches:
     """
 
     def __init__(
-        self,
-        cache: TokenCache,
-        recipe: Recipe,
-        seed: int,
-        device: torch.device,
-        *,
-        rank: int = 0,
-        processes: int = 1,
+        self, cache: TokenCache, recipe: Recipe, seed: int, device: torch.device, *, rank: int = 0, processes: int = 1
     ) -> None:
         self._stream = MaskedBatches(
             cache,
@@ -85,9 +78,7 @@ class StepBatches:
         passes = np.array_split(np.arange(count), self._processes * self._accumulate)
         mine = passes[self._rank * self._accumulate :][: self._accumulate]
         masked = int((whole.labels != IGNORE_INDEX).sum())
-        return Batch(
-            [self._part(whole, rows) for rows in mine], self._tensor(np.array(max(masked, 1))), count
-        )
+        return Batch([self._part(whole, rows) for rows in mine], self._tensor(np.array(max(masked, 1))), count)
 
     def _part(self, whole: MaskedBatch, rows: NDArray[np.int64]) -> Part:
         ids, labels = whole.input_ids[rows], whole.labels[rows]

@@ -31,9 +31,7 @@ def parse_duration(text: str) -> float:
     """
     if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
         raise ValueError(f"{text!r} is not a duration; allowed: 90s, 30m, 24h, 1h30m")
-    seconds = sum(
-        float(number) * _SECONDS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([hms])", text)
-    )
+    seconds = sum(float(number) * _SECONDS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([hms])", text))
     if seconds <= 0:
         raise ValueError(f"a duration of {text} is no time; it must be above 0")
     return seconds

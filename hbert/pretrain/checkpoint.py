@@ -67,9 +67,7 @@ def save_checkpoint(
     return folder
 
 
-def _write(
-    folder: Path, step: int, model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any]
-) -> None:
+def _write(folder: Path, step: int, model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any]) -> None:
     safetensors.torch.save_model(model, str(folder / _MODEL))
     with open(folder / _OPTIMIZERS, "wb") as file:
         torch.save(optimizers.state(), file)

@@ -53,14 +53,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        model: PreTrainedModel,
-        recipe: Recipe,
-        *,
-        seed: int,
-        dtype: str,
-        compiled: bool,
+        self, accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, seed: int, dtype: str, compiled: bool
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -127,9 +120,7 @@ class Engine:
     def _synchronized(self, last: bool) -> AbstractContextManager[None]:
         return self.accelerator.no_sync(self._wrapped) if not last else nullcontext()
 
-    def _result(
-        self, batch: Batch, loss: Tensor, correct: Tensor, norm: Tensor, votes: tuple[int, ...]
-    ) -> StepResult:
+    def _result(self, batch: Batch, loss: Tensor, correct: Tensor, norm: Tensor, votes: tuple[int, ...]) -> StepResult:
         mine = torch.cat([torch.stack([loss, correct]), torch.tensor(votes).to(loss)])
         total = self.accelerator.reduce(mine, "sum").tolist()
         return StepResult(

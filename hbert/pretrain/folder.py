@@ -56,11 +56,7 @@ def _is_false_start(out: Path) -> bool:
 
 
 def create(
-    out: Path,
-    record: Mapping[str, Any],
-    model: PreTrainedModel,
-    optimizers: Optimizers,
-    state: Mapping[str, Any],
+    out: Path, record: Mapping[str, Any], model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any]
 ) -> None:
     """Writes the checkpoint of step 0, an empty log, and last run.json, which makes the folder that of a run.
 

@@ -194,18 +194,14 @@ class Training:
     def _save(self) -> None:
         # Finite gradients can still make an infinite parameter, which the next step would have found.
         if found := first_non_finite(self.engine.model):
-            raise self._with_checkpoint(
-                NonFiniteError(f"after step {self.state.step}: {found} is not finite")
-            )
+            raise self._with_checkpoint(NonFiniteError(f"after step {self.state.step}: {found} is not finite"))
         if not self._main:
             return
         assert self.outlets.log is not None
         with self.state.timed("checkpoints"):
             self.state.metrics_bytes = self.outlets.log.sync()
             content = {"run": self.digest, **asdict(self.state)}
-            save_checkpoint(
-                self.out, self.state.step, self.engine.model, self.engine.optimizers, content, self.keep
-            )
+            save_checkpoint(self.out, self.state.step, self.engine.model, self.engine.optimizers, content, self.keep)
 
     def _with_checkpoint(self, error: NonFiniteError) -> NonFiniteError:
         saved = checkpoints(self.out)

@@ -39,9 +39,7 @@ def dimensions(size: str) -> dict[str, int]:
     if size in SIZES:
         return dict(SIZES[size])
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", size):
-        raise ValueError(
-            f"unknown size {size!r}; allowed: {', '.join(SIZES)}, or layers x width x heads as in 6x256x4"
-        )
+        raise ValueError(f"unknown size {size!r}; allowed: {', '.join(SIZES)}, or layers x width x heads as in 6x256x4")
     return dict(zip(SIZES["base"], map(int, size.split("x")), strict=True))
 
 
@@ -112,9 +110,7 @@ def check_fields(config_class: type[PreTrainedConfig], fields: Mapping[str, Any]
     """
     allowed = _own_fields(config_class)
     if unknown := sorted(set(fields) - set(allowed)):
-        raise ValueError(
-            f"{config_class.__name__} has no field {', '.join(unknown)}; allowed: {', '.join(allowed)}"
-        )
+        raise ValueError(f"{config_class.__name__} has no field {', '.join(unknown)}; allowed: {', '.join(allowed)}")
 
 
 def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -136,12 +132,7 @@ def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
 
 
 def masked_lm_terms(
-    forward: Callable[..., Any],
-    ours: bool,
-    inputs: Mapping[str, Any],
-    labels: Tensor,
-    here: int,
-    num_masked: Tensor,
+    forward: Callable[..., Any], ours: bool, inputs: Mapping[str, Any], labels: Tensor, here: int, num_masked: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Runs a model on a part of a batch; returns (its share of the batch's mean loss, hits), both scalars.
 

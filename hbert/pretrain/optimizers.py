@@ -24,9 +24,7 @@ class Optimizers:
         matrices = _encoder_matrices(model) if recipe.optimizer == "muon" else []
         self._all: list[torch.optim.Optimizer] = [_adamw(model, matrices, recipe)]
         if matrices:
-            muon = torch.optim.Muon(
-                matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95
-            )
+            muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95)
             self._all.append(muon)
         for group in self._groups():
             group["peak_lr"] = group["lr"]

@@ -39,33 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--budget", metavar="TIME", help="time for optimizer steps: 90s, 30m, 24h, 1h30m")
     group.add_argument("--max-steps", type=int, metavar="N", help="number of steps, instead of --budget")
-    group.add_argument(
-        "--deadline", metavar="TIME", help="stop training this long after the start, save, end"
-    )
+    group.add_argument("--deadline", metavar="TIME", help="stop training this long after the start, save, end")
     group.add_argument("--dtype", choices=DTYPES, help="auto (default): bf16 where the device computes it")
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
-    group.add_argument(
-        "--seed", type=int, metavar="N", help="of weights, batches, masks, dropout (default 0)"
-    )
+    group.add_argument("--seed", type=int, metavar="N", help="of weights, batches, masks, dropout (default 0)")
     group.add_argument("--out", metavar="DIR", help="run folder (default runs/ARCH-SIZE-SEED)")
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     group.add_argument("--save-every", type=int, metavar="STEPS", help="between checkpoints")
     group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default 2)")
-    group.add_argument(
-        "--eval-every", type=int, metavar="STEPS", help="between evaluations (default: 20 in all)"
-    )
-    group.add_argument(
-        "--eval-blocks", type=int, metavar="N", help="held-out blocks of each (default: by length)"
-    )
+    group.add_argument("--eval-every", type=int, metavar="STEPS", help="between evaluations (default: 20 in all)")
+    group.add_argument("--eval-blocks", type=int, metavar="N", help="held-out blocks of each (default: by length)")
     group.add_argument("--log-every", type=int, metavar="STEPS", help="between lines of metrics.jsonl")
 
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     names = ", ".join([*PRESETS, BERT])
     group.add_argument("--arch", help=f"{names}, or a letter a layer: AASAAS (default: the recipe's)")
-    group.add_argument(
-        "--size", help="tiny, mini, small, base, or layers x width x heads: 6x256x4 (default mini)"
-    )
+    group.add_argument("--size", help="tiny, mini, small, base, or layers x width x heads: 6x256x4 (default mini)")
     group.add_argument(
         "--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="fields of the model's configuration"
     )

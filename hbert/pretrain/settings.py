@@ -128,9 +128,7 @@ def _check(settings: Settings) -> None:
     config = model_config(settings.arch, settings.size, settings.fields, settings.recipe, vocab)
     positions: int = config.max_position_embeddings
     if settings.recipe.block_size > positions:
-        raise ValueError(
-            f"block_size {settings.recipe.block_size} exceeds max_position_embeddings {positions}"
-        )
+        raise ValueError(f"block_size {settings.recipe.block_size} exceeds max_position_embeddings {positions}")
 
 
 def _check_initial_weights(settings: Settings) -> None:

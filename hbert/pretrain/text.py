@@ -25,9 +25,7 @@ class Text:
 
     def record(self) -> dict[str, Any]:
         """What a run keeps of it."""
-        sources = {
-            file.name: {"sha256": file.sha256, **self._tokens(file.name)} for file in self.corpus.files
-        }
+        sources = {file.name: {"sha256": file.sha256, **self._tokens(file.name)} for file in self.corpus.files}
         splits = {split: self.cache.meta["splits"][split]["tokens"] for split in ("train", "held_out")}
         return {
             "corpus": {"fingerprint": self.corpus.fingerprint, "tokens": splits, "sources": sources},

@@ -200,9 +200,7 @@ class _Run:
             calibration=calibration,
         )
 
-    def _calibrate(
-        self, engine: Engine, batches: StepBatches, budget: float
-    ) -> tuple[int, dict[str, StepTime]]:
+    def _calibrate(self, engine: Engine, batches: StepBatches, budget: float) -> tuple[int, dict[str, StepTime]]:
         self.display.say("calibrating: how long a step takes")
         sizes = {"full": self.recipe.batch_size, "ramp_start": self.recipe.ramp_start}
         with self.state.timed("calibration"), engine.rehearsal():
@@ -211,9 +209,7 @@ class _Run:
                 for name, size in sizes.items()
                 if size
             }
-        steps = steps_in(
-            budget, self.recipe, times["full"].seconds, times.get("ramp_start", times["full"]).seconds
-        )
+        steps = steps_in(budget, self.recipe, times["full"].seconds, times.get("ramp_start", times["full"]).seconds)
         # The processes have timed steps that they took together, but to the microsecond they differ.
         steps, times = self._shared((steps, times))
         if not all(entry.quiet for entry in times.values()):
@@ -247,11 +243,7 @@ class _Run:
             "step_seconds": plan.step_seconds,
             "dtype": plan.dtype,
             "processes": self.accelerator.num_processes,
-            "eval": {
-                "rate": EVAL_RATE,
-                "blocks": plan.eval_blocks,
-                "length": self.recipe.block_size,
-            },
+            "eval": {"rate": EVAL_RATE, "blocks": plan.eval_blocks, "length": self.recipe.block_size},
             "machine": machine.describe(self.accelerator.device),
             "software": machine.software(),
             "times": self.state.seconds,
@@ -274,9 +266,7 @@ class _Run:
             folder.update(out, status="running")
         return record
 
-    def _training(
-        self, text: Text, engine: Engine, batches: StepBatches, record: Mapping[str, Any]
-    ) -> Training:
+    def _training(self, text: Text, engine: Engine, batches: StepBatches, record: Mapping[str, Any]) -> Training:
         settings, plan = self.settings, Plan(**record["plan"])
         return Training(
             engine=engine,

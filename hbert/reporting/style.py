@@ -117,15 +117,20 @@ def _settings(theme: Theme) -> dict[Any, Any]:
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), theme.ink)
     paper = dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), theme.paper)
     faint = dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), theme.faint)
-    return ink | paper | faint | {
-        "font.size": _POINTS,
-        # Names come from files and users: a dollar in one is a dollar.
-        "text.parse_math": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "errorbar.capsize": 2,
-    }
+    return (
+        ink
+        | paper
+        | faint
+        | {
+            "font.size": _POINTS,
+            # Names come from files and users: a dollar in one is a dollar.
+            "text.parse_math": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "errorbar.capsize": 2,
+        }
+    )

@@ -137,12 +137,7 @@ def _key_free_backward(
 
 
 def _direct_backward(
-    dkey: Tensor,
-    x: Tensor,
-    key_weight: Tensor | None,
-    key_bias: Tensor | None,
-    pooling: tuple[Any, ...],
-    ops: Any,
+    dkey: Tensor, x: Tensor, key_weight: Tensor | None, key_bias: Tensor | None, pooling: tuple[Any, ...], ops: Any
 ) -> _KeyGradients:
     scorers, cu_seqlens, pooled, softmax, num_heads, scale = pooling
     keys = _project(x, key_weight, key_bias)

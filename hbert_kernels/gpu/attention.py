@@ -19,13 +19,7 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int) 
 
 
 def attention_backward(
-    dout: Tensor,
-    qkv: Tensor,
-    out: Tensor,
-    log_sum_exp: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    num_heads: int,
+    dout: Tensor, qkv: Tensor, out: Tensor, log_sum_exp: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int
 ) -> Tensor:
     """The gradient [T, 3H] of qkv."""
     query, key, value = qkv.unflatten(1, (3, num_heads, -1)).unbind(1)

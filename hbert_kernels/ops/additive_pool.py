@@ -13,13 +13,7 @@ from ._common import compute_dtype, run, to_padded, without_autocast
 
 
 def additive_pool(
-    x: Tensor,
-    scorer: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    num_heads: int,
-    *,
-    output: str = "slice",
+    x: Tensor, scorer: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads: int, *, output: str = "slice"
 ) -> Tensor:
     r"""Attention pooling of each sequence with one softmax over its tokens per head.
 

@@ -66,9 +66,7 @@ def attention_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_he
 _SCALAR = _library.cpu_capability() == "scalar"
 
 
-def _cpp_refusal(
-    qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None
-) -> str | None:
+def _cpp_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None) -> str | None:
     if dropout_p > 0:
         return f"has no dropout of attention weights, and dropout_p is {dropout_p}"
     if _SCALAR and qkv is not None and qkv.dtype != torch.float64:

@@ -10,25 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _check, _dispatch, _library
-from ._common import (
-    cast,
-    compute_dtype,
-    gradient_like,
-    new_statistics,
-    present,
-    run,
-    segment_ids,
-    without_autocast,
-)
+from ._common import cast, compute_dtype, gradient_like, new_statistics, present, run, segment_ids, without_autocast
 
 
 def conv_layer_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    conv_weight: Tensor,
-    cu_seqlens: Tensor,
-    eps: float = 1e-5,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, conv_weight: Tensor, cu_seqlens: Tensor, eps: float = 1e-5
 ) -> Tensor:
     r"""Layer normalization, then a residual depthwise convolution of k taps over the tokens of each sequence.
 

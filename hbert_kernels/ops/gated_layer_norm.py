@@ -105,13 +105,7 @@ _dispatch.register("gated_layer_norm", "cpp", _dispatch.cpp_refusal)
 class _GatedLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        gate: Tensor,
-        cu_seqlens: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
+        ctx: Any, x: Tensor, gate: Tensor, cu_seqlens: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> Tensor:
         y, mean, rstd = torch.ops.hbert_kernels.gated_layer_norm(x, gate, cu_seqlens, weight, bias, eps)
         ctx.save_for_backward(x, gate, cu_seqlens, mean, rstd, weight, bias)

@@ -108,13 +108,7 @@ def _add_layer_norm_fake(
 
 
 def _layer_norm_backward_fake(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), gradient_like(x, weight), gradient_like(x, bias)
 

@@ -122,10 +122,7 @@ _library.define(
     " bool gradient) -> (Tensor loss, Tensor correct)",
     _softmax_cross_entropy_fake,
 )
-_library.define(
-    "accumulate_(Tensor(a!) sum, Tensor(b!)? remainder, Tensor term) -> ()",
-    _accumulate_fake,
-)
+_library.define("accumulate_(Tensor(a!) sum, Tensor(b!)? remainder, Tensor term) -> ()", _accumulate_fake)
 _dispatch.register("masked_lm_loss", "cpp", _dispatch.cpp_refusal)
 
 # Logits per chunk. Smaller chunks make the accumulation of dweight, a read and a write of [V, H] each, dominate its
@@ -156,9 +153,7 @@ def _logits_buffer(like: Tensor, rows: int, vocab: int) -> Tensor:
 class _Gradients:
     """dhidden, dweight and dbias, summed over the chunks; an empty tensor for what is not wanted."""
 
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool], chunks: int
-    ) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool], chunks: int) -> None:
         acc, dtype = compute_dtype(hidden), hidden.dtype
         self.wanted = wanted
         self.hidden = torch.empty_like(hidden) if wanted[0] else hidden.new_empty(0)

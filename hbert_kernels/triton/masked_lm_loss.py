@@ -210,9 +210,7 @@ def masked_lm_loss(
         padded = buffer[: len(chunk)]
         logits = padded[:, :vocab]
         torch.mm(chunk, product_weight.t(), out=logits)
-        loss, right = _cross_entropy(
-            padded, vocab, padded_bias, chunk_targets, label_smoothing, scale, any(wanted)
-        )
+        loss, right = _cross_entropy(padded, vocab, padded_bias, chunk_targets, label_smoothing, scale, any(wanted))
         total += loss.sum(dtype=torch.float64)
         correct += right.sum()
         if wanted[0]:

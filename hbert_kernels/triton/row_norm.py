@@ -151,9 +151,7 @@ def _gate_part(first, piece, chunk):
 
 
 @triton.jit
-def _store_gate_gradient(
-    DGATE, GATE_PARTS, CU, seq, piece, first, end, num_seqs, values, cols, inside, width, chunk
-):
+def _store_gate_gradient(DGATE, GATE_PARTS, CU, seq, piece, first, end, num_seqs, values, cols, inside, width, chunk):
     """The gradient itself for a sequence of one chunk (or none: zeros), otherwise a part of it."""
     alive = seq < num_seqs
     length = tl.load(CU + seq + 1, mask=alive, other=0) - tl.load(CU + seq)
@@ -385,13 +383,7 @@ def add_layer_norm(
 
 
 def layer_norm_backward(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``hbert_kernels::layer_norm_backward``: ``(dx, dweight, dbias)``; for add_layer_norm, x is the total."""
     dx, _, (dweight, dbias, _) = _backward(dy, x, mean, rstd, weight, bias, dtotal=dtotal)
@@ -399,12 +391,7 @@ def layer_norm_backward(
 
 
 def activation_layer_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: int,
-    input_bias: Tensor | None,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: int, input_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``hbert_kernels::activation_layer_norm``: ``(y, mean, rstd)``."""
     y, _, mean, rstd = _forward(x, weight, bias, eps, activation=activation, input_bias=input_bias)

@@ -7,17 +7,55 @@ import json
 from pathlib import Path
 
 COLUMNS = (
-    "suite", "case", "candidate", "baseline", "dtype", "batch", "seq", "metric", "unit", "median", "p10", "p90", "p99",
-    "ratio", "ratio_lo", "ratio_hi", "verdict", "max_err", "rounds", "dropped", "canary_ms", "canary_drift", "device",
-    "threads", "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
+    "suite",
+    "case",
+    "candidate",
+    "baseline",
+    "dtype",
+    "batch",
+    "seq",
+    "metric",
+    "unit",
+    "median",
+    "p10",
+    "p90",
+    "p99",
+    "ratio",
+    "ratio_lo",
+    "ratio_hi",
+    "verdict",
+    "max_err",
+    "rounds",
+    "dropped",
+    "canary_ms",
+    "canary_drift",
+    "device",
+    "threads",
+    "heap_kept",
+    "isa",
+    "backend",
+    "torch",
+    "cpu",
+    "git",
+    "date",
 )
 _RUN = {
-    "rounds": 7, "device": "cpu", "threads": 2, "heap_kept": "all", "isa": "avx2", "torch": "2.13.0",
-    "cpu": "A processor that does not exist", "git": "0123456789ab-dirty", "date": "2026-01-02T03:04:05+00:00",
+    "rounds": 7,
+    "device": "cpu",
+    "threads": 2,
+    "heap_kept": "all",
+    "isa": "avx2",
+    "torch": "2.13.0",
+    "cpu": "A processor that does not exist",
+    "git": "0123456789ab-dirty",
+    "date": "2026-01-02T03:04:05+00:00",
 }
 # Milliseconds for each token, and for each token and 1000 others.
 _MODELS = {
-    "hbert-v1": (0.50, 0.20), "hbert-v2": (0.48, 0.14), "hbert-additive": (0.45, 0.0), "hbert-vanilla": (0.42, 0.42),
+    "hbert-v1": (0.50, 0.20),
+    "hbert-v2": (0.48, 0.14),
+    "hbert-additive": (0.45, 0.0),
+    "hbert-vanilla": (0.42, 0.42),
     "hbert-v1+optimize": (0.36, 0.19),
 }
 _PEERS = {"hf": (0.66, 0.55), "hf-compile": (0.52, 0.50), "ort-fp32": (0.40, 0.50), "ov-int8": (0.30, 0.45)}
@@ -29,8 +67,20 @@ _KERNEL_PEERS = {"eager": 1.9, "compile": 1.0}
 def _row(case, pair, metric, unit, median, ratio=None, **cells):
     """A row whose calls spread by 4% and whose ratio's interval by 3% on either side."""
     (suite, name, dtype, batch, seq), (candidate, baseline) = case, pair
-    row = {"suite": suite, "case": name, "candidate": candidate, "baseline": baseline, "dtype": dtype, "batch": batch,
-           "seq": seq, "metric": metric, "unit": unit, "median": median, "p10": median * 0.97, "p90": median * 1.05}
+    row = {
+        "suite": suite,
+        "case": name,
+        "candidate": candidate,
+        "baseline": baseline,
+        "dtype": dtype,
+        "batch": batch,
+        "seq": seq,
+        "metric": metric,
+        "unit": unit,
+        "median": median,
+        "p10": median * 0.97,
+        "p90": median * 1.05,
+    }
     if ratio is not None:
         low, high = (ratio, ratio) if candidate == baseline or metric == "peak_memory" else (ratio * 0.97, ratio * 1.03)
         verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference"

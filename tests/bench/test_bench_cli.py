@@ -19,37 +19,43 @@ from bench.suites import SUITES
 RUN = Path(run.__file__)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--suite", "speed"], "unknown suite 'speed'; allowed: latency, varlen, throughput, kernels"),
-    (["--models", "hbert-v1,hbert-v9"], "unknown model 'hbert-v9'; allowed: hbert-v1, hbert-v2, hbert-v1c"),
-    (["--peers", "ort"], "unknown peer 'ort'; allowed: hf, hf-compile, hf-fp32"),
-    (["--dtype", "fp16"], "unknown dtype 'fp16'; allowed: fp32, bf16, int8"),
-    (["--suite", "throughput", "--dtype", "int8"], "--dtype: the suite throughput has no int8"),
-    (["--suite", "latency", "--dtype", "int8", "--models", "hbert-v1"], "--dtype int8: none of hbert-v1 has it"),
-    (["--suite", "latency", "--models", "hbert+optimize"], "has no hbert+optimize (of a --checkpoint); allowed"),
-    (["--suite", "throughput", "--peers", "ov-fp32"], "has no ov-fp32; allowed: hf, hf-compile, hf-fp32"),
-    (["--fail-if-slower", "5%"], "--fail-if-slower: than what? name an earlier run by --compare"),
-    (["--compare", "x.csv", "--fail-if-slower", "fast"], "'fast' is not a percentage above 0, such as 5%"),
-    (["--compare", "/no/such.csv"], "--compare: cannot read /no/such.csv: [Errno 2]"),
-    (["--checkpoint", "/no/such"], "--checkpoint /no/such: no checkpoint of an encoder: FileNotFoundError"),
-    (["--shapes", "8by128"], "'8by128' is not a shape; write BATCHxTOKENS, e.g. 8x128"),
-    (["--shapes", "1x128,0x128"], "'0x128': batch and tokens must be at least 1"),
-    (["--shapes", "1x4097"], "--shapes: the suite latency takes at most 4096 tokens, got 4097"),
-    (["--suite", "throughput", "--shapes", "1x513"], "the suite throughput takes at most 512 tokens, got 513"),
-    (["--ops", "softmax"], "unknown op 'softmax'; allowed: layer_norm, activation_layer_norm"),
-    (["--size", "4x128"], "unknown size '4x128'; allowed: base, 4x256, tiny"),
-    (["--suite", "kernels", "--size", "4x256"], "--size: the suite kernels measures ops"),
-    (["--suite", "kernels", "--heap", "ours"], "--heap ours: all peers of the suite kernels share a process"),
-    (["--heap", "some"], "invalid choice: 'some'"),
-    (["--device", "tpu"], "invalid choice: 'tpu'"),
-    (["--ops", "layer_norm"], "--ops: the suite latency measures models"),
-    (["--suite", "kernels", "--peers", "hf"], "--peers: the suite kernels has no hf; allowed: eager, compile, sdpa"),
-    (["--models", "hbert"], "--models: the suite latency has no hbert (of a --checkpoint); allowed: hbert-v1"),
-    (["--threads", "0"], f"'0': allowed are 1 to {len(machine.cores())}"),
-    (["--threads", "1000000"], f"allowed are 1 to {len(machine.cores())}"),
-    (["--min-time", "-1"], "'-1' is not a number of seconds above 0"),
-    (["--min-time", "nan"], "'nan' is not a number of seconds above 0"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--suite", "speed"], "unknown suite 'speed'; allowed: latency, varlen, throughput, kernels"),
+        (["--models", "hbert-v1,hbert-v9"], "unknown model 'hbert-v9'; allowed: hbert-v1, hbert-v2, hbert-v1c"),
+        (["--peers", "ort"], "unknown peer 'ort'; allowed: hf, hf-compile, hf-fp32"),
+        (["--dtype", "fp16"], "unknown dtype 'fp16'; allowed: fp32, bf16, int8"),
+        (["--suite", "throughput", "--dtype", "int8"], "--dtype: the suite throughput has no int8"),
+        (["--suite", "latency", "--dtype", "int8", "--models", "hbert-v1"], "--dtype int8: none of hbert-v1 has it"),
+        (["--suite", "latency", "--models", "hbert+optimize"], "has no hbert+optimize (of a --checkpoint); allowed"),
+        (["--suite", "throughput", "--peers", "ov-fp32"], "has no ov-fp32; allowed: hf, hf-compile, hf-fp32"),
+        (["--fail-if-slower", "5%"], "--fail-if-slower: than what? name an earlier run by --compare"),
+        (["--compare", "x.csv", "--fail-if-slower", "fast"], "'fast' is not a percentage above 0, such as 5%"),
+        (["--compare", "/no/such.csv"], "--compare: cannot read /no/such.csv: [Errno 2]"),
+        (["--checkpoint", "/no/such"], "--checkpoint /no/such: no checkpoint of an encoder: FileNotFoundError"),
+        (["--shapes", "8by128"], "'8by128' is not a shape; write BATCHxTOKENS, e.g. 8x128"),
+        (["--shapes", "1x128,0x128"], "'0x128': batch and tokens must be at least 1"),
+        (["--shapes", "1x4097"], "--shapes: the suite latency takes at most 4096 tokens, got 4097"),
+        (["--suite", "throughput", "--shapes", "1x513"], "the suite throughput takes at most 512 tokens, got 513"),
+        (["--ops", "softmax"], "unknown op 'softmax'; allowed: layer_norm, activation_layer_norm"),
+        (["--size", "4x128"], "unknown size '4x128'; allowed: base, 4x256, tiny"),
+        (["--suite", "kernels", "--size", "4x256"], "--size: the suite kernels measures ops"),
+        (["--suite", "kernels", "--heap", "ours"], "--heap ours: all peers of the suite kernels share a process"),
+        (["--heap", "some"], "invalid choice: 'some'"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--ops", "layer_norm"], "--ops: the suite latency measures models"),
+        (
+            ["--suite", "kernels", "--peers", "hf"],
+            "--peers: the suite kernels has no hf; allowed: eager, compile, sdpa",
+        ),
+        (["--models", "hbert"], "--models: the suite latency has no hbert (of a --checkpoint); allowed: hbert-v1"),
+        (["--threads", "0"], f"'0': allowed are 1 to {len(machine.cores())}"),
+        (["--threads", "1000000"], f"allowed are 1 to {len(machine.cores())}"),
+        (["--min-time", "-1"], "'-1' is not a number of seconds above 0"),
+        (["--min-time", "nan"], "'nan' is not a number of seconds above 0"),
+    ],
+)
 def test_bad_flags_say_what_is_allowed(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(arguments)
@@ -85,10 +91,13 @@ def test_the_default_is_the_documented_one():
     latency, throughput = planned()
     assert latency.peers == ("hf", "ort-fp32", "ort-int8", "ov-fp32", "ov-bf16", "ov-int8", *OURS, *FLOORS)
     assert {case.dtype: case.peers for case in latency.cases} == {
-        "fp32": ("hf", "ort-fp32", "ov-fp32", *OURS, *FLOORS), "bf16": ("hf", "ov-bf16", *OURS, *FLOORS)}
+        "fp32": ("hf", "ort-fp32", "ov-fp32", *OURS, *FLOORS),
+        "bf16": ("hf", "ov-bf16", *OURS, *FLOORS),
+    }
     assert throughput.peers == ("hf", "hbert-v1", "hbert-v2", "floor-hbert-v1", "floor-hbert-v2")
     assert [(case.name, case.dtype) for case in latency.cases] == [
-        (f"base/{shape}", dtype) for dtype in ("fp32", "bf16") for shape in ("1x128", "8x128", "1x512")]
+        (f"base/{shape}", dtype) for dtype in ("fp32", "bf16") for shape in ("1x128", "8x128", "1x512")
+    ]
     assert [(case.name, case.dtype, case.work) for case in throughput.cases] == [("base/8x128", "bf16", 1024)]
     assert all(case.params == {"size": "base"} for case in latency.cases)
 
@@ -100,12 +109,23 @@ def test_each_size_has_shapes_of_its_own():
 
 
 def test_peers_of_another_dtype_take_part_where_they_are_asked_for():
-    (only,) = planned("--suite", "latency", "--dtype", "bf16,int8", "--peers", "hf,hf-bf16,ov-int8",
-                      "--models", "hbert-v1,bert+optimize", "--shapes", "1x7")
+    (only,) = planned(
+        "--suite",
+        "latency",
+        "--dtype",
+        "bf16,int8",
+        "--peers",
+        "hf,hf-bf16,ov-int8",
+        "--models",
+        "hbert-v1,bert+optimize",
+        "--shapes",
+        "1x7",
+    )
     theirs = ("hf-bf16", "ov-int8")
     assert {case.dtype: case.peers for case in only.cases} == {
         "bf16": ("hf", *theirs, "hbert-v1", "bert+optimize", "floor-hbert-v1", "floor-bert"),
-        "int8": (*theirs, "bert+optimize", "floor-bert")}
+        "int8": (*theirs, "bert+optimize", "floor-bert"),
+    }
 
 
 def test_on_a_gpu_the_plain_models_stand_for_the_optimized_ones():
@@ -116,8 +136,12 @@ def test_on_a_gpu_the_plain_models_stand_for_the_optimized_ones():
 def test_each_padded_batch_is_also_measured_in_buckets():
     (only,) = planned("--suite", "varlen", "--dtype", "fp32", "--shapes", "16x128,2x9,1x9")
     assert [(case.name, case.params.get("buckets")) for case in only.cases] == [
-        ("base/16x128", None), ("base/16x128/buckets", 4), ("base/2x9", None), ("base/2x9/buckets", 2),
-        ("base/1x9", None)]
+        ("base/16x128", None),
+        ("base/16x128/buckets", 4),
+        ("base/2x9", None),
+        ("base/2x9/buckets", 2),
+        ("base/1x9", None),
+    ]
     assert len({case.work for case in only.cases if case.batch == 16}) == 1
 
 
@@ -133,9 +157,10 @@ def planned_of(arguments):
     return run.plan(options)
 
 
-@pytest.mark.parametrize("kind, ours, theirs", [
-    ("bert", ("bert+optimize",), ("hf", "ort-fp32", "ov-fp32")), ("hbert", ("hbert+optimize",), ("hbert",)),
-])
+@pytest.mark.parametrize(
+    "kind, ours, theirs",
+    [("bert", ("bert+optimize",), ("hf", "ort-fp32", "ov-fp32")), ("hbert", ("hbert+optimize",), ("hbert",))],
+)
 def test_a_checkpoint_takes_the_place_of_the_sizes(kind, ours, theirs, tmp_path):
     latency, varlen = planned_of(checkpoint(tmp_path / "mine", kind))
     assert [(case.name, case.params["size"]) for case in latency.cases] == [("mine/2x64", str(tmp_path / "mine"))]
@@ -143,12 +168,15 @@ def test_a_checkpoint_takes_the_place_of_the_sizes(kind, ours, theirs, tmp_path)
     assert latency.cases[0].peers == (*theirs, *ours, f"floor-{kind}")
 
 
-@pytest.mark.parametrize("more, reason", [
-    (["--size", "tiny"], "--size: a checkpoint has its own"),
-    (["--shapes", "1x65"], "the checkpoint takes at most 64 tokens, got 65"),
-    (["--suite", "throughput"], "--checkpoint: the suite throughput takes none"),
-    (["--models", "hbert-v1"], "on a checkpoint of a bert has no hbert-v1; allowed: bert+optimize, bert+patch"),
-])
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        (["--size", "tiny"], "--size: a checkpoint has its own"),
+        (["--shapes", "1x65"], "the checkpoint takes at most 64 tokens, got 65"),
+        (["--suite", "throughput"], "--checkpoint: the suite throughput takes none"),
+        (["--models", "hbert-v1"], "on a checkpoint of a bert has no hbert-v1; allowed: bert+optimize, bert+patch"),
+    ],
+)
 def test_what_a_checkpoint_cannot_have(more, reason, tmp_path):
     with pytest.raises(ValueError, match=re.escape(reason)):
         planned_of([*checkpoint(tmp_path / "mine", "bert"), *more])
@@ -160,7 +188,8 @@ def test_a_peer_that_is_not_installed_is_named_with_the_line_that_installs_it(mo
     assert kept[0].baselines == ("hf", "ort-fp32") and "hbert-v1+optimize" in kept[0].peers
     assert {one.peer: one.reason for one in left_out} == {
         "ov-fp32": "openvino is not installed: pip install openvino",
-        "ov-int8": "openvino and nncf are not installed: pip install openvino nncf"}
+        "ov-int8": "openvino and nncf are not installed: pip install openvino nncf",
+    }
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -193,8 +222,19 @@ def test_the_header_says_what_was_left_out(flags):
 
 
 def test_flags_override_the_defaults_and_those_of_quick():
-    (only,) = planned("--suite", "throughput", "--quick", "--shapes", "2x37,2x37", "--dtype", "fp32",
-                      "--models", "hbert-additive-c", "--peers", "hf-compile,hf")
+    (only,) = planned(
+        "--suite",
+        "throughput",
+        "--quick",
+        "--shapes",
+        "2x37,2x37",
+        "--dtype",
+        "fp32",
+        "--models",
+        "hbert-additive-c",
+        "--peers",
+        "hf-compile,hf",
+    )
     assert only.peers == ("hf-compile", "hf", "hbert-additive-c", "floor-hbert-additive-c")
     assert [(case.name, case.dtype, case.batch, case.seq) for case in only.cases] == [("base/2x37", "fp32", 2, 37)]
 
@@ -219,6 +259,7 @@ def test_what_is_complete_is_written(tmp_path, monkeypatch, capsys, ends, code):
         report.add(measured(), ("hbert-v1",), ("hf",))
         if ends:
             raise ends
+
     monkeypatch.setattr(session, "run", measure)
     assert run.main(["--out", str(tmp_path), "--threads", "1"]) == code
     rows, stored = results(tmp_path)
@@ -245,19 +286,20 @@ def earlier(folder, **changed):
 @pytest.fixture
 def same_run(monkeypatch):
     """A run of twice the seconds of `measured`; noise=True: on a busy machine."""
+
     def prepare(noise=False):
         def measure(plans, setup, report, save_report):
             slow = {peer: [tuple(2 * s for s in calls) for calls in rounds] for peer, rounds in SECONDS.items()}
             report.add(measured(calls=slow), ("hbert-v1",), ("hf",))
             if noise:
                 report.canary += [0.001, 0.002] * 9
+
         monkeypatch.setattr(session, "run", measure)
+
     return prepare
 
 
-@pytest.mark.parametrize("more, code", [
-    ([], 0), (["--fail-if-slower", "5%"], 3), (["--fail-if-slower", "150%"], 0),
-])
+@pytest.mark.parametrize("more, code", [([], 0), (["--fail-if-slower", "5%"], 3), (["--fail-if-slower", "150%"], 0)])
 def test_a_slower_candidate_makes_the_exit_code_3_where_that_is_asked_for(more, code, tmp_path, same_run, capsys):
     same_run()
     old = earlier(tmp_path / "old")
@@ -274,9 +316,7 @@ def test_runs_of_another_machine_are_not_compared(tmp_path, same_run, capsys):
     assert stopped.value.code == 2 and "measured on another processor" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("noise, flags, code", [
-    (True, ["--strict"], 4), (True, [], 0), (False, ["--strict"], 0),
-])
+@pytest.mark.parametrize("noise, flags, code", [(True, ["--strict"], 4), (True, [], 0), (False, ["--strict"], 0)])
 def test_a_busy_machine_is_told_and_with_strict_makes_the_exit_code_4(
     noise, flags, code, tmp_path, same_run, monkeypatch, capsys
 ):
@@ -297,6 +337,7 @@ def test_the_revision_says_dirty(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
         subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
     assert machine.git_revision(tmp_path) == "unknown"
     git("init")
     (tmp_path / "a").write_text("1")

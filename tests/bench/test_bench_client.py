@@ -17,7 +17,11 @@ from bench.suites import SUITES
 from bench.suites.suite import Wanted
 
 GREETING = {
-    "versions": {"torch": "0"}, "device": {"device": "cpu"}, "pinning": "p", "heap_refused": False, "queue_wait": False,
+    "versions": {"torch": "0"},
+    "device": {"device": "cpu"},
+    "pinning": "p",
+    "heap_refused": False,
+    "queue_wait": False,
 }
 LATENCY = SUITES["latency"]
 
@@ -46,6 +50,7 @@ def worker_of():
         started.append(start(script(body)))
         started[-1].reply()
         return started[-1]
+
     yield begin
     for worker in started:
         worker.close()
@@ -57,11 +62,14 @@ def test_requests_reach_the_worker_and_answers_come_back(worker_of):
     assert worker.alive
 
 
-@pytest.mark.parametrize("body, reason", [
-    ("def answer(request):\n    sys.exit('the reason')", "exit code 1: the reason"),
-    ("def answer(request):\n    os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL, most often for lack of memory"),
-    ("def answer(request):\n    os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
-])
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        ("def answer(request):\n    sys.exit('the reason')", "exit code 1: the reason"),
+        ("def answer(request):\n    os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL, most often for lack of memory"),
+        ("def answer(request):\n    os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
+    ],
+)
 def test_a_death_is_told_with_its_cause(worker_of, body, reason):
     worker = worker_of(body)
     with pytest.raises(WorkerError, match=reason):
@@ -91,13 +99,16 @@ answers = dict(prepare=dict(traits=dict(isa='i', backend='b')), check=dict(error
 def answer(request):
     return answers[request['do']]
 """
-DIES_ONCE = WELL + """
+DIES_ONCE = (
+    WELL
+    + """
 def answer(request):
     if request['do'] == 'check' and not os.path.exists(FLAG):
         open(FLAG, 'w').close()
         sys.exit('out of luck')
     return answers[request['do']]
 """
+)
 
 
 def test_a_dead_worker_is_started_anew_for_the_next_case(monkeypatch, tmp_path):
@@ -116,7 +127,10 @@ def test_a_dead_worker_is_started_anew_for_the_next_case(monkeypatch, tmp_path):
     assert "not pinned" in report.failures[0].reason and "out of luck" in report.failures[1].reason
     told = [(row["case"], row["candidate"], row["baseline"]) for row in report.rows if row["metric"] == "latency"]
     assert [one for one in told if not one[1].startswith("floor")] == [
-        ("first", "hbert-v1", ""), ("second", "hf", "hf"), ("second", "hbert-v1", "hf")]
+        ("first", "hbert-v1", ""),
+        ("second", "hf", "hf"),
+        ("second", "hbert-v1", "hf"),
+    ]
     assert saved == [4, 4 + 5]
     assert "no schedstat" in report.about["disturbance"]
 
@@ -124,19 +138,25 @@ def test_a_dead_worker_is_started_anew_for_the_next_case(monkeypatch, tmp_path):
 def test_missing_inputs_fail_their_suite_alone(monkeypatch, tmp_path):
     def no_network(case, folder):
         raise OSError("offline")
+
     suite = dataclasses.replace(SUITES["throughput"], inputs=no_network)
     cases = tuple(suite.cases(Wanted(((1, 7),), ("bf16",), sizes=("tiny",))))
     plan = SuitePlan(suite, ("hbert-v1",), ("hf",), cases, Effort())
     report = Report({})
     session.run([plan], Setup([0]), report, lambda: None)
     assert [(f.suite, f.peer, f.reason) for f in report.failures] == [
-        ("throughput", "all peers", "no inputs: OSError: offline")]
+        ("throughput", "all peers", "no inputs: OSError: offline")
+    ]
 
 
-@pytest.mark.parametrize("heap, keeping", [
-    ("all", {"hf", "hbert-v1", "floor-hbert-v1"}), ("ours", {"hbert-v1", "floor-hbert-v1"}),
-    ("none", {"floor-hbert-v1"}),
-])
+@pytest.mark.parametrize(
+    "heap, keeping",
+    [
+        ("all", {"hf", "hbert-v1", "floor-hbert-v1"}),
+        ("ours", {"hbert-v1", "floor-hbert-v1"}),
+        ("none", {"floor-hbert-v1"}),
+    ],
+)
 def test_the_heap_is_kept_by_those_who_are_told_to(heap, keeping, monkeypatch):
     asked = {}
 
@@ -152,6 +172,7 @@ def test_the_heap_is_kept_by_those_who_are_told_to(heap, keeping, monkeypatch):
     def begin(module, setup, keep_heap):
         asked[plan.teams[len(asked)]] = keep_heap
         return Silent()
+
     monkeypatch.setattr(session, "start_worker", begin)
     plan = SuitePlan(SUITES["throughput"], ("hbert-v1",), ("hf",), (), Effort())
     with session.Crew(plan, Setup([0], heap=heap), Report({})) as crew:

@@ -9,15 +9,20 @@ from bench.compare import SLACK_MS, compare, read
 from bench.report import Report, save
 from bench.rows import COLUMNS
 
-ABOUT = {
-    "device": "cpu", "threads": 2, "heap_kept": "all", "torch": "2", "cpu": "a processor", "git": "g", "date": "d",
-}
+ABOUT = {"device": "cpu", "threads": 2, "heap_kept": "all", "torch": "2", "cpu": "a processor", "git": "g", "date": "d"}
 
 
 def row(median, **others):
     return {
-        "suite": "latency", "case": "base/1x128", "candidate": "hbert-v1", "baseline": "hf", "dtype": "bf16",
-        "device": "cpu", "metric": "latency", "median": median, **others,
+        "suite": "latency",
+        "case": "base/1x128",
+        "candidate": "hbert-v1",
+        "baseline": "hf",
+        "dtype": "bf16",
+        "device": "cpu",
+        "metric": "latency",
+        "median": median,
+        **others,
     }
 
 
@@ -27,11 +32,18 @@ def changed(before, now, threshold=0.05, **others):
     return change
 
 
-@pytest.mark.parametrize("before, now, verdict", [
-    (10.0, 10.4, "no difference"), (10.0, 10.6, "slower"), (10.0, 9.4, "faster"), (10.0, 9.6, "no difference"),
-    (0.1, 0.1 + 0.9 * SLACK_MS, "no difference"), (0.1, 0.1 + 1.1 * SLACK_MS, "slower"),
-    (0.1, 0.1 - 1.1 * SLACK_MS, "faster"),
-])
+@pytest.mark.parametrize(
+    "before, now, verdict",
+    [
+        (10.0, 10.4, "no difference"),
+        (10.0, 10.6, "slower"),
+        (10.0, 9.4, "faster"),
+        (10.0, 9.6, "no difference"),
+        (0.1, 0.1 + 0.9 * SLACK_MS, "no difference"),
+        (0.1, 0.1 + 1.1 * SLACK_MS, "slower"),
+        (0.1, 0.1 - 1.1 * SLACK_MS, "faster"),
+    ],
+)
 def test_a_change_is_more_than_the_threshold_and_the_slack(before, now, verdict):
     change = changed(before, now)
     assert change.verdict == verdict and change.change == pytest.approx(now / before - 1) and change.ours
@@ -50,8 +62,13 @@ def test_a_peer_is_not_ours():
 
 def test_only_rows_of_both_runs_and_of_the_main_metric_are_compared():
     key = ("latency", "base/1x128", "hbert-v1", "bf16", "cpu")
-    rows = [row(5.0), row(5.0, baseline="ov-bf16"), row(9.0, case="base/8x128"), row(1.0, metric="floor_ratio"),
-            row(3.0, dtype="fp32")]
+    rows = [
+        row(5.0),
+        row(5.0, baseline="ov-bf16"),
+        row(9.0, case="base/8x128"),
+        row(1.0, metric="floor_ratio"),
+        row(3.0, dtype="fp32"),
+    ]
     (change,) = compare({key: 5.0, (*key[:3], "int8", "cpu"): 1.0}, rows, 0.05)
     assert (change.key, change.new, change.verdict) == (key, 5.0, "no difference")
 
@@ -77,10 +94,14 @@ def test_another_machine_is_refused(written, cpu, threads):
         read(written, cpu, threads)
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", "not a CSV of bench/run.py"), ("a,b\n1,2\n", "not a CSV of bench/run.py"),
-    (",".join(COLUMNS) + "\n", "nothing was measured"),
-])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "not a CSV of bench/run.py"),
+        ("a,b\n1,2\n", "not a CSV of bench/run.py"),
+        (",".join(COLUMNS) + "\n", "nothing was measured"),
+    ],
+)
 def test_what_is_no_run_is_refused(tmp_path, text, reason):
     (tmp_path / "old.csv").write_text(text)
     with pytest.raises(ValueError, match=f"--compare.*{reason}"):

@@ -15,7 +15,8 @@ from bench.task import Task
 
 L2 = 3 << 20
 PROPERTIES = types.SimpleNamespace(
-    name="A GPU", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, L2_cache_size=L2)
+    name="A GPU", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30, L2_cache_size=L2
+)
 
 
 class Gpu:
@@ -42,6 +43,7 @@ class Gpu:
         class CUDAGraph:
             def replay(self):
                 gpu.call("replay")
+
         self.Event, self.CUDAGraph = Event, CUDAGraph
 
     def call(self, name="call"):
@@ -104,6 +106,7 @@ def test_the_cache_is_emptied_before_each_call_and_outside_the_events(gpu, cuda,
         gpu.log.append("flush")
         written.append(tensor.nbytes)
         return zero(tensor)
+
     monkeypatch.setattr(torch.Tensor, "zero_", spy)
     cuda.time(gpu.call, group=1, samples=2, flush=True)
     assert gpu.log == 2 * ["flush", "event", "call", "event"] + ["synchronize"]
@@ -146,6 +149,7 @@ def test_memory_of_a_gpu_is_what_the_allocator_had_beyond_the_start_and_the_resu
     def call():
         gpu.peak = max(gpu.peak, gpu.memory + 70)
         return [torch.zeros(5, dtype=torch.int32)]
+
     assert peak_extra(cuda, call) == 50
 
 
@@ -158,6 +162,7 @@ def test_memory_of_a_whole_process_is_without_what_it_had_before_the_model(gpu, 
 
         def peak_memory(self):
             return cuda.peak(self.step)
+
     server = worker.Server("bench.suites.latency", cuda)
     server._tasks["hbert-v1"] = Serving(gpu)
     gpu.memory += 1000  # weights
@@ -170,6 +175,7 @@ def test_the_header_names_the_gpu_and_its_clocks(cuda, monkeypatch):
     def smi(command, **_):
         asked.append(command)
         return types.SimpleNamespace(stdout="1980 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W, 570.1\n")
+
     monkeypatch.setattr(device.subprocess, "run", smi)
     told = cuda.describe()
     assert asked[0][0] == "nvidia-smi"
@@ -178,13 +184,18 @@ def test_the_header_names_the_gpu_and_its_clocks(cuda, monkeypatch):
     assert told["fp32_products"] == torch.get_float32_matmul_precision()
 
 
-@pytest.mark.parametrize("failure", [
-    FileNotFoundError("nvidia-smi"), subprocess.TimeoutExpired("nvidia-smi", 20),
-    subprocess.CalledProcessError(9, "nvidia-smi"),
-])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        FileNotFoundError("nvidia-smi"),
+        subprocess.TimeoutExpired("nvidia-smi", 20),
+        subprocess.CalledProcessError(9, "nvidia-smi"),
+    ],
+)
 def test_unknown_clocks_are_told_as_unknown(cuda, monkeypatch, failure):
     def fails(*_, **__):
         raise failure
+
     monkeypatch.setattr(device.subprocess, "run", fails)
     assert cuda.describe()["clocks"] == f"unknown (nvidia-smi: {type(failure).__name__})"
 
@@ -244,6 +255,7 @@ def server_with(cuda, gpu):
         server = worker.Server("bench.suites.latency", cuda)
         server._tasks["hbert-v1"] = Call(gpu, **traits)
         return server
+
     return made
 
 

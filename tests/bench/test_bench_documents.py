@@ -67,6 +67,7 @@ def test_measuring_rewrites_the_page(docs, monkeypatch):
     def fake(command, cwd, check):
         assert command[1:6] == ["bench/run.py", *documents.MEASURED["latency"].arguments.split()[:4]]
         return bench_run(documents.Path(command[-1]))
+
     monkeypatch.setattr(subprocess, "run", fake)
     assert documents.main(["--measure", "latency"]) == 0
     page = (docs / "inference.md").read_text()
@@ -96,9 +97,10 @@ def test_every_measurement_is_one_that_the_benchmark_takes():
 
 def test_memory_has_a_table(tmp_path):
     found = documents.measured_block(read_results(write_sample(tmp_path)))
-    lines = found[found.index("throughput, bf16, peak memory, MiB:"):].splitlines()
+    lines = found[found.index("throughput, bf16, peak memory, MiB:") :].splitlines()
     assert lines[2:5] == [
-        "| case | hf | hf-compile | hbert-v1 | hbert-v2 |", "| --- | ---: | ---: | ---: | ---: |",
+        "| case | hf | hf-compile | hbert-v1 | hbert-v2 |",
+        "| --- | ---: | ---: | ---: | ---: |",
         "| base/8x128/peak | 1210 | 1105 | 402 | 395 |",
     ]
 
@@ -118,6 +120,9 @@ def test_the_page_of_the_experiments_shows_every_finished_run():
     assert documents.fill(text, blocks) == text
     for done in filter(store.is_done, plan.runs()):
         last = store.last_evaluation(done)
-        assert any(f"{done.arm.name}: {done.arm.what} | {done.seed} |" in line and f"{last['accuracy']:.4f} | "
-                   f"{last['loss']:.3f}" in line for line in text.splitlines()), done.name
+        assert any(
+            f"{done.arm.name}: {done.arm.what} | {done.seed} |" in line
+            and f"{last['accuracy']:.4f} | {last['loss']:.3f}" in line
+            for line in text.splitlines()
+        ), done.name
     assert "finetuning" in documents.names(finetuning.PAGE.read_text())

@@ -28,9 +28,7 @@ ABOUT = dict.fromkeys(("threads", "heap_kept", "torch", "cpu", "git", "date"), "
 CPUS = machine.cores()[:1]
 CASE = Case("latency", "tiny/2x9", "fp32", 2, 9, 18, {"size": "tiny", "padded": True})
 # OpenVINO has no bf16 on a processor without such products, and what is not installed cannot be tried.
-INSTALLED = tuple(
-    peer for peer in ENGINE_PEERS if engines.not_installed(peer) is None and (peer != "ov-bf16")
-)
+INSTALLED = tuple(peer for peer in ENGINE_PEERS if engines.not_installed(peer) is None and (peer != "ov-bf16"))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +109,7 @@ class Loaded:
         def call():
             time.sleep(self.seconds)
             return self.states
+
         return call
 
 
@@ -129,6 +128,7 @@ def task_of(tmp_path, monkeypatch):
 
     def path(peer):
         return Exporter().expected(vars(CASE), fixed_dtype(peer), str(tmp_path))["path"]
+
     made.path = path
     return made
 
@@ -140,10 +140,16 @@ def right_states(path):
     return states
 
 
-@pytest.mark.parametrize("peer, off, passes", [
-    ("ort-fp32", 0.0, True), ("ort-fp32", 1e-4, False), ("ort-int8", 0.01, True), ("ort-int8", 5.0, False),
-    ("ort-fp32", np.nan, False),
-])
+@pytest.mark.parametrize(
+    "peer, off, passes",
+    [
+        ("ort-fp32", 0.0, True),
+        ("ort-fp32", 1e-4, False),
+        ("ort-int8", 0.01, True),
+        ("ort-int8", 5.0, False),
+        ("ort-fp32", np.nan, False),
+    ],
+)
 def test_the_gate_of_a_runtime(peer, off, passes, task_of):
     states = right_states(task_of.path(peer))
     states[0, 3] += off
@@ -172,6 +178,7 @@ def test_a_failed_export_is_that_peers_alone(monkeypatch, tmp_path):
 
         def close(self):
             closed.append(True)
+
     closed = []
     monkeypatch.setattr(artifacts, "start_exporter", Exporting)
     failures = []
@@ -210,6 +217,7 @@ def test_what_was_made_in_part_is_made_again(tmp_path):
     def fails(path):
         path.write_text("half")
         raise RuntimeError("disk full")
+
     with pytest.raises(RuntimeError):
         _once(tmp_path / "model", fails)
     for _ in range(2):
@@ -250,10 +258,16 @@ def test_the_threads_that_work_are_found_and_bound_one_to_a_core(extra):
     assert done.stdout.strip() == f"{1 + extra} thread{'s' if extra else ''}, {machine.PINNED}"
 
 
-@pytest.mark.parametrize("masks, cpus, bound", [
-    ({1: {0}, 2: {0}}, [0, 1], {2: {1}}), ({1: {0, 5}}, [0], {1: {0}}), ({1: {1}, 2: {0, 1}}, [0, 1], {2: {0}}),
-    ({1: {0, 1}, 2: {0, 1}, 3: {0, 1}}, [4, 6], {1: {4}, 2: {6}}), ({1: {1}, 2: {0}}, [0, 1], {}),
-])
+@pytest.mark.parametrize(
+    "masks, cpus, bound",
+    [
+        ({1: {0}, 2: {0}}, [0, 1], {2: {1}}),
+        ({1: {0, 5}}, [0], {1: {0}}),
+        ({1: {1}, 2: {0, 1}}, [0, 1], {2: {0}}),
+        ({1: {0, 1}, 2: {0, 1}, 3: {0, 1}}, [4, 6], {1: {4}, 2: {6}}),
+        ({1: {1}, 2: {0}}, [0, 1], {}),
+    ],
+)
 def test_threads_without_a_core_of_their_own_get_one(masks, cpus, bound, monkeypatch):
     made = {}
     monkeypatch.setattr(machine.os, "sched_getaffinity", masks.__getitem__)

@@ -8,19 +8,7 @@ import pytest
 
 from bench import harness
 from bench.client import WorkerError
-from bench.harness import (
-    ALL_PEERS,
-    DISTURBED,
-    FEWEST,
-    MEMORY,
-    TIME,
-    TRIES,
-    Case,
-    Effort,
-    measure,
-    plan_rounds,
-    rotated,
-)
+from bench.harness import ALL_PEERS, DISTURBED, FEWEST, MEMORY, TIME, TRIES, Case, Effort, measure, plan_rounds, rotated
 
 CASE = Case("latency", "1x7", "fp32", 1, 7, work=7)
 TRAITS = {"isa": "none", "backend": "reference"}
@@ -68,7 +56,7 @@ def test_rotation_gives_every_peer_every_place(count):
 def test_rounds_are_interleaved_in_rotated_order():
     _, log, _ = run(a={}, b={}, c={})
     ran = [name for name, do in log if do == "run"]
-    assert [ran[i:i + 3] for i in range(0, len(ran), 3)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+    assert [ran[i : i + 3] for i in range(0, len(ran), 3)] == [list("abc"), list("bca"), list("cab"), list("abc")]
 
 
 def test_nothing_is_timed_before_every_peer_has_passed_its_gate():
@@ -118,8 +106,9 @@ def test_a_round_without_an_undisturbed_moment_is_given_up():
 
 def test_a_busy_machine_gives_no_figures(monkeypatch):
     monkeypatch.setattr(harness, "GRACE", 0.05)
-    result, _, _ = run(Effort(min_time=0.001, min_rounds=3), a={"seconds": 1e-4, "waits": [1.0] * 10**6},
-                       b={"seconds": 1e-4})
+    result, _, _ = run(
+        Effort(min_time=0.001, min_rounds=3), a={"seconds": 1e-4, "waits": [1.0] * 10**6}, b={"seconds": 1e-4}
+    )
     assert not result.gates and len(result.rounds) < FEWEST and result.dropped >= FEWEST * TRIES
     (failure,) = result.failures
     assert failure.peer == ALL_PEERS and "undisturbed" in failure.reason

@@ -72,7 +72,7 @@ def test_every_row_of_the_csv_is_in_a_table(made):
         varied = [name for name in COLUMNS if len({row[name] for row in same}) > 1]
         wanted = [[row[name] for name in varied] for row in same]
         starts = [index + 1 for index, row in enumerate(page.rows) if row == varied]
-        assert wanted in [page.rows[start:start + len(same)] for start in starts]
+        assert wanted in [page.rows[start : start + len(same)] for start in starts]
         constant = {f"{name} {same[0][name]}" for name in COLUMNS if name not in varied and same[0][name]}
         found |= {text for text in constant if text not in page.text}
     assert found == set()
@@ -82,15 +82,20 @@ def test_pictures_are_files_too(made):
     path, _, page = made
     pictures = sorted(path.with_suffix("").glob("*.png"))
     assert len(pictures) == 2 * page.tags.count("img")
-    assert {"latency-latency-against-length-base-fp32-batch-1.png", "throughput-throughput.png",
-            "kernels-layer-norm-fp32-gb-s-against-the-ceiling.png", "throughput-peak-memory-dark.png",
-            "latency-crossover-of-a-and-s-layers-base-fp32-batch-1.png"} < {picture.name for picture in pictures}
+    assert {
+        "latency-latency-against-length-base-fp32-batch-1.png",
+        "throughput-throughput.png",
+        "kernels-layer-norm-fp32-gb-s-against-the-ceiling.png",
+        "throughput-peak-memory-dark.png",
+        "latency-crossover-of-a-and-s-layers-base-fp32-batch-1.png",
+    } < {picture.name for picture in pictures}
 
 
 def test_wins_and_losses_are_all_named(made):
     path, lines, page = made
     compared = [
-        row for row in cells(path)
+        row
+        for row in cells(path)
         if row["ratio"] and row["candidate"] != row["baseline"] and row["metric"] != "floor_ratio"
     ]
     better = [row for row in compared if float(row["ratio_lo"]) > 1]
@@ -123,20 +128,34 @@ def test_verdicts_are_those_of_the_csv(made):
 
 def test_the_header_and_what_is_missing(made):
     _, lines, page = made
-    for text in ("A processor that does not exist", "python bench/run.py --size 'base'", "0123456789ab-dirty", "2.13.0",
-                 "it ends in -dirty", "latency base/1x64 fp32, ct2-int8: wrong",
-                 "latency, torchao-int8: pip install torchao", "was busy: 21 of 200 slices",
-                 "1 candidate or case failed", "up to 3%", "7 undisturbed", "the candidate is better"):
+    for text in (
+        "A processor that does not exist",
+        "python bench/run.py --size 'base'",
+        "0123456789ab-dirty",
+        "2.13.0",
+        "it ends in -dirty",
+        "latency base/1x64 fp32, ct2-int8: wrong",
+        "latency, torchao-int8: pip install torchao",
+        "was busy: 21 of 200 slices",
+        "1 candidate or case failed",
+        "up to 3%",
+        "7 undisturbed",
+        "the candidate is better",
+    ):
         assert text in page.text, text
     assert "21 slices of rounds" in page.text  # of a case, not of a row: 3 each of one latency and six kernels
     assert "  failed   1 of the candidates or cases; the report names them" in lines
 
 
 def test_names_that_are_no_names(tmp_path):
-    rows = [row | {"candidate": row["candidate"].replace("hbert-v1", HOSTILE), "case": f"{HOSTILE}/8x128"}
-            for row in few("throughput")]
-    page, text = shown(write_rows(tmp_path / "run.csv", rows), failures=[
-        {"suite": "throughput", "case": "", "dtype": "", "peer": HOSTILE, "reason": HOSTILE}])
+    rows = [
+        row | {"candidate": row["candidate"].replace("hbert-v1", HOSTILE), "case": f"{HOSTILE}/8x128"}
+        for row in few("throughput")
+    ]
+    page, text = shown(
+        write_rows(tmp_path / "run.csv", rows),
+        failures=[{"suite": "throughput", "case": "", "dtype": "", "peer": HOSTILE, "reason": HOSTILE}],
+    )
     page.check_self_contained()
     assert "script" not in page.tags and f"throughput, {HOSTILE}: {HOSTILE}" in page.text
     assert HOSTILE in text and any(row[0] == f"{HOSTILE} v hf" for row in page.rows)
@@ -189,36 +208,45 @@ def test_rates_stand_beside_what_the_machine_can_do(tmp_path):
     row = chart.groups[0].rows[0]
     values = {point.series.label: point.value for point in row.points}
     # 128 tokens in 0.032 ms on the floor; the op takes 1 / 0.9 of it, eager 1.9 of it.
-    assert values == {name: pytest.approx(rate, rel=1e-4) for name, rate in
-                      {"hbert": 42.1875, "eager": 24.6711, "compile": 46.875, "ceiling": 46.875}.items()}
+    assert values == {
+        name: pytest.approx(rate, rel=1e-4)
+        for name, rate in {"hbert": 42.1875, "eager": 24.6711, "compile": 46.875, "ceiling": 46.875}.items()
+    }
     assert [point.series.label for point in row.points if point.limit] == ["ceiling"]
 
 
 def test_a_model_stands_beside_its_matrix_products(tmp_path):
     chart = sample_charts(tmp_path, "throughput", model_drawings)["Throughput"]
     rows = {row.label: [(point.value, point.limit) for point in row.points] for row in chart.groups[0].rows}
-    assert rows == {"hf": [(505, False)], "hf-compile": [(1000, False)],
-                    "hbert-v1": [(910.5, False), (pytest.approx(910.5 / 0.8, rel=1e-4), True)],
-                    "hbert-v2": [(1010, False), (pytest.approx(1010 / 0.8, rel=1e-4), True)]}
+    assert rows == {
+        "hf": [(505, False)],
+        "hf-compile": [(1000, False)],
+        "hbert-v1": [(910.5, False), (pytest.approx(910.5 / 0.8, rel=1e-4), True)],
+        "hbert-v2": [(1010, False), (pytest.approx(1010 / 0.8, rel=1e-4), True)],
+    }
 
 
 def changed(column, value):
     def change(lines):
         at = lines[0].split(",").index(column)
-        return [lines[0], *(",".join([*line.split(",")[:at], value, *line.split(",")[at + 1:]]) for line in lines[1:])]
+        return [lines[0], *(",".join([*line.split(",")[:at], value, *line.split(",")[at + 1 :]]) for line in lines[1:])]
+
     return change
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda lines: [], "it has no column suite, case"),
-    (lambda lines: [lines[0].replace("median", "middle"), *lines[1:]], "it has no column median"),
-    (changed("median", "fast"), "line 2: 'fast' in column median is not a number"),
-    (changed("ratio", "nan"), "line 2: 'nan' in column ratio is not a number"),
-    (changed("median", ""), "line 2: column median is empty"),
-    (lambda lines: [lines[0], lines[1] + ",1"], "line 2: not as many cells as there are columns"),
-    (lambda lines: [lines[0], lines[1][:-60]], "line 2: not as many cells as there are columns"),
-    (lambda lines: [lines[0], '"' + lines[1]], "cannot read"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda lines: [], "it has no column suite, case"),
+        (lambda lines: [lines[0].replace("median", "middle"), *lines[1:]], "it has no column median"),
+        (changed("median", "fast"), "line 2: 'fast' in column median is not a number"),
+        (changed("ratio", "nan"), "line 2: 'nan' in column ratio is not a number"),
+        (changed("median", ""), "line 2: column median is empty"),
+        (lambda lines: [lines[0], lines[1] + ",1"], "line 2: not as many cells as there are columns"),
+        (lambda lines: [lines[0], lines[1][:-60]], "line 2: not as many cells as there are columns"),
+        (lambda lines: [lines[0], '"' + lines[1]], "cannot read"),
+    ],
+)
 def test_what_is_no_result_is_refused(tmp_path, capsys, change, message):
     path = write_rows(tmp_path / "run.csv", few("throughput"))
     path.write_text("\n".join(change(path.read_text().splitlines())))
@@ -254,6 +282,7 @@ def finished_run(tmp_path, monkeypatch, capsys, failures=()):
     def measure(plans, setup, report, save_report):
         report.add(measured(calls=calls), ("hbert-v1",), ("hf", "hf-compile"))
         report.failures += failures
+
     monkeypatch.setattr(session, "run", measure)
     code = run.main(["--out", str(tmp_path), "--threads", "1"])
     return capsys.readouterr().out, code
@@ -293,9 +322,12 @@ def test_markdown_tables_hold_every_comparison(tmp_path, capsys):
         elif "---" not in line:
             found[heading, values[0], values[1]] = dict(zip(columns, values, strict=True))
     comparisons = [
-        row for row in cells(path)
-        if row["metric"] in ("latency", "throughput", "time") and row["baseline"] not in ("", row["candidate"])
-        and row["ratio"] and not row["baseline"].startswith("floor")
+        row
+        for row in cells(path)
+        if row["metric"] in ("latency", "throughput", "time")
+        and row["baseline"] not in ("", row["candidate"])
+        and row["ratio"]
+        and not row["baseline"].startswith("floor")
     ]
     assert comparisons
     for row in comparisons:

@@ -30,10 +30,14 @@ def test_the_cases_are_those_of_the_table():
     assert len({(case.name, case.dtype) for case in made}) == len(made)
     assert {case.params["op"] for case in made} == set(NAMES)
     assert {
-        "layer_norm.residual/1x128/fwd/cache", "layer_norm.residual/8x512/bwd/dram",
-        "additive_attention.core-per-head/8x128/fwd/dram", "additive_attention.dense/1x128/bwd/cache",
-        "attention.full/1x2048/fwd/dram", "attention.varlen/8x512/bwd/dram",
-        "masked_lm_loss/8x512/full/dram", "masked_lm_loss/8x512/full/peak",
+        "layer_norm.residual/1x128/fwd/cache",
+        "layer_norm.residual/8x512/bwd/dram",
+        "additive_attention.core-per-head/8x128/fwd/dram",
+        "additive_attention.dense/1x128/bwd/cache",
+        "attention.full/1x2048/fwd/dram",
+        "attention.varlen/8x512/bwd/dram",
+        "masked_lm_loss/8x512/full/dram",
+        "masked_lm_loss/8x512/full/peak",
     } <= names
 
 
@@ -58,8 +62,11 @@ def small_cache(monkeypatch):
 
 @pytest.mark.parametrize("step", ["fwd", "bwd"])
 def test_cold_buffers_take_turns_beyond_the_cache(step, small_cache):
-    (case,) = [c for c in cases("--ops", "layer_norm", "--dtype", "bf16", "--shapes", "1x1024")
-               if c.params["step"] == step and c.params["variant"] == "plain"]
+    (case,) = [
+        c
+        for c in cases("--ops", "layer_norm", "--dtype", "bf16", "--shapes", "1x1024")
+        if c.params["step"] == step and c.params["variant"] == "plain"
+    ]
     subject = Subject(case, CPU)
     assert subject.turns * case.work >= 2 << 20 > (subject.turns - 1) * case.work
     kernel = Kernel(subject, "eager")
@@ -77,8 +84,9 @@ def test_warm_buffers_are_the_same_ones():
 
 @pytest.mark.parametrize("step", ["fwd", "bwd"])
 def test_a_wrong_kernel_is_refused(step, monkeypatch):
-    (case,) = [c for c in cases("--ops", "conv_layer_norm", "--dtype", "bf16", "--shapes", "2x9")
-               if c.params["step"] == step]
+    (case,) = [
+        c for c in cases("--ops", "conv_layer_norm", "--dtype", "bf16", "--shapes", "2x9") if c.params["step"] == step
+    ]
     right, eager = map(builder(case, CPU), ("hbert", "eager"))
     error, allowed = right.check()
     assert error <= allowed
@@ -100,6 +108,7 @@ def test_a_slice_of_many_short_calls_is_timed_in_groups(monkeypatch):
 
         def traits(self):
             return {}
+
     server._tasks["hbert"] = Counted()
     server.estimate("hbert")
     steps.clear()
@@ -118,6 +127,7 @@ def test_a_new_case_takes_the_place_of_all_tasks(monkeypatch):
     def builder(case, device):
         built.append(case.name)
         return lambda peer: Built()
+
     monkeypatch.setattr("bench.suites.kernels.builder", builder)
     server = worker.Server("bench.suites.kernels", CPU)
     for name, peer in [("one", "a"), ("one", "b"), ("two", "a")]:
@@ -163,10 +173,15 @@ def test_a_whole_run_measures_times_rates_floors_and_memory(whole_run):
     assert code == 0 and list(rows[0]) == list(COLUMNS)
     found = Counter((row["case"].split("/")[0], row["metric"]) for row in rows)
     assert found == {
-        ("layer_norm.plain", "time"): 6, ("layer_norm.plain", "bandwidth"): 6, ("layer_norm.plain", "floor_ratio"): 4,
-        ("layer_norm.residual", "time"): 6, ("layer_norm.residual", "bandwidth"): 6,
+        ("layer_norm.plain", "time"): 6,
+        ("layer_norm.plain", "bandwidth"): 6,
+        ("layer_norm.plain", "floor_ratio"): 4,
+        ("layer_norm.residual", "time"): 6,
+        ("layer_norm.residual", "bandwidth"): 6,
         ("layer_norm.residual", "floor_ratio"): 4,
-        ("masked_lm_loss", "time"): 6, ("masked_lm_loss", "flop_rate"): 6, ("masked_lm_loss", "floor_ratio"): 4,
+        ("masked_lm_loss", "time"): 6,
+        ("masked_lm_loss", "flop_rate"): 6,
+        ("masked_lm_loss", "floor_ratio"): 4,
         ("masked_lm_loss", "peak_memory"): 2,
     }
     assert all(float(row["median"]) > 0 for row in rows if row["metric"] != "peak_memory")

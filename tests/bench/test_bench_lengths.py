@@ -25,9 +25,9 @@ def test_where_the_mean_cannot_be_had_the_longest_stays_full(batch, lengths):
     assert spread_lengths(batch, 37) == lengths
 
 
-@pytest.mark.parametrize("batch, count, rows", [
-    (16, BUCKETS, [4, 4, 4, 4]), (6, 4, [1, 2, 1, 2]), (2, 4, [1, 1]), (5, 1, [5]),
-])
+@pytest.mark.parametrize(
+    "batch, count, rows", [(16, BUCKETS, [4, 4, 4, 4]), (6, 4, [1, 2, 1, 2]), (2, 4, [1, 1]), (5, 1, [5])]
+)
 def test_buckets_are_all_rows_in_order_each_as_long_as_its_longest(batch, count, rows):
     lengths = spread_lengths(batch, 128)
     parts = buckets(lengths, count)

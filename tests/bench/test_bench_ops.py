@@ -48,14 +48,17 @@ def test_inputs_are_the_same_each_time():
     assert torch.equal(*drawn) and drawn[0].dtype == torch.bfloat16 and drawn[0].shape == (5, HIDDEN)
 
 
-@pytest.mark.parametrize("name, variant, step, dtype, reads, writes", [
-    ("layer_norm", "plain", "fwd", "fp32", 14 * 768 * 4, 14 * 768 * 4),
-    ("layer_norm", "residual", "bwd", "bf16", 3 * 14 * 768 * 2, 14 * 768 * 2),
-    ("activation_layer_norm", "", "bwd", "bf16", 2 * 14 * 3072 * 2, 14 * 3072 * 2),
-    ("additive_pool", "dense", "fwd", "fp32", 14 * 768 * 4, 0),
-    ("additive_attention", "core-dense", "fwd", "bf16", 2 * 14 * 768 * 2, 14 * 768 * 2),
-    ("additive_attention", "dense", "fwd", "bf16", 2 * 14 * 768 * 2 + 768 * 768 * 2, 14 * 768 * 2),
-])
+@pytest.mark.parametrize(
+    "name, variant, step, dtype, reads, writes",
+    [
+        ("layer_norm", "plain", "fwd", "fp32", 14 * 768 * 4, 14 * 768 * 4),
+        ("layer_norm", "residual", "bwd", "bf16", 3 * 14 * 768 * 2, 14 * 768 * 2),
+        ("activation_layer_norm", "", "bwd", "bf16", 2 * 14 * 3072 * 2, 14 * 3072 * 2),
+        ("additive_pool", "dense", "fwd", "fp32", 14 * 768 * 4, 0),
+        ("additive_attention", "core-dense", "fwd", "bf16", 2 * 14 * 768 * 2, 14 * 768 * 2),
+        ("additive_attention", "dense", "fwd", "bf16", 2 * 14 * 768 * 2 + 768 * 768 * 2, 14 * 768 * 2),
+    ],
+)
 def test_streamed_bytes_by_hand(name, variant, step, dtype, reads, writes):
     cost = load(name).cost(Setting(variant, 2, 7, step, dtype))
     assert (cost.floor, cost.reads, cost.writes, cost.work) == (STREAM, reads, writes, reads + writes)
@@ -135,5 +138,6 @@ def test_the_gate_refuses_baselines_of_another_function():
     gate, problem = gate_of("activation_layer_norm", False)
     other = {"eager": lambda x, weight, bias: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias)}
     verdict = Gate(type(problem)(problem.activations, problem.parameters, problem.candidates, other), False).baseline(
-        other["eager"])
+        other["eager"]
+    )
     assert verdict.error > verdict.allowed

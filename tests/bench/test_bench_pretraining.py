@@ -124,7 +124,13 @@ def test_the_tables_of_the_page(results):
     ]  # fmt: skip
     first, second = [line.split(" | ") for line in tables.outcomes(runs, rows).splitlines()[2:]]
     assert first[0] == "| normal: from N(0, .02)" and first[1:] == [
-        "0", "0.001", "1,769", "20.0 min", "0.5000", "2.000", "- |"
+        "0",
+        "0.001",
+        "1,769",
+        "20.0 min",
+        "0.5000",
+        "2.000",
+        "- |",
     ]
     assert second[2:] == ["0.0003", "1,769", "20.0 min", "0.2500", "4.000", "step 356, 4.0 min |"]
     for lr, loss in {5e-4: 3.0, 1e-3: 2.0}.items():

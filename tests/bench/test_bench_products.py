@@ -28,9 +28,9 @@ def flops(peer, batch=BATCH, seq=SEQ):
     return sum(gemm.flops for gemm in of_training_step(model, batch, seq, MASKED))
 
 
-@pytest.mark.parametrize("peer, layers", [
-    ("hbert-vanilla", 2 * SELF), ("hbert-v1", SELF + ADDITIVE), ("hbert-additive", 2 * ADDITIVE),
-])
+@pytest.mark.parametrize(
+    "peer, layers", [("hbert-vanilla", 2 * SELF), ("hbert-v1", SELF + ADDITIVE), ("hbert-additive", 2 * ADDITIVE)]
+)
 def test_operations_by_hand(peer, layers):
     assert flops(peer) == 2 * FEED_FORWARD + HEAD + layers
 
@@ -43,7 +43,7 @@ def test_operations_are_those_that_torch_counts_in_a_step():
     model = build("hbert-vanilla", "masked_lm", "tiny").train()
     ids = torch.arange(5, 5 + TOKENS).view(BATCH, SEQ)
     labels = torch.full((TOKENS,), -100)
-    labels[::TOKENS // MASKED][:MASKED] = 7
+    labels[:: TOKENS // MASKED][:MASKED] = 7
     with hbert_kernels.use_backend("reference"), FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=labels.view(BATCH, SEQ)).loss.backward()
     counted = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
@@ -78,10 +78,14 @@ FORWARD_SELF = ROWS * 4 * 2 * WIDTH * WIDTH + 2 * 2 * sum(n * n for n in LENGTHS
 FORWARD_ADDITIVE = ROWS * 2 * 2 * WIDTH * WIDTH + len(LENGTHS) * (HEADS + 1) * 2 * WIDTH * WIDTH
 
 
-@pytest.mark.parametrize("peer, layers", [
-    ("hbert-vanilla", 2 * FORWARD_SELF), ("hbert-v1", FORWARD_SELF + FORWARD_ADDITIVE),
-    ("hbert-additive", 2 * FORWARD_ADDITIVE),
-])
+@pytest.mark.parametrize(
+    "peer, layers",
+    [
+        ("hbert-vanilla", 2 * FORWARD_SELF),
+        ("hbert-v1", FORWARD_SELF + FORWARD_ADDITIVE),
+        ("hbert-additive", 2 * FORWARD_ADDITIVE),
+    ],
+)
 def test_operations_of_a_packed_forward_by_hand(peer, layers):
     with torch.device("meta"):
         gemms = of_forward(build(peer, "encoder", "tiny"), LENGTHS)

@@ -15,7 +15,12 @@ from bench.rows import COLUMNS, Memory
 from bench.tables import show
 
 ABOUT = {
-    "device": "cpu", "threads": 2, "heap_kept": "ours", "torch": "2.13.0", "cpu": "a processor", "git": "abc-dirty",
+    "device": "cpu",
+    "threads": 2,
+    "heap_kept": "ours",
+    "torch": "2.13.0",
+    "cpu": "a processor",
+    "git": "abc-dirty",
     "date": "2026-01-02T03:04:05",
 }
 
@@ -95,6 +100,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     def full(source, target):
         raise OSError("no space left on device")
+
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         save(report(measured()), tmp_path, "run")
@@ -122,11 +128,19 @@ def test_the_table_shows_figures_and_failures():
 
 def kernel_result():
     """eager 4 ms, hbert 2 ms, the floor 1 ms, and 8 MB in each call."""
-    case = Case("kernels", "layer_norm.plain/8x128/fwd/dram", "bf16", 8, 128, work=8e6,
-                params={"op": "layer_norm", "variant": "plain", "step": "fwd"})
+    case = Case(
+        "kernels",
+        "layer_norm.plain/8x128/fwd/dram",
+        "bf16",
+        8,
+        128,
+        work=8e6,
+        params={"op": "layer_norm", "variant": "plain", "step": "fwd"},
+    )
     seconds = {"eager": 0.004, "hbert": 0.002, "floor": 0.001}
     return Result(
-        case, gates={peer: Gate(0.001, 1.0) for peer in seconds},
+        case,
+        gates={peer: Gate(0.001, 1.0) for peer in seconds},
         traits={peer: {"isa": "avx2", "backend": "b"} for peer in seconds},
         rounds=[{peer: Slice((value,), 0.0) for peer, value in seconds.items()}] * 3,
     )
@@ -137,9 +151,11 @@ def test_rates_and_floor_ratios_of_a_kernel_by_hand():
     made.add(kernel_result(), ("hbert",), ("eager",))
     found = {(r["candidate"], r["baseline"], r["metric"]): (r["median"], r["unit"], r["ratio"]) for r in made.rows}
     assert found == {
-        ("eager", "eager", "time"): (4.0, "ms", 1.0), ("hbert", "eager", "time"): (2.0, "ms", 2.0),
+        ("eager", "eager", "time"): (4.0, "ms", 1.0),
+        ("hbert", "eager", "time"): (2.0, "ms", 2.0),
         ("floor", "", "time"): (1.0, "ms", None),
-        ("eager", "", "bandwidth"): (2.0, "GB/s", None), ("hbert", "", "bandwidth"): (4.0, "GB/s", None),
+        ("eager", "", "bandwidth"): (2.0, "GB/s", None),
+        ("hbert", "", "bandwidth"): (4.0, "GB/s", None),
         ("floor", "", "bandwidth"): (8.0, "GB/s", None),
         ("eager", "floor", "floor_ratio"): (4.0, "x floor", 0.25),
         ("hbert", "floor", "floor_ratio"): (2.0, "x floor", 0.5),
@@ -151,7 +167,8 @@ def training_result():
     case = Case("throughput", "base/8x128", "bf16", 8, 128, work=1024)
     seconds = {"hf": 4.0, "hbert-v1": 2.0, "floor-hbert-v1": 1.0}
     return Result(
-        case, gates={peer: Gate(0.001, 1.0) for peer in seconds},
+        case,
+        gates={peer: Gate(0.001, 1.0) for peer in seconds},
         traits={peer: {"isa": "avx2", "backend": "b"} for peer in seconds},
         rounds=[{peer: Slice((value,), 0.0) for peer, value in seconds.items()}] * 3,
         canary=[0.001, 0.001, 0.0012],
@@ -165,10 +182,12 @@ def test_floor_and_memory_of_a_training_step_by_hand():
     found = {(r["case"], r["candidate"], r["baseline"], r["metric"]): (r["median"], r["ratio"]) for r in made.rows}
     step, peak = "base/8x128", "base/8x128/peak"
     assert found == {
-        (step, "hf", "hf", "throughput"): (256.0, 1.0), (step, "hbert-v1", "hf", "throughput"): (512.0, 2.0),
+        (step, "hf", "hf", "throughput"): (256.0, 1.0),
+        (step, "hbert-v1", "hf", "throughput"): (512.0, 2.0),
         (step, "floor-hbert-v1", "", "throughput"): (1024.0, None),
         (step, "hbert-v1", "floor-hbert-v1", "floor_ratio"): (2.0, 0.5),
-        (peak, "hf", "hf", "peak_memory"): (96.0, 1.0), (peak, "hbert-v1", "hf", "peak_memory"): (24.0, 4.0),
+        (peak, "hf", "hf", "peak_memory"): (96.0, 1.0),
+        (peak, "hbert-v1", "hf", "peak_memory"): (24.0, 4.0),
     }
 
 
@@ -196,8 +215,21 @@ def test_a_table_without_rates_keeps_the_spread_beside_the_floor():
     console = Console(file=io.StringIO(), width=180)
     show(made, console)
     line, peak = [line for line in console.file.getvalue().splitlines() if " hbert-v1 " in line]
-    assert line.split() == ["hbert-v1", "512", "512-512", "2.00", "[2.00,", "2.00]", "v", "hf", "2.00", "1.0e-03", "3",
-                            "(0)", "b"]
+    assert line.split() == [
+        "hbert-v1",
+        "512",
+        "512-512",
+        "2.00",
+        "[2.00,",
+        "2.00]",
+        "v",
+        "hf",
+        "2.00",
+        "1.0e-03",
+        "3",
+        "(0)",
+        "b",
+    ]
     assert peak.split()[:2] == ["hbert-v1", "24"]
 
 
@@ -208,7 +240,12 @@ def test_memory_is_compared_like_time():
     made.add_memory(Memory(kernel_result().case, peak, dict.fromkeys(peak, traits)), ("hbert",), ("eager",))
     ours = row(made, "hbert", "eager")
     assert (ours["metric"], ours["median"], ours["unit"], ours["ratio"], ours["max_err"]) == (
-        "peak_memory", 24.0, "MiB", 4.0, None)
+        "peak_memory",
+        24.0,
+        "MiB",
+        4.0,
+        None,
+    )
 
 
 def test_the_table_of_kernels_has_rate_and_floor_beside_the_time():
@@ -217,5 +254,19 @@ def test_the_table_of_kernels_has_rate_and_floor_beside_the_time():
     console = Console(file=io.StringIO(), width=180)
     show(made, console)
     (line,) = [line for line in console.file.getvalue().splitlines() if " hbert " in line]
-    assert line.split() == ["hbert", "2", "2.00", "[2.00,", "2.00]", "v", "eager", "4", "GB/s", "2.00", "1.0e-03", "3",
-                            "(0)", "b"]
+    assert line.split() == [
+        "hbert",
+        "2",
+        "2.00",
+        "[2.00,",
+        "2.00]",
+        "v",
+        "eager",
+        "4",
+        "GB/s",
+        "2.00",
+        "1.0e-03",
+        "3",
+        "(0)",
+        "b",
+    ]

@@ -78,9 +78,10 @@ def test_unpaired_rounds_are_an_error(ours, theirs):
         paired_ratio(ours, theirs)
 
 
-@pytest.mark.parametrize("low, high, verdict", [
-    (1.01, 1.2, "faster"), (0.8, 0.99, "slower"), (0.99, 1.2, "no difference"), (1.0, 1.2, "no difference"),
-])
+@pytest.mark.parametrize(
+    "low, high, verdict",
+    [(1.01, 1.2, "faster"), (0.8, 0.99, "slower"), (0.99, 1.2, "no difference"), (1.0, 1.2, "no difference")],
+)
 def test_the_verdict_is_that_of_the_whole_interval(low, high, verdict):
     assert Ratio(1.0, low, high).verdict == verdict
 

@@ -93,6 +93,7 @@ def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype, par
         outputs = [output.clone() for output in right()]
         outputs[0][0, 36, 5] += 4 * allowed
         return outputs
+
     task.step = off_in_one_place
     error, allowed = task.check()
     assert error > allowed
@@ -126,9 +127,10 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("peer, folder", [
-    ("hf", "bert"), (PATCHED, "bert"), (BERT_OPTIMIZED, "bert"), (LOADED, "hbert"), (LOADED_OPTIMIZED, "hbert"),
-])
+@pytest.mark.parametrize(
+    "peer, folder",
+    [("hf", "bert"), (PATCHED, "bert"), (BERT_OPTIMIZED, "bert"), (LOADED, "hbert"), (LOADED_OPTIMIZED, "hbert")],
+)
 def test_a_checkpoint_is_measured_with_its_own_weights(peer, folder, checkpoints):
     case = Case("latency", "1x9", "fp32", 1, 9, 9, {"size": str(checkpoints / folder)})
     task = builder(case, CPU)(peer)
@@ -193,6 +195,7 @@ def test_gate_of_a_training_step_sees_wrong_gradients(peer, local_corpus, tmp_pa
         output = right(**batch)
         output.loss = 1.05 * output.loss
         return output
+
     task._call = with_a_larger_loss
     error, allowed = task.check()
     assert error == pytest.approx(0.05, rel=0.3) and error > allowed
@@ -270,9 +273,14 @@ def test_a_whole_run_has_a_row_for_each_peer_and_case(whole_run):
     code, rows, stored = whole_run
     assert code == 0 and stored["failures"] == []
     assert [(row["metric"], row["candidate"], row["baseline"]) for row in rows if row["metric"] != "peak_memory"] == [
-        one for metric in ("latency", "throughput") for one in [
-            (metric, "hf", "hf"), (metric, "hbert-v1", "hf"), (metric, "floor-hbert-v1", ""),
-            ("flop_rate", "hbert-v1", ""), ("flop_rate", "floor-hbert-v1", ""),
+        one
+        for metric in ("latency", "throughput")
+        for one in [
+            (metric, "hf", "hf"),
+            (metric, "hbert-v1", "hf"),
+            (metric, "floor-hbert-v1", ""),
+            ("flop_rate", "hbert-v1", ""),
+            ("flop_rate", "floor-hbert-v1", ""),
             ("floor_ratio", "hbert-v1", "floor-hbert-v1"),
         ]
     ]

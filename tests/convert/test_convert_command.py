@@ -38,8 +38,7 @@ def test_the_same_encoder(convert, source, tmp_path):
     status, stdout, stderr = convert(source, out)
     assert status == 0, stderr
     assert (
-        "moved     hbert.layers.{0-2}.ffn.fc1.weight  <-  bert.encoder.layer.{0-2}.intermediate.dense.weight"
-        in stdout
+        "moved     hbert.layers.{0-2}.ffn.fc1.weight  <-  bert.encoder.layer.{0-2}.intermediate.dense.weight" in stdout
     )
     total = sum(p.numel() for p in HBertForMaskedLM.from_pretrained(out).parameters())
     last = f"HBertForMaskedLM, {total:,} of {total:,} parameters moved: written to {out}"
@@ -57,10 +56,7 @@ def test_a_hybrid_is_the_same_every_time(convert, source, tmp_path):
         torch.rand(3)
         status, stdout, stderr = convert(source, tmp_path / name, *words)
         assert status == 0, stderr
-    assert (
-        "fresh     hbert.layers.{0,2}.attention_norm.conv_weight: nothing in the checkpoint corresponds"
-        in stdout
-    )
+    assert "fresh     hbert.layers.{0,2}.attention_norm.conv_weight: nothing in the checkpoint corresponds" in stdout
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
     config = AutoModel.from_pretrained(tmp_path / "one").config
@@ -107,10 +103,7 @@ def test_a_folder_that_holds_something_is_refused(convert, source, tmp_path):
         (["--arch", "AS"], "layer_types has 2 entries, but num_hidden_layers is 3"),
         (["--set", "norm=post"], "HBertConfig has no field norm"),
         (["--set", "hidden_size=24"], "its hidden_size is 12, the model's is 24"),
-        (
-            ["--arch", "v1c", "--set", "norm_style=post_ln"],
-            "conv_kernel_size 3 needs a norm before the attention",
-        ),
+        (["--arch", "v1c", "--set", "norm_style=post_ln"], "conv_kernel_size 3 needs a norm before the attention"),
     ],
 )
 def test_mistakes_write_nothing(convert, source, tmp_path, words, message):

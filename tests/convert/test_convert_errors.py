@@ -63,15 +63,11 @@ def test_relative_positions(folder):
             "tensor encoder.layer.1.output.dense.bias is missing",
         ),
         (
-            lambda state: state.update(
-                {"bert.encoder.layer.0.attention.self.key.weight": torch.zeros(12, 8)}
-            ),
+            lambda state: state.update({"bert.encoder.layer.0.attention.self.key.weight": torch.zeros(12, 8)}),
             r"tensor bert.encoder.layer.0.attention.self.key.weight has shape \(12, 8\); expected \(12, 12\)",
         ),
         (
-            lambda state: state.update(
-                {"bert.encoder.layer.0.crossattention.self.key.weight": torch.zeros(12, 12)}
-            ),
+            lambda state: state.update({"bert.encoder.layer.0.crossattention.self.key.weight": torch.zeros(12, 12)}),
             "such an encoder has not: bert.encoder.layer.0.crossattention.self.key.weight",
         ),
         (
@@ -111,10 +107,7 @@ def nest(folder):
     [
         (lambda folder: (folder / "config.json").unlink(), "is not a model folder: it has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-        (
-            lambda folder: (folder / "model.safetensors").unlink(),
-            "has no weights; allowed: model.safetensors, pyt",
-        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights; allowed: model.safetensors, pyt"),
         (lambda folder: cut(folder / "model.safetensors"), "model.safetensors cannot be read"),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),

@@ -41,9 +41,7 @@ def test_an_additive_layer_takes_value_key_and_output():
             for name, other in pairs.items():
                 found = ours[f"layers.{layer}.attention.{name}.{leaf}"]
                 assert torch.equal(found, theirs[f"{attention}{other}.{leaf}"])
-            assert report.left_out[f"{attention}self.query.{leaf}"].startswith(
-                "the query of an additive layer"
-            )
+            assert report.left_out[f"{attention}self.query.{leaf}"].startswith("the query of an additive layer")
     expected = torch.cat(
         [theirs[f"encoder.layer.1.attention.self.{name}.weight"] for name in ("query", "key", "value")]
     )
@@ -51,9 +49,7 @@ def test_an_additive_layer_takes_value_key_and_output():
     fresh = {name.split(".", 2)[2] for name in report.fresh if name.startswith("layers.0.")}
     scorers = {f"attention.{name}.{leaf}" for name in ("query_att", "key_att") for leaf in ("weight", "bias")}
     norms = {
-        f"{name}.{leaf}"
-        for name in ("attention.norm", "ffn.norm", "attention_norm")
-        for leaf in ("weight", "bias")
+        f"{name}.{leaf}" for name in ("attention.norm", "ffn.norm", "attention_norm") for leaf in ("weight", "bias")
     }
     assert fresh == scorers | norms
 
@@ -114,11 +110,7 @@ def test_fewer_positions():
             "embeddings.position_embeddings.weight",
             "24 x 12 in the checkpoint, 25 x 12",
         ),
-        (
-            {"type_vocab_size": 3},
-            "embeddings.token_type_embeddings.weight",
-            "2 x 12 in the checkpoint, 3 x 12 here",
-        ),
+        ({"type_vocab_size": 3}, "embeddings.token_type_embeddings.weight", "2 x 12 in the checkpoint, 3 x 12 here"),
         ({"intermediate_size": 16}, "layers.0.ffn.fc1.weight", "20 x 12 in the checkpoint, 16 x 12 here"),
         ({"num_attention_heads": 4}, "layers.1.attention.out.weight", "3 heads in the checkpoint, 4 here"),
         ({"num_attention_heads": 4}, "layers.0.attention.query.weight", "3 heads in the checkpoint, 4 here"),
@@ -166,9 +158,7 @@ def test_an_additive_layer_does_not_become_self_attention():
     _, report = from_pretrained(theirs, small_target(layer_types="ASA"))
     assert report.fresh["layers.1.attention.qkv.weight"] == "additive attention in the checkpoint only"
     assert "layers.1.attention.query.weight" in report.left_out
-    assert report.moved["layers.0.attention.query_att.weight"].sources == (
-        "layers.0.attention.query_att.weight",
-    )
+    assert report.moved["layers.0.attention.query_att.weight"].sources == ("layers.0.attention.query_att.weight",)
 
 
 @pytest.mark.parametrize("tied", [True, False])

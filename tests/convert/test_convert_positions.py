@@ -112,9 +112,7 @@ def test_bad_wishes(model, options, message):
 
 
 def test_a_sinusoidal_checkpoint_has_nothing_to_extend():
-    ours = HBertModel(
-        HBertConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_attention_heads=3, layer_types="S")
-    )
+    ours = HBertModel(HBertConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_attention_heads=3, layer_types="S"))
     with pytest.raises(ValueError, match="the checkpoint's are sinusoidal"):
         from_pretrained(ours, max_positions=1000, extend_positions="interpolate")
 

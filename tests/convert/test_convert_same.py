@@ -66,11 +66,7 @@ def test_configuration():
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.2, 0.1)
     assert (config.layer_norm_eps, config.max_position_embeddings, config.pad_token_id) == (1e-5, 24, 1)
     config = from_pretrained(small("distilbert", attention_dropout=0.3))[0].config
-    assert (config.attention_probs_dropout_prob, config.type_vocab_size, config.intermediate_size) == (
-        0.3,
-        0,
-        20,
-    )
+    assert (config.attention_probs_dropout_prob, config.type_vocab_size, config.intermediate_size) == (0.3, 0, 20)
 
 
 @pytest.mark.parametrize("kind", [BertForPreTraining, BertForSequenceClassification])
@@ -142,9 +138,7 @@ def test_minilm(minilm):
     ours, report = from_pretrained(minilm)
     tokenizer = load_tokenizer(minilm)
     tokenizer.enable_padding(pad_id=0)
-    encodings = tokenizer.encode_batch(
-        ["A short one.", "Padding must change nothing, however long the others are."]
-    )
+    encodings = tokenizer.encode_batch(["A short one.", "Padding must change nothing, however long the others are."])
     ids, mask = (torch.tensor([getattr(e, name) for e in encodings]) for name in ("ids", "attention_mask"))
     assert 0 < mask[0].sum() < mask[1].sum() == mask.shape[1]
     assert_same_function(theirs, ours, ids, mask)

@@ -86,9 +86,7 @@ def torchscale_state(style):
         layer = f"layers.{index}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             shapes |= linear_shapes(f"{layer}self_attn.{name}", WIDTH, WIDTH)
-        shapes |= linear_shapes(f"{layer}ffn.fc1", WIDTH, INNER) | linear_shapes(
-            f"{layer}ffn.fc2", INNER, WIDTH
-        )
+        shapes |= linear_shapes(f"{layer}ffn.fc1", WIDTH, INNER) | linear_shapes(f"{layer}ffn.fc2", INNER, WIDTH)
         shapes |= norm_shapes(f"{layer}self_attn_layer_norm") | norm_shapes(f"{layer}final_layer_norm")
         if style == "sub_ln":
             shapes |= norm_shapes(f"{layer}self_attn.inner_attn_ln")
@@ -153,29 +151,15 @@ def test_fastformer_where_its_output_projection_is_the_identity(ids):
     assert not report.fresh
     left = report.left_out
     assert left[f"{name}.weight"] == "HBERT has no projection behind additive attention"
-    assert (
-        left["dense_linear.bias"]
-        == left["fastformer_model.poolers.0.att_fc1.bias"]
-        == "a head of another task"
-    )
+    assert left["dense_linear.bias"] == left["fastformer_model.poolers.0.att_fc1.bias"] == "a head of another task"
     assert len(left) == 2 * LAYERS + 4
 
 
 @pytest.mark.parametrize(
     ("change", "config", "writer", "message"),
     [
-        (
-            lambda state: None,
-            target("S", "sub_ln"),
-            "fairseq",
-            "unknown writer 'fairseq'; allowed: fastformer, torch",
-        ),
-        (
-            lambda state: None,
-            target("A", "sub_ln"),
-            "torchscale",
-            "no tensor that could be layers.0.attention.query",
-        ),
+        (lambda state: None, target("S", "sub_ln"), "fairseq", "unknown writer 'fairseq'; allowed: fastformer, torch"),
+        (lambda state: None, target("A", "sub_ln"), "torchscale", "no tensor that could be layers.0.attention.query"),
         (
             lambda state: state.pop("layernorm_embedding.bias"),
             target("S", "sub_ln"),
@@ -188,12 +172,7 @@ def test_fastformer_where_its_output_projection_is_the_identity(ids):
             "torchscale",
             "such an encoder has not: relative_position",
         ),
-        (
-            lambda state: None,
-            target("S", "pre_ln"),
-            "torchscale",
-            "has not: layers.0.self_attn.inner_attn_ln.weight",
-        ),
+        (lambda state: None, target("S", "pre_ln"), "torchscale", "has not: layers.0.self_attn.inner_attn_ln.weight"),
     ],
 )
 def test_what_does_not_fit(change, config, writer, message):

@@ -22,12 +22,10 @@ def corpus(tmp_path):
     """400 documents of random sentences, in two files."""
     rng = random.Random(0)
     documents = [
-        [" ".join(rng.choices(WORDS, k=rng.randint(3, 30))) for _ in range(rng.randint(1, 4))]
-        for _ in range(400)
+        [" ".join(rng.choices(WORDS, k=rng.randint(3, 30))) for _ in range(rng.randint(1, 4))] for _ in range(400)
     ]
     paths = [
-        write_text(tmp_path / name, part)
-        for name, part in (("a.txt", documents[:250]), ("b.txt", documents[250:]))
+        write_text(tmp_path / name, part) for name, part in (("a.txt", documents[:250]), ("b.txt", documents[250:]))
     ]
     return load_corpus(text=paths)
 

@@ -40,18 +40,10 @@ def test_corpus_table_and_marks(capsys, corpus):
 
 
 def test_tokenizer_is_written_and_used(capsys, corpus, tmp_path):
-    status, out, _ = run(
-        capsys, "tokenizer", "--text", *files_of(corpus), "--size", 120, "--out", tmp_path / "tok"
-    )
+    status, out, _ = run(capsys, "tokenizer", "--text", *files_of(corpus), "--size", 120, "--out", tmp_path / "tok")
     assert status == 0 and "120 pieces" in out
     status, out, _ = run(
-        capsys,
-        "corpus",
-        "--text",
-        *files_of(corpus),
-        "--ngram",
-        "--tokenizer",
-        tmp_path / "tok" / "tokenizer.json",
+        capsys, "corpus", "--text", *files_of(corpus), "--ngram", "--tokenizer", tmp_path / "tok" / "tokenizer.json"
     )
     assert status == 0 and "held-out tokens" in out
 
@@ -74,10 +66,7 @@ def test_another_tokenizer_is_not_overwritten(capsys, corpus, tmp_path):
         (["corpus", "--list", "--tokenizer", "x"], "--tokenizer goes with --ngram"),
         (["corpus", "--fetch", "wikipedia"], "unknown text source 'wikipedia'"),
         (["corpus", "--text", "nowhere.txt"], "no such text file: nowhere.txt"),
-        (
-            ["corpus", "--text", "nowhere.txt", "--dataset-config", "x"],
-            "--dataset-config goes with --dataset",
-        ),
+        (["corpus", "--text", "nowhere.txt", "--dataset-config", "x"], "--dataset-config goes with --dataset"),
         (["tokenizer", "--out", "x"], "choose one"),
         (["tokenizer", "--out", "x", "--vocab", "v", "--from-package", "p"], "choose one"),
         (["tokenizer", "--out", "x", "--vocab", "nowhere.txt"], "no tokenizer at nowhere.txt"),

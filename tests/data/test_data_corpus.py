@@ -33,9 +33,7 @@ def test_paragraphs_are_deduplicated_across_sources(tmp_path):
     texts = [text for _, text in documents(corpus)]
     assert texts == [f"{LONG}\nYes.", "Yes.", f"{LONG} again"]
     statistics = corpus.statistics()
-    assert [
-        (entry.documents, entry.paragraphs, entry.duplicate_paragraphs) for entry in statistics.values()
-    ] == [
+    assert [(entry.documents, entry.paragraphs, entry.duplicate_paragraphs) for entry in statistics.values()] == [
         (1, 2, 1),
         (2, 2, 1),
     ]

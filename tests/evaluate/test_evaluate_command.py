@@ -85,12 +85,7 @@ def test_a_run_folder_is_evaluated_on_its_own_text(capsys, tmp_path, corpus, tok
     folder = write_run(tmp_path / "run", run_info(corpus, tokenizer), [])
     save(hbert_model(cache.vocab_size), tokenizer, folder)
     status, out, _ = run(capsys, "eval", folder, "--max-blocks", 6)
-    assert (
-        status == 0
-        and "total" in out
-        and "blocks of 32 tokens" in out
-        and "not the tokenizer of a run" not in out
-    )
+    assert status == 0 and "total" in out and "blocks of 32 tokens" in out and "not the tokenizer of a run" not in out
     other = write_documents(tmp_path / "other.txt", 3)
     status, out, _ = run(capsys, "eval", folder, "--data", other, "--length", 32, "--max-blocks", 6)
     assert status == 0 and str(other) in out and "total" not in out
@@ -99,17 +94,8 @@ def test_a_run_folder_is_evaluated_on_its_own_text(capsys, tmp_path, corpus, tok
 @pytest.fixture
 def roberta_tokenizer(corpus):
     """Names, ids and pre-tokenization of another family; one ordinary piece looks like a special token."""
-    pieces = [
-        "<s>",
-        "<pad>",
-        "</s>",
-        "<unk>",
-        "[SEP]",
-        *sorted({w for t in corpus.train_texts() for w in t.split()}),
-    ]
-    tokenizer = Tokenizer(
-        models.WordLevel({p: i for i, p in enumerate([*pieces, "<mask>"])}, unk_token="<unk>")
-    )
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "[SEP]", *sorted({w for t in corpus.train_texts() for w in t.split()})]
+    tokenizer = Tokenizer(models.WordLevel({p: i for i, p in enumerate([*pieces, "<mask>"])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -134,29 +120,15 @@ def test_tokenizer_with_other_special_tokens(capsys, tmp_path, corpus, roberta_t
     expected = roberta_tokenizer(document.text)["input_ids"]
     assert cache.held_out.document(0).tolist() == [0, *expected, 2]
     assert cache.mask_id == size - 1
-    status, out, _ = run(
-        capsys, "eval", folder, "--data", *files_of(corpus), "--length", 32, "--dtype", "fp32"
-    )
+    status, out, _ = run(capsys, "eval", folder, "--data", *files_of(corpus), "--length", 32, "--dtype", "fp32")
     assert status == 0 and "total" in out
 
 
 def test_unigram_vocabulary_keeps_ids_and_pieces():
-    pieces = [
-        ("<pad>", 0.0),
-        ("<s>", 0.0),
-        ("</s>", 0.0),
-        ("<unk>", 0.0),
-        ("a", -1.0),
-        ("ab", -1.5),
-        ("b", -2.0),
-    ]
+    pieces = [("<pad>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0), ("ab", -1.5), ("b", -2.0)]
     tokenizer = Tokenizer(models.Unigram([*pieces, ("<mask>", 0.0)], unk_id=3))
     own = dict(
-        zip(
-            ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"),
-            (p for p, _ in [*pieces[:4], ("<mask>", 0)]),
-            strict=True,
-        )
+        zip(("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"), (p for p, _ in [*pieces[:4], ("<mask>", 0)]), strict=True)
     )
     renamed = with_bert_names(tokenizer, own)
     assert renamed.encode("abba?").ids == tokenizer.encode("abba?").ids == [5, 6, 4, 3]
@@ -278,7 +250,5 @@ def test_auto_takes_what_the_machine_computes(capsys, tmp_path, corpus, tokenize
     folder = save(bert_model(), tokenizer, tmp_path / "model")
     for native, dtype in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr("hbert.pretrain.machine.native_bf16", lambda device, native=native: native)
-        status, out, _ = run(
-            capsys, "eval", folder, "--data", *files_of(corpus), "--length", 32, "--max-blocks", 4
-        )
+        status, out, _ = run(capsys, "eval", folder, "--data", *files_of(corpus), "--length", 32, "--max-blocks", 4)
         assert status == 0 and f"of them masked, {dtype};" in out

@@ -23,8 +23,7 @@ def reference(model, cache, length, rate=0.15, seed=0):
         losses, hits = [], []
         for index in range(tokens // length):
             ids, labels = (
-                torch.from_numpy(part)[None]
-                for part in masked_by_definition(cache, name, length, index, seed, rate)
+                torch.from_numpy(part)[None] for part in masked_by_definition(cache, name, length, index, seed, rate)
             )
             with torch.no_grad():
                 logits = model(input_ids=ids).logits
@@ -160,9 +159,7 @@ def test_bad_arguments(cache, options, message):
 @pytest.mark.parametrize("build", [hbert_model, bert_model])
 def test_models_and_texts_that_do_not_fit(cache, build):
     too_few = cache.vocab_size - 1
-    with pytest.raises(
-        HbertError, match=f"{too_few + 1} pieces, but the model has {too_few} token embeddings"
-    ):
+    with pytest.raises(HbertError, match=f"{too_few + 1} pieces, but the model has {too_few} token embeddings"):
         evaluate(build(vocab_size=too_few), cache, LENGTH)
     with pytest.raises(HbertError, match="blocks of 65 tokens are too long: the model has 64 positions"):
         evaluate(build(), cache, 65)
@@ -172,11 +169,7 @@ def test_models_and_texts_that_do_not_fit(cache, build):
 
 def test_positions_of_roberta_start_behind_the_padding_id(cache):
     config = RobertaConfig(
-        vocab_size=VOCAB,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        max_position_embeddings=34,
+        vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=34
     )
     assert evaluate(RobertaForMaskedLM(config), cache, 32).num_masked > 0
     with pytest.raises(HbertError, match="the model has 32 positions"):

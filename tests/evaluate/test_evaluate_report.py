@@ -36,14 +36,7 @@ def evaluation(step, accuracy, loss=3.0, num_masked=1000):
 
 
 def training(step):
-    return {
-        "kind": "train",
-        "step": step,
-        "tokens": step * STEP_TOKENS,
-        "loss": 9.0,
-        "accuracy": 0.0,
-        "lr": 1e-3,
-    }
+    return {"kind": "train", "step": step, "tokens": step * STEP_TOKENS, "loss": 9.0, "accuracy": 0.0, "lr": 1e-3}
 
 
 @pytest.fixture
@@ -148,9 +141,7 @@ def test_a_report_without_the_text_says_so(capsys, tmp_path, make_run, text_file
 
 
 @pytest.mark.parametrize("kept", ["path", "name"])
-def test_a_run_without_a_tokenizer_file_has_its_token_cache(
-    capsys, tmp_path, make_run, corpus, tokenizer, cache, kept
-):
+def test_a_run_without_a_tokenizer_file_has_its_token_cache(capsys, tmp_path, make_run, corpus, tokenizer, cache, kept):
     info = run_info(corpus, tokenizer, 30, token_cache=str(cache.path if kept == "path" else cache.path.name))
     folder, out = make_run("one", [0.1], info), tmp_path / "report"
     (folder / "tokenizer.json").unlink()
@@ -162,9 +153,7 @@ def test_a_run_without_a_tokenizer_file_has_its_token_cache(
 def test_the_clock_under_a_batch_ramp(tmp_path, make_run, corpus, tokenizer):
     """Ten steps of 2, 3, 4, ... blocks: a step takes 0.1 s for each block and 0.3 s besides."""
     blocks = list(range(2, 8)) + [8] * 4
-    info = run_info(
-        corpus, tokenizer, 10, step_seconds=1.1, plan={"calibration": {"ramp_start": {"seconds": 0.5}}}
-    )
+    info = run_info(corpus, tokenizer, 10, step_seconds=1.1, plan={"calibration": {"ramp_start": {"seconds": 0.5}}})
     info["settings"] |= {"ramp_start": 2, "batch_size": 8, "block_size": 32}
     (found,) = read_runs([make_run("ramp", [0.1], info)])
     for step in (1, 4, 10):
@@ -172,14 +161,10 @@ def test_the_clock_under_a_batch_ramp(tmp_path, make_run, corpus, tokenizer):
         assert found.info.clock(step, 32 * sum(blocks[:step])) == pytest.approx(expected)
 
 
-def test_a_run_of_a_number_of_steps_has_no_clock_before_its_end(
-    capsys, tmp_path, make_run, corpus, tokenizer
-):
+def test_a_run_of_a_number_of_steps_has_no_clock_before_its_end(capsys, tmp_path, make_run, corpus, tokenizer):
     folder = make_run("one", [0.1, 0.9], run_info(corpus, tokenizer, 30, step_seconds=None))
     out = tmp_path / "report"
-    status, printed, _ = run(
-        capsys, "report", folder, make_run("two", [0.1, 0.9]), "--out", out, "--x", "clock"
-    )
+    status, printed, _ = run(capsys, "report", folder, make_run("two", [0.1, 0.9]), "--out", out, "--x", "clock")
     assert status == 0 and "No curve against the clock of one" in printed
     first, second = json.loads((out / "summary.json").read_text())["runs"]
     assert first["clock_seconds"] is None and second["clock_seconds"] == 10
@@ -199,9 +184,7 @@ def test_runs_that_cannot_be_compared(capsys, tmp_path, make_run, corpus, tokeni
     folder = make_run("two", [0.1, 0.99], run_info(other, other_tokenizer, 30), num_masked=77)
     save_tokenizer(other_tokenizer, folder)
     out = tmp_path / "report"
-    status, printed, _ = run(
-        capsys, "report", make_run("one", [0.1, 0.99]), folder, "--out", out, "--x", "steps"
-    )
+    status, printed, _ = run(capsys, "report", make_run("one", [0.1, 0.99]), folder, "--out", out, "--x", "steps")
     assert status == 0
     text = Page((out / "index.html").read_text()).text
     for warning in (

@@ -11,18 +11,7 @@ from hbert import cli
 def test_a_run_is_evaluated_and_reported_as_it_was_trained(capsys, tmp_path, corpus, arch):
     folder, result, out = tmp_path / "run", tmp_path / "result.json", tmp_path / "report"
     text = ["--data", *(str(file.path) for file in corpus.files)]
-    recipe = [
-        "--size",
-        "1x16x2",
-        "--vocab-size",
-        "90",
-        "--block-size",
-        "32",
-        "--batch-size",
-        "4",
-        "--dtype",
-        "fp32",
-    ]
+    recipe = ["--size", "1x16x2", "--vocab-size", "90", "--block-size", "32", "--batch-size", "4", "--dtype", "fp32"]
     steps = ["--max-steps", "4", "--eval-every", "2", "--eval-blocks", "10000"]
     assert cli.main(["pretrain", "--arch", arch, *text, *recipe, *steps, "--out", str(folder)]) == 0
     evaluations = [

@@ -17,9 +17,7 @@ FAST = ("--epochs", 4, "--lr", 5e-3, "--batch-size", 16, "--dtype", "fp32")
 
 def hbert_model(vocab_size=VOCAB, **fields):
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "layer_types": "AS", "positions": "learned"}
-    return HBertForMaskedLM(
-        HBertConfig(vocab_size=vocab_size, max_position_embeddings=LENGTH, **{**sizes, **fields})
-    )
+    return HBertForMaskedLM(HBertConfig(vocab_size=vocab_size, max_position_embeddings=LENGTH, **{**sizes, **fields}))
 
 
 def bert(vocab_size=VOCAB):

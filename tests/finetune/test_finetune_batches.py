@@ -33,11 +33,7 @@ def tokenizer(hbert_folder):
 def test_token_budget():
     lengths = np.array([3, 50, 7, 7, 120, 1, 9])
     batches = [batch.tolist() for batch in token_batches(lengths, 100)]
-    assert batches == [
-        [4],
-        [1, 6],
-        [2, 3, 0, 5],
-    ]  # 120 tokens alone are over it: a batch has one text at least
+    assert batches == [[4], [1, 6], [2, 3, 0, 5]]  # 120 tokens alone are over it: a batch has one text at least
     assert [b.tolist() for b in token_batches(np.array([5, 5, 5]), 10)] == [[0, 1], [2]]
     assert not list(token_batches(np.array([], np.int64), 10))
 
@@ -54,9 +50,7 @@ def test_pairs_are_truncated_at_the_longer_text(tokenizer):
     found = encode_texts(tokenizer, ["happy", "sad"], ["boat " * 40, "sea"], 8)
     sep = tokenizer.sep_token_id
     ids = found[0]["input_ids"]
-    assert (
-        len(ids) == 8 and ids[:3] == [tokenizer.cls_token_id, PIECES.index("happy"), sep] and ids[-1] == sep
-    )
+    assert len(ids) == 8 and ids[:3] == [tokenizer.cls_token_id, PIECES.index("happy"), sep] and ids[-1] == sep
     assert found.num_truncated == 1 and found.lengths.tolist() == [8, 5]
 
 

@@ -91,14 +91,7 @@ def test_the_folder_is_a_model_of_transformers(learned, toy):
 def test_card_and_picture(learned):
     card = (learned / "README.md").read_text(encoding="utf-8")
     record = results(learned)
-    for text in (
-        "HBertForSequenceClassification",
-        "seed 4",
-        "naive Bayes",
-        "0.005",
-        "train.tsv",
-        "import hbert",
-    ):
+    for text in ("HBertForSequenceClassification", "seed 4", "naive Bayes", "0.005", "train.tsv", "import hbert"):
         assert text in card
     for split in record["data"].values():
         assert split["sha256"][:16] in card and split["truncated"] == 0
@@ -115,9 +108,7 @@ def test_the_same_seed_gives_the_same_bytes(hbert, hbert_folder, toy, learned, t
     assert status == 0, stderr
     assert "accuracy" in stdout and f"seed 3 in {out}" in stdout
     assert stderr.count("validation loss") == 4
-    assert predictions(out / "predictions" / "seed-3.tsv") == predictions(
-        learned / "predictions" / "seed-3.tsv"
-    )
+    assert predictions(out / "predictions" / "seed-3.tsv") == predictions(learned / "predictions" / "seed-3.tsv")
     mine, theirs = (results(folder)["runs"] for folder in (out, learned))
     assert mine[0]["epochs"] == theirs[1]["epochs"]
     if results(learned)["best_seed"] == 3:

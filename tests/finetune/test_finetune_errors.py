@@ -105,9 +105,7 @@ def _weights_of(model, tmp_path):
 
 
 def test_architectures_without_a_head(refused, tmp_path):
-    ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
-        tmp_path / "vit"
-    )
+    ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(tmp_path / "vit")
     assert "is a vit model: that has no sequence classification head" in refused(model=tmp_path / "vit")
 
 

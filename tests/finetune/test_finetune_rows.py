@@ -20,10 +20,7 @@ def cells(path, names=None):
 
 def test_csv_with_quotes_line_breaks_and_a_byte_order_mark(tmp_path):
     path = write(tmp_path, "a.csv", '\ufefftext,label\n"a, b",x\n\n"two\nlines ""q""",NA\n')
-    assert cells(path) == [
-        (2, {"text": "a, b", "label": "x"}),
-        (4, {"text": 'two\nlines "q"', "label": "NA"}),
-    ]
+    assert cells(path) == [(2, {"text": "a, b", "label": "x"}), (4, {"text": 'two\nlines "q"', "label": "NA"})]
 
 
 def test_tsv_takes_quotes_as_letters(tmp_path):
@@ -95,11 +92,7 @@ def test_a_split_or_data_set_that_does_not_exist(dataset):
         ("a.csv", b"text,label\n\xff,x\n", "UTF-8"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text"\n', "line 2: not JSON"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n[1]\n', "line 2: not a JSON object"),
-        (
-            "a.jsonl",
-            '{"text": "a", "label": "x"}\n{"text": 5, "label": "x"}\n',
-            "line 2: 'text' is not a text",
-        ),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": 5, "label": "x"}\n', "line 2: 'text' is not a text"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n\n{"label": "x"}\n', "line 3: no 'text'"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', "line 2: no 'label'"),
         ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "line 1: 'label' is a list.*--multi-label"),
@@ -134,20 +127,14 @@ def test_labels_of_every_kind(tmp_path):
     columns = Columns(separator=";")
     several = LabelSet.collect(read_examples(open_rows(path), columns), None, True)
     assert several.names == ("a", "b", "c")
-    assert several.encode(read_examples(open_rows(path), columns)).tolist() == [
-        [1, 1, 0],
-        [0, 0, 0],
-        [0, 0, 1],
-    ]
+    assert several.encode(read_examples(open_rows(path), columns)).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
 
 
 def test_labels_that_do_not_fit(tmp_path):
     train = read_examples(open_rows(write(tmp_path, "a.csv", "text,label\na,x\nb,y\n")), Columns())
     other = read_examples(open_rows(write(tmp_path, "b.csv", "text,label\na,x\nb,z\n")), Columns())
     labels = LabelSet.collect(train, None, False)
-    with pytest.raises(
-        HbertError, match="b.csv, line 3: the label 'z' is not one of the training split: x, y"
-    ):
+    with pytest.raises(HbertError, match="b.csv, line 3: the label 'z' is not one of the training split: x, y"):
         labels.encode(other)
     one = read_examples(open_rows(write(tmp_path, "c.csv", "text,label\na,x\n")), Columns())
     with pytest.raises(HbertError, match="only the label 'x': there is nothing to tell apart"):

@@ -13,9 +13,7 @@ from hbert.finetune import training
 @pytest.fixture
 def short(tmp_path_factory):
     """Flags of a file of few texts, for runs that need not learn."""
-    path = write_tsv(
-        tmp_path_factory.mktemp("short") / "all.tsv", toy_rows(48, seed=0), header=("label", "text")
-    )
+    path = write_tsv(tmp_path_factory.mktemp("short") / "all.tsv", toy_rows(48, seed=0), header=("label", "text"))
     return [*(f"--{split}={path}" for split in ("train", "valid", "test")), *FAST, "--epochs", 1]
 
 
@@ -34,38 +32,13 @@ def test_shuffled_labels_are_not_learned(hbert, hbert_folder, tmp_path):
 def test_a_bert_of_transformers(hbert, bert_folder, toy, tmp_path):
     out = tmp_path / "out"
     status, _, stderr = hbert(
-        "finetune",
-        "--model",
-        bert_folder,
-        *toy,
-        "--out",
-        out,
-        *FAST,
-        "--lr",
-        1e-3,
-        "--epochs",
-        6,
-        "--seeds",
-        1,
+        "finetune", "--model", bert_folder, *toy, "--out", out, *FAST, "--lr", 1e-3, "--epochs", 6, "--seeds", 1
     )
     assert status == 0, stderr
     assert results(out)["test"]["accuracy"]["mean"] > 0.9
     assert "import hbert" not in (out / "README.md").read_text()
     # Its result is a checkpoint to fine-tune again: the head stays where it has as many labels.
-    words = [
-        "--model",
-        out,
-        *toy,
-        "--out",
-        tmp_path / "two",
-        *FAST,
-        "--epochs",
-        1,
-        "--lr",
-        1e-9,
-        "--seeds",
-        1,
-    ]
+    words = ["--model", out, *toy, "--out", tmp_path / "two", *FAST, "--epochs", 1, "--lr", 1e-9, "--seeds", 1]
     status, _, stderr = hbert("finetune", *words)
     assert status == 0, stderr
     assert results(tmp_path / "two")["test"] == results(out)["test"]
@@ -102,8 +75,7 @@ def test_several_labels_and_pairs(hbert, hbert_folder, tmp_path):
     cells = predictions(out / "predictions" / "seed-0.tsv")
     assert {"bad,good", "", "bad"} <= set(cells["label"])
     assert all(
-        len(p.split(",")) == len(q.split(","))
-        for p, q in zip(cells["prediction"], cells["probability"], strict=True)
+        len(p.split(",")) == len(q.split(",")) for p, q in zip(cells["prediction"], cells["probability"], strict=True)
     )
     status, _, stderr = hbert(
         *["predict", "--model", out, "--input", tmp_path / "test.jsonl", "--out", tmp_path / "p.tsv"],
@@ -140,9 +112,7 @@ def test_a_data_set_by_name(hbert, hbert_folder, tmp_path, monkeypatch):
     assert status == 0, stderr
     assert results(tmp_path / "out")["labels"] == names
     assert predictions(tmp_path / "out" / "predictions" / "seed-0.tsv")["label"] == [a for a, _ in rows]
-    status, _, stderr = hbert(
-        "finetune", "--model", hbert_folder, *words, "--out", tmp_path / "b", "--test", "dev"
-    )
+    status, _, stderr = hbert("finetune", "--model", hbert_folder, *words, "--out", tmp_path / "b", "--test", "dev")
     assert status == 2 and "no split 'dev'; it has: train, validation, test" in stderr
 
 
@@ -187,9 +157,7 @@ def test_a_loss_that_is_not_a_number(hbert, hbert_folder, short, tmp_path):
 
 def test_bf16_trains(hbert, hbert_folder, toy, tmp_path):
     out = tmp_path / "out"
-    status, _, stderr = hbert(
-        "finetune", "--model", hbert_folder, *toy, "--out", out, *FAST, "--dtype", "bf16"
-    )
+    status, _, stderr = hbert("finetune", "--model", hbert_folder, *toy, "--out", out, *FAST, "--dtype", "bf16")
     assert status == 0, stderr
     assert results(out)["dtype"] == "bf16" and results(out)["test"]["accuracy"]["mean"] > 0.9
     assert load_file(out / "model.safetensors")["classifier.out.weight"].dtype == torch.float32

@@ -101,16 +101,7 @@ def test_a_masked_lm_checkpoint_embeds_but_does_not_predict(hbert, hbert_folder,
 
 def test_bf16(hbert, classifier, texts, tmp_path):
     for dtype in ("fp32", "bf16"):
-        words = [
-            "--model",
-            classifier,
-            "--input",
-            texts,
-            "--out",
-            tmp_path / f"{dtype}.npy",
-            "--dtype",
-            dtype,
-        ]
+        words = ["--model", classifier, "--input", texts, "--out", tmp_path / f"{dtype}.npy", "--dtype", dtype]
         assert hbert("embed", *words, "--normalize")[0] == 0
     full, half = (np.load(tmp_path / f"{dtype}.npy") for dtype in ("fp32", "bf16"))
     assert 0 < np.abs(full - half).max() < 0.1
@@ -118,7 +109,11 @@ def test_bf16(hbert, classifier, texts, tmp_path):
 
 def test_optimized_for_serving(hbert, classifier, texts, tmp_path):
     words = ["--model", classifier, "--input", texts]
-    for name, extra in (("plain", ["--dtype", "fp32"]), ("fp32", ["--optimize", "fp32"]), ("int8", ["--optimize", "int8"])):
+    for name, extra in (
+        ("plain", ["--dtype", "fp32"]),
+        ("fp32", ["--optimize", "fp32"]),
+        ("int8", ["--optimize", "int8"]),
+    ):
         status, _, stderr = hbert("embed", *words, "--out", tmp_path / f"{name}.npy", "--normalize", *extra)
         assert status == 0, stderr
     plain, fp32, int8 = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "fp32", "int8"))

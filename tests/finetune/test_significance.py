@@ -120,10 +120,7 @@ def test_naive_bayes_by_hand():
 def test_the_smoothing_is_the_most_accurate_on_validation():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 300)
-    texts = [
-        " ".join([f"w{rng.integers(0, 150)}" for _ in range(6)] + [f"k{k}{rng.integers(0, 30)}"])
-        for k in labels
-    ]
+    texts = [" ".join([f"w{rng.integers(0, 150)}" for _ in range(6)] + [f"k{k}{rng.integers(0, 30)}"]) for k in labels]
     train, valid = slice(0, 200), slice(200, 300)
     chosen = NaiveBayes.fit(texts[train], labels[train], 4, texts[valid], labels[valid])
     scores = {}

@@ -103,9 +103,7 @@ class Case:
         if source == GATED:
             assert_close("dgate", dsource, np.stack([(dv * wide)[where].sum(0) for where in sequences(cu)]))
 
-    def pool(
-        self, lengths: tuple[int, ...], width: int, heads: int, scorer_shape: tuple[int, ...], full: bool
-    ) -> None:
+    def pool(self, lengths: tuple[int, ...], width: int, heads: int, scorer_shape: tuple[int, ...], full: bool) -> None:
         """Forward and backward of pooling, three dead rows behind."""
         rows, scale = sum(lengths) + 3, (width // heads) ** -0.5
         x, scorer, cu = (
@@ -151,10 +149,7 @@ CASES = {
     "gated": lambda case: case.row_norm(GATED, 42, 272, (20, 0, 1, 18)),
     "pool_dense": lambda case: case.pool((70, 0, 5), 48, 6, (6, 48), False),
     "pool_sequences": lambda case: case.pool((66, 3), 40, 5, (2, 5, 40), True),
-    "pool_heads": lambda case: (
-        case.pool((5, 65), 36, 4, (4, 9), True),
-        case.pool((5, 9), 32, 4, (2, 4, 8), False),
-    ),
+    "pool_heads": lambda case: (case.pool((5, 65), 36, 4, (4, 9), True), case.pool((5, 9), 32, 4, (2, 4, 8), False)),
 }
 
 

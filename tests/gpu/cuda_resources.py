@@ -73,9 +73,7 @@ def instructions(architecture: str) -> dict[str, str]:
     """The machine code of every kernel as text."""
     found = {}
     for path in compiled(architecture):
-        text = subprocess.run(
-            [tool("cuobjdump"), "-sass", path], capture_output=True, text=True, check=True
-        ).stdout
+        text = subprocess.run([tool("cuobjdump"), "-sass", path], capture_output=True, text=True, check=True).stdout
         for part in text.split("Function : ")[1:]:
             symbol, _, code = part.partition("\n")
             found[readable(symbol.strip(), path.stem)] = code

@@ -63,9 +63,7 @@ def ninja(folder: Path, text: str) -> None:
         (folder / "build.ninja").write_text(text)
         command = ["ninja"] if shutil.which("ninja") else [sys.executable, "-m", "ninja"]
         jobs = os.environ.get("MAX_JOBS", "2")
-        result = subprocess.run(
-            [*command, "-C", str(folder), "-j", jobs], capture_output=True, text=True, check=False
-        )
+        result = subprocess.run([*command, "-C", str(folder), "-j", jobs], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -104,9 +102,7 @@ class Fault:
     def _copy(self, original: Path, copy: Path) -> None:
         text = original.read_text()
         if original.name == self.file:
-            assert text.count(self.text) == 1, (
-                f"{self.file} has {self.text!r} {text.count(self.text)} times, not once"
-            )
+            assert text.count(self.text) == 1, f"{self.file} has {self.text!r} {text.count(self.text)} times, not once"
             text = text.replace(self.text, self.mistake)
         if not copy.exists() or copy.read_text() != text:  # nothing to compile otherwise
             copy.write_text(text)
@@ -160,9 +156,7 @@ def torch_library() -> Path:
         flags = f"-O1 -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {torch}/include"
         lines.append(f"build {objects[-1]}: compile {source}\n flags = {flags}")
     libraries = " ".join(f"{torch}/lib/{name}.so" for name in ("libtorch", "libtorch_cpu", "libc10"))
-    lines.append(
-        f"build hbert_kernels_cuda.so: link {' '.join(objects)}\n flags = -shared\n libraries = {libraries}\n"
-    )
+    lines.append(f"build hbert_kernels_cuda.so: link {' '.join(objects)}\n flags = -shared\n libraries = {libraries}\n")
     ninja(BUILD, "\n".join(rules() + lines))
     return BUILD / "hbert_kernels_cuda.so"
 

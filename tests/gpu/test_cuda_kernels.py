@@ -87,9 +87,7 @@ def test_row_norms_are_accurate(rows, width, dtype, name):
 
 
 @each_dtype
-@pytest.mark.parametrize(
-    ("lengths", "width"), [([1], 64), ([37, 2], 768), ([129, 1, 30], 60), (RAGGED, 1000)], ids=str
-)
+@pytest.mark.parametrize(("lengths", "width"), [([1], 64), ([37, 2], 768), ([129, 1, 30], 60), (RAGGED, 1000)], ids=str)
 def test_gated_layer_norm_is_accurate(lengths, width, dtype):
     checks.assert_within_policy(lambda: of_gated(lengths, width), dtype, F32, rowwise=False)
 
@@ -97,9 +95,7 @@ def test_gated_layer_norm_is_accurate(lengths, width, dtype):
 @each_pool
 @each_dtype
 @pytest.mark.parametrize(
-    ("lengths", "width", "heads"),
-    [([1], 64, 4), ([129, 1, 30], 96, 12), (RAGGED, 60, 5), ([65, 64], 264, 3)],
-    ids=str,
+    ("lengths", "width", "heads"), [([1], 64, 4), ([129, 1, 30], 96, 12), (RAGGED, 60, 5), ([65, 64], 264, 3)], ids=str
 )
 def test_pooling_is_accurate(lengths, width, heads, dtype, scorer, output):
     checks.assert_within_policy(lambda: of_pool(lengths, width, heads, scorer, output), dtype, F32, rowwise=False)
@@ -140,9 +136,7 @@ def test_optional_parameters(present):
         return torch.cat([module.layer_norm(x, **given), module.activation_layer_norm(x, **given)])
 
     inputs = [randn(5, 40), *(randn(40) for _ in present)]
-    checks.assert_within_policy(
-        lambda: (lambda *t: named(cuda_ops, *t), lambda *t: named(formulas, *t), inputs), F32
-    )
+    checks.assert_within_policy(lambda: (lambda *t: named(cuda_ops, *t), lambda *t: named(formulas, *t), inputs), F32)
 
 
 def test_a_large_mean_does_not_cancel():
@@ -160,9 +154,7 @@ def test_a_large_mean_does_not_cancel():
 @each_pool
 def test_large_logits(scorer, output):
     # Rounding of the scores is all there is, so the worst error is a matter of luck unless there are many sequences.
-    checks.assert_within_policy(
-        lambda: of_pool([30, 1, 0, 20] * 12, 64, 4, scorer, output, 1e2), F32, rowwise=False
-    )
+    checks.assert_within_policy(lambda: of_pool([30, 1, 0, 20] * 12, 64, 4, scorer, output, 1e2), F32, rowwise=False)
     op, inputs = rounded(of_pool([70, 1, 0, 30], 64, 4, scorer, output, 1e4), F32)
     assert all(v.isfinite().all() for v in checks.evaluate(op, inputs).values())
 
@@ -181,9 +173,7 @@ def test_unaligned_rows(width):
     shifted = [torch.cat([t.new_zeros(1), t.flatten()]).to(BF16)[1:].view(t.shape) for t in inputs]
     op = bind_gated(cuda_ops, [37, 0, 20])
     assert shifted[0].data_ptr() % 16 != 0
-    kernel_checks.assert_same_values(
-        checks.evaluate(op, shifted), checks.evaluate(op, [t.clone() for t in shifted])
-    )
+    kernel_checks.assert_same_values(checks.evaluate(op, shifted), checks.evaluate(op, [t.clone() for t in shifted]))
 
 
 def test_strides_do_not_matter():
@@ -281,10 +271,7 @@ def test_the_widest_row_and_a_wider_one():
     [
         (lambda: cuda_ops.layer_norm(torch.randn(2, 8).double()), "x must be float32, float16 or bfloat16"),
         (lambda: cuda_ops.layer_norm(torch.randn(2, 8), torch.randn(7)), "weight must have 8 values"),
-        (
-            lambda: cuda_ops.add_layer_norm(torch.randn(2, 8), torch.randn(3, 8)),
-            "residual must have the shape of x",
-        ),
+        (lambda: cuda_ops.add_layer_norm(torch.randn(2, 8), torch.randn(3, 8)), "residual must have the shape of x"),
         (
             lambda: cuda_ops.gated_layer_norm(torch.randn(2, 8), torch.randn(2, 8), cu_of([2])),
             r"gate must be \[B, width\]",
@@ -293,10 +280,7 @@ def test_the_widest_row_and_a_wider_one():
             lambda: cuda_ops.gated_layer_norm(torch.randn(2, 8), torch.randn(1, 8), cu_of([2]).long()),
             r"cu_seqlens must be int32 \[B\+1\]",
         ),
-        (
-            lambda: cuda_ops.additive_pool(torch.randn(2, 130), torch.randn(65, 130), cu_of([2]), 2, 65),
-            "at most 64",
-        ),
+        (lambda: cuda_ops.additive_pool(torch.randn(2, 130), torch.randn(65, 130), cu_of([2]), 2, 65), "at most 64"),
         (lambda: cuda_ops.additive_pool(torch.randn(2, 8), torch.randn(2, 7), cu_of([2]), 2, 2), "scorer must be"),
     ],
 )

@@ -136,7 +136,5 @@ def test_misuse_is_caught(case, sanitizer, reported):
 @pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
 def test_what_is_right_passes(sanitizer):
     env = environment(sanitizer, preload=False)
-    result = subprocess.run(
-        [misuse_program(sanitizer), "right"], capture_output=True, text=True, env=env, check=False
-    )
+    result = subprocess.run([misuse_program(sanitizer), "right"], capture_output=True, text=True, env=env, check=False)
     assert result.returncode == 0, result.stderr[-4000:]

@@ -61,16 +61,12 @@ def test_accurate_at_odd_sizes(scorer, output, dtype):
     assert_accurate([37, 2, 0], 40, 5, scorer, output, dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    ("scorer", "output"), [("dense", "full"), ("per_sequence", "slice"), ("per_head", "full")]
-)
+@pytest.mark.parametrize(("scorer", "output"), [("dense", "full"), ("per_sequence", "slice"), ("per_head", "full")])
 def test_every_scorer_with_every_output(scorer, output):
     assert_accurate([7, 0, 1], 40, 5, scorer, output)
 
 
-@pytest.mark.parametrize(
-    ("scorer", "output", "dtype"), [("per_head", "slice", BF16), ("per_sequence", "full", F32)]
-)
+@pytest.mark.parametrize(("scorer", "output", "dtype"), [("per_head", "slice", BF16), ("per_sequence", "full", F32)])
 def test_accurate_over_several_chunks(scorer, output, dtype):
     assert_accurate(LONG, 24, 3, scorer, output, dtype=dtype)
 

@@ -90,10 +90,7 @@ def test_options(options):
     checks.assert_equal_to_rounding({n: v.double() for n, v in actual.items()}, expected, 1e-6)
 
 
-@pytest.mark.parametrize(
-    "present",
-    [(True, False, False), (False, True, False), (False, False, True), (False,) * 3],
-)
+@pytest.mark.parametrize("present", [(True, False, False), (False, True, False), (False, False, True), (False,) * 3])
 def test_only_the_wanted_gradients_are_made(present):
     inputs, labels = problem(13)
     inputs = [t.float() for t in inputs]

@@ -59,9 +59,7 @@ def test_accurate_at_odd_sizes(rows, width, dtype, name):
 
 
 @each_dtype
-@pytest.mark.parametrize(
-    ("lengths", "width"), [([1], 64), ([37, 2], 768), ([129, 1, 30], 64), (RAGGED, 192)], ids=str
-)
+@pytest.mark.parametrize(("lengths", "width"), [([1], 64), ([37, 2], 768), ([129, 1, 30], 64), (RAGGED, 192)], ids=str)
 def test_gated_accurate_at_odd_sizes(lengths, width, dtype):
     assert_accurate(*gated(lengths, width), dtype)
 
@@ -182,9 +180,7 @@ def test_neighbours_change_no_bit_of_a_row(name):
 def test_neighbours_change_no_bit_of_a_sequence():
     lengths = [30, 50, 0, 7]
     x, gate, *affine = (t.float() for t in gated(lengths, 96)[2])
-    kernel_checks.assert_neighbours_change_no_bit(
-        lambda n: bind(triton_ops, cu_of(n)), lengths, [x], [gate], affine
-    )
+    kernel_checks.assert_neighbours_change_no_bit(lambda n: bind(triton_ops, cu_of(n)), lengths, [x], [gate], affine)
 
 
 @each_row_op
@@ -213,9 +209,7 @@ def describe_slots(CU, OUT, num_rows, num_seqs, search_steps, chunk, slots, BLOC
 
 
 @hypothesis.settings(max_examples=30)
-@hypothesis.given(
-    lengths=st.lists(st.integers(0, 40), max_size=9), dead=st.integers(0, 9), chunk=st.integers(1, 16)
-)
+@hypothesis.given(lengths=st.lists(st.integers(0, 40), max_size=9), dead=st.integers(0, 9), chunk=st.integers(1, 16))
 def test_slots_are_the_chunks_of_every_sequence(lengths, dead, chunk):
     num_rows, num_seqs, cu = sum(lengths) + dead, len(lengths), cu_of(lengths)
     slots = _common.slots_of(num_rows, num_seqs, chunk)
@@ -237,9 +231,7 @@ def test_the_narrowest_and_the_widest_rows():
     assert_accurate(*of_rows("layer_norm", 3, 1), F32)
     x, weight, bias = randn(2, 8192), *checks.affine(8192)
     y, _, _ = row_norm.layer_norm(x.float(), weight.float(), bias.float(), 1e-5)
-    checks.assert_equal_to_rounding(
-        {"y": y}, {"y": formulas.layer_norm(x, weight, bias)}, 4 * torch.finfo(F32).eps
-    )
+    checks.assert_equal_to_rounding({"y": y}, {"y": formulas.layer_norm(x, weight, bias)}, 4 * torch.finfo(F32).eps)
     assert limits.width_refusal(8192) is None
 
 
@@ -263,9 +255,7 @@ def test_plans_fit_the_shape():
 def test_programs_cover_all_rows(plan, width, num_rows, num_seqs):
     p = plan(num_rows, num_seqs, width)
     slots = p.programs * p.group
-    assert (
-        slots * p.chunk >= num_rows if num_seqs is None else slots >= _common.slots_of(num_rows, num_seqs, p.chunk)
-    )
+    assert slots * p.chunk >= num_rows if num_seqs is None else slots >= _common.slots_of(num_rows, num_seqs, p.chunk)
     assert p.tile.cols >= width > p.tile.cols // 2
     assert p.tile.rows * p.tile.cols <= 8192 and 1 <= p.tile.num_warps <= 16
     assert plan is row_norm.forward_plan or p.programs <= _common.MAX_PARTS

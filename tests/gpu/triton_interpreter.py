@@ -394,8 +394,5 @@ def checked(seed: int = 0, programs: int | None = None) -> Iterator[Launches]:
         with _in_order(grid, order), _replaced(interpreter, {"_patch_lang": _patching_once()}):
             return _launch_kernel(self, *arguments, **options)
 
-    with (
-        _replaced(GridExecutor, {"__call__": call}),
-        _replaced(InterpreterBuilder, _watching(lambda: current[0])),
-    ):
+    with _replaced(GridExecutor, {"__call__": call}), _replaced(InterpreterBuilder, _watching(lambda: current[0])):
         yield launches

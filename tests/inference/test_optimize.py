@@ -18,12 +18,7 @@ from model_helpers import all_variants, batch, dense_twin, small_masked_lm, smal
 from patch_helpers import MASKS, assert_equal_where_valid, batch_of, small
 
 import hbert.inference.linear
-from hbert import (
-    HBertForQuestionAnswering,
-    HBertForSequenceClassification,
-    HBertForTokenClassification,
-    optimize,
-)
+from hbert import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification, optimize
 from hbert.inference.kernels import CompiledKernels, Kernels
 from hbert.inference.linear import KernelLinear, TorchLinear, own_product_is_faster, pack, row_count
 from hbert_kernels import use_backend
@@ -145,7 +140,7 @@ def test_pipelines(minilm):
     model = BertForSequenceClassification.from_pretrained(minilm).eval()
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     expected, found = (
-        pipeline("text-classification", model=m, tokenizer=tokenizer, batch_size=2)(TEXTS) 
+        pipeline("text-classification", model=m, tokenizer=tokenizer, batch_size=2)(TEXTS)
         for m in (model, optimize(model))
     )
     assert [row["label"] for row in found] == [row["label"] for row in expected]

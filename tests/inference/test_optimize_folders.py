@@ -99,12 +99,15 @@ def test_the_model_of_a_folder_is_not_kept_and_read_again_to_be_saved(tmp_path):
     assert torch.equal(optimize(tmp_path / "saved")(*batch())[0], fast(*batch())[0])
 
 
-@pytest.mark.parametrize("change", [
-    lambda folder: small_model(dtype=torch.float32, **HYBRID).save_pretrained(folder),
-    lambda folder: (folder / "config.json").write_text("{}"),
-    lambda folder: (folder / "model.safetensors").unlink(),
-    shutil.rmtree,
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: small_model(dtype=torch.float32, **HYBRID).save_pretrained(folder),
+        lambda folder: (folder / "config.json").write_text("{}"),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        shutil.rmtree,
+    ],
+)
 def test_a_folder_that_has_changed_is_not_saved(change, tmp_path):
     small_model(dtype=torch.float32).save_pretrained(tmp_path / "plain")
     fast = optimize(tmp_path / "plain")
@@ -201,11 +204,7 @@ def test_saving_writes_all_or_nothing(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: torch.nn.init.zeros_(model.embeddings.norm.weight),
-        lambda model: model.double(),
-    ],
+    "change", [lambda model: torch.nn.init.zeros_(model.embeddings.norm.weight), lambda model: model.double()]
 )
 def test_an_original_that_has_changed_is_not_saved(change, tmp_path):
     model = small_model(dtype=torch.float32)

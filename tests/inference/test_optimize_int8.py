@@ -65,9 +65,7 @@ def test_encoders_of_transformers(family):
 
 @pytest.mark.parametrize("style", ["sub_ln", "pre_ln", "post_ln"])
 def test_large_channels_do_not_take_the_resolution_of_the_others(style):
-    model = small_model(
-        dtype=torch.float64, norm_style=style, layer_types="SS", hidden_size=48, intermediate_size=80
-    )
+    model = small_model(dtype=torch.float64, norm_style=style, layer_types="SS", hidden_size=48, intermediate_size=80)
     with torch.no_grad():
         for norm in (model.embeddings.norm, *(n for la in model.layers for n in (la.attention_norm, la.ffn_norm))):
             norm.weight[7] *= 50

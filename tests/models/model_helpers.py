@@ -35,12 +35,7 @@ def all_variants() -> list[dict]:
         variants.append({"norm_style": style, "layer_types": "SS"})
         for scorer in ("dense", "per_head"):
             for conv in (0, 3, 5) if style in ("sub_ln", "pre_ln") else (0,):
-                fields = {
-                    "norm_style": style,
-                    "layer_types": "AAS",
-                    "scorer": scorer,
-                    "conv_kernel_size": conv,
-                }
+                fields = {"norm_style": style, "layer_types": "AAS", "scorer": scorer, "conv_kernel_size": conv}
                 variants.append(fields)
     return variants + [{"norm_style": "sub_ln", "layer_types": "AS", "conv_kernel_size": 3, "conv_placement": "branch"}]
 
@@ -179,9 +174,7 @@ class NumpyEncoder:
         return self.norm(f"{name}.norm", x) if self.config.norm_style == "sub_ln" else x
 
     def feed_forward(self, name: str, x: np.ndarray) -> np.ndarray:
-        return self.linear(
-            f"{name}.fc2", self.inner_norm(name, self.activation(self.linear(f"{name}.fc1", x)))
-        )
+        return self.linear(f"{name}.fc2", self.inner_norm(name, self.activation(self.linear(f"{name}.fc1", x))))
 
     def activation(self, x: np.ndarray) -> np.ndarray:
         if self.config.hidden_act == "relu":

@@ -43,11 +43,7 @@ def test_presets(preset, pattern, conv):
 )
 def test_sizes(size, layers, hidden, heads):
     config = HBertConfig.v2(size)
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (
-        layers,
-        hidden,
-        heads,
-    )
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (layers, hidden, heads)
     assert config.intermediate_size == 4 * hidden and letters(config) == ("AAS" * 4)[:layers]
 
 
@@ -62,9 +58,7 @@ def test_layer_types_as_letters_or_names_and_the_default_is_v1():
     assert letters(HBertConfig()) == "AS" * 6 and letters(HBertConfig(num_hidden_layers=3)) == "ASA"
 
 
-@pytest.mark.parametrize(
-    ("preset", "count"), [("v1", 120_281_802), ("v2", 119_137_530), ("additive", 116_848_986)]
-)
+@pytest.mark.parametrize(("preset", "count"), [("v1", 120_281_802), ("v2", 119_137_530), ("additive", 116_848_986)])
 def test_parameter_counts_of_the_authors_checkpoints(preset, count):
     config = getattr(HBertConfig, preset)(norm_style="merge", hidden_act="relu")
     with torch.device("meta"):
@@ -86,10 +80,7 @@ def test_parameter_counts_of_the_authors_checkpoints(preset, count):
         ({"conv_placement": "output"}, "conv_placement is 'output'; allowed: 'input', 'branch'"),
         ({"conv_kernel_size": 3, "norm_style": "post_ln"}, "needs a norm before the attention"),
         ({"conv_kernel_size": 3, "norm_style": "merge"}, "needs a norm before the attention"),
-        (
-            {"layer_types": "ABS"},
-            "layer_types has 'B'; allowed: A or 'linear_attention', S or 'full_attention'",
-        ),
+        ({"layer_types": "ABS"}, "layer_types has 'B'; allowed: A or 'linear_attention', S or 'full_attention'"),
         ({"layer_types": ["sliding_attention"]}, "layer_types has 'sliding_attention'"),
         ({"layer_types": ""}, "layer_types has no layers"),
         ({"layer_types": "AS", "num_hidden_layers": 3}, "has 2 entries, but num_hidden_layers is 3"),
@@ -132,9 +123,7 @@ def test_fields_of_transformers_pass_through_presets():
 
 @pytest.mark.parametrize("preset", ["v1c", "vanilla"])
 def test_round_trip(tmp_path, preset):
-    config = getattr(HBertConfig, preset)(
-        "tiny", scorer="per_head", pad_token_id=None, classifier_dropout=0.1
-    )
+    config = getattr(HBertConfig, preset)("tiny", scorer="per_head", pad_token_id=None, classifier_dropout=0.1)
     config.save_pretrained(tmp_path)
     assert HBertConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     loaded = AutoConfig.from_pretrained(tmp_path)

@@ -64,9 +64,7 @@ def test_gradients_agree_in_float64(fields):
     for run in (run_packed, run_static):
         got = gradients(run(model, ids, mask), model)
         for name, grad in expected.items():
-            torch.testing.assert_close(
-                got[name], grad, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @each_layout
@@ -186,11 +184,7 @@ def test_packed_inputs_equal_the_padded_batch():
     lengths = mask.sum(1)
     cu = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
     packed = model(
-        ids[mask],
-        token_type_ids=types[mask],
-        cu_seqlens=cu,
-        max_seqlen=int(lengths.max()),
-        output_hidden_states=True,
+        ids[mask], token_type_ids=types[mask], cu_seqlens=cu, max_seqlen=int(lengths.max()), output_hidden_states=True
     )
     assert torch.equal(packed.last_hidden_state, padded.last_hidden_state[mask])
     for a, b in zip(packed.hidden_states, padded.hidden_states, strict=True):

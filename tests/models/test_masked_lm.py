@@ -94,9 +94,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch():
     ids, mask, labels = labelled_batch()
     whole = model(ids, mask, labels=labels)
     total = int(whole.num_masked)
-    parts = [
-        model(ids[r], mask[r], labels=labels[r], num_masked=total).loss for r in (slice(0, 2), slice(2, 5))
-    ]
+    parts = [model(ids[r], mask[r], labels=labels[r], num_masked=total).loss for r in (slice(0, 2), slice(2, 5))]
     torch.testing.assert_close(sum(parts), whole.loss, rtol=1e-12, atol=0)
 
 

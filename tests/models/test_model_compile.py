@@ -36,9 +36,7 @@ def test_a_compiled_training_step_equals_the_eager_one(style):
     got, expected = compiled(ids, mask, labels=labels), model(ids, mask, labels=labels)
     assert got.num_masked == expected.num_masked and got.num_correct == expected.num_correct
     torch.testing.assert_close(got.loss, expected.loss, rtol=1e-12, atol=0)
-    grads = zip(
-        torch.autograd.grad(got.loss, parameters), torch.autograd.grad(expected.loss, parameters), strict=True
-    )
+    grads = zip(torch.autograd.grad(got.loss, parameters), torch.autograd.grad(expected.loss, parameters), strict=True)
     for a, b in grads:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 

@@ -57,9 +57,7 @@ def test_self_attention_layers_equal_torchs_encoder_layer(style):
     states = model(ids, output_hidden_states=True).hidden_states
     expected = theirs(states[0])
     if model.norm is not None:
-        expected = nn.functional.layer_norm(
-            expected, (12,), model.norm.weight, model.norm.bias, model.norm.eps
-        )
+        expected = nn.functional.layer_norm(expected, (12,), model.norm.weight, model.norm.bias, model.norm.eps)
     torch.testing.assert_close(states[1], expected, rtol=1e-10, atol=1e-10)
 
 

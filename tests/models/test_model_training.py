@@ -22,9 +22,7 @@ def loss_and_gradients(model):
 @pytest.mark.parametrize("style", STYLES)
 def test_gradient_checkpointing_changes_no_bit(style, reentrant):
     conv = 3 if style in ("sub_ln", "pre_ln") else 0
-    model = small_masked_lm(
-        norm_style=style, layer_types="AAS", conv_kernel_size=conv, hidden_dropout_prob=0.2
-    ).train()
+    model = small_masked_lm(norm_style=style, layer_types="AAS", conv_kernel_size=conv, hidden_dropout_prob=0.2).train()
     calls = []
     model.hbert.layers[1].attention.register_forward_hook(lambda *_: calls.append(1))
     plain = loss_and_gradients(model)

@@ -11,14 +11,7 @@ from model_helpers import VOCAB, batch, small_masked_lm, small_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 import hbert
 from hbert import HBertForMaskedLM, HBertModel
@@ -91,9 +84,7 @@ def test_pipelines(tmp_path):
     assert best["token"] == int(logits.argmax())
     assert best["score"] == pytest.approx(float(logits.softmax(-1).max()), rel=1e-4)
     encoder = AutoModel.from_pretrained(tmp_path)
-    features = pipeline("feature-extraction", model=encoder, tokenizer=tokenizer)(
-        "w1 w2", return_tensors=True
-    )
+    features = pipeline("feature-extraction", model=encoder, tokenizer=tokenizer)("w1 w2", return_tensors=True)
     expected = encoder(**tokenizer("w1 w2", return_tensors="pt")).last_hidden_state
     torch.testing.assert_close(features, expected)
 
@@ -125,9 +116,7 @@ def test_trainer_learns_and_evaluates(tmp_path):
 
 
 def run_python(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_importing_the_package_is_light():

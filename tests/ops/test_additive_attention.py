@@ -12,15 +12,7 @@ from hbert_kernels.ops.additive_attention import prefers_key_free
 from . import checks, formulas, kernel_checks
 from .checks import BF16, F32, RAGGED, cu_of
 from .kernel_checks import assert_accurate, cast, each_dtype
-from .test_reference_additive_attention import (
-    SCORER_BIASES,
-    bind,
-    each_form,
-    each_scorer,
-    each_sub_norm,
-    pair,
-    tensors,
-)
+from .test_reference_additive_attention import SCORER_BIASES, bind, each_form, each_scorer, each_sub_norm, pair, tensors
 
 # The product P = K o g of small numbers is normalized, which divides by its deviation: a factor of ten on top.
 BOUND = 10 * checks.FLOAT64_BOUND

@@ -7,17 +7,7 @@ from convert_helpers import FAMILIES, VOCAB, small
 
 from hbert.patching import patch
 
-__all__ = [
-    "FAMILIES",
-    "MASKS",
-    "VOCAB",
-    "assert_equal_where_valid",
-    "batch_of",
-    "layers_of",
-    "pair",
-    "small",
-    "values",
-]
+__all__ = ["FAMILIES", "MASKS", "VOCAB", "assert_equal_where_valid", "batch_of", "layers_of", "pair", "small", "values"]
 MASKS = ("right", "left", "holes", "none")
 
 

@@ -53,9 +53,7 @@ def test_the_report_says_what_was_replaced_and_what_was_not():
     ]
     report = patch(small("roberta", kind=transformers.RobertaForSequenceClassification))
     assert report.replaced == {"encoder, run without padding": 1, "attention blocks": 3, "norms": 7}
-    assert report.kept == {
-        "RobertaForSequenceClassification": "its own layers read the hidden states, as before"
-    }
+    assert report.kept == {"RobertaForSequenceClassification": "its own layers read the hidden states, as before"}
     assert patch(small("bert")).kept == {"BertPooler (pooler)": "it works on one token of a sequence"}
 
 
@@ -170,9 +168,7 @@ def test_moving_and_casting_afterwards():
         assert outputs[1][0].dtype == dtype
         bound = 1e-12 if dtype == torch.float64 else 0.05
         assert_equal_where_valid(*outputs, inputs["attention_mask"], bound)
-    assert patched.to("meta")(**{name: t.to("meta") for name, t in inputs.items() if "mask" not in name})[
-        0
-    ].is_meta
+    assert patched.to("meta")(**{name: t.to("meta") for name, t in inputs.items() if "mask" not in name})[0].is_meta
 
 
 def test_modules_put_in_later_are_called():
@@ -263,9 +259,7 @@ def test_calls_that_were_errors_stay_errors(family):
         with pytest.raises(ValueError, match="exactly one"), pytest.warns(UserWarning):
             patched(**inputs)
     long = ids.repeat(1, 3)
-    with pytest.raises(
-        (ValueError, IndexError), match="sequence length 33 exceeds the 24 positions|out of range"
-    ):
+    with pytest.raises((ValueError, IndexError), match="sequence length 33 exceeds the 24 positions|out of range"):
         patched(long)
     labels = torch.full_like(ids, 61)
     with pytest.raises(ValueError, match="label"):
@@ -279,9 +273,7 @@ def test_signatures_and_output_classes_are_those_of_the_original(family):
         assert inspect.signature(a.forward) == inspect.signature(b.forward)
         assert inspect.signature(type(a).forward) == inspect.signature(type(b).forward)
     with torch.no_grad():
-        assert isinstance(
-            patched.base_model(**batch_of(plain)), BaseModelOutput | transformers.utils.ModelOutput
-        )
+        assert isinstance(patched.base_model(**batch_of(plain)), BaseModelOutput | transformers.utils.ModelOutput)
 
 
 def test_training_moves_the_parameters_of_the_optimizer():
@@ -309,9 +301,7 @@ def test_the_trainer_in_mixed_precision(tmp_path):
     """It wraps the forward of the object; what it leaves behind goes on working without the patch."""
     model = small("bert", masked_lm=True)
     inputs = batch_of(model)
-    rows = [
-        {**{name: t[i] for name, t in inputs.items()}, "labels": inputs["input_ids"][i]} for i in range(4)
-    ]
+    rows = [{**{name: t[i] for name, t in inputs.items()}, "labels": inputs["input_ids"][i]} for i in range(4)]
     patch(model)
     arguments = transformers.TrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=2, bf16=True, use_cpu=True, report_to=[],

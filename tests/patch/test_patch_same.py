@@ -13,9 +13,7 @@ from hbert.patching import patch
 CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
 
 
-@pytest.mark.parametrize(
-    ("family", "masked_lm", "padding"), list(itertools.product(FAMILIES, (False, True), MASKS))
-)
+@pytest.mark.parametrize(("family", "masked_lm", "padding"), list(itertools.product(FAMILIES, (False, True), MASKS)))
 @torch.no_grad()
 def test_every_output_in_float64(family, masked_lm, padding):
     plain, patched = pair(family, masked_lm)
@@ -40,8 +38,7 @@ def test_rounding_errors_are_those_of_plain_torch(family, dtype):
     inputs = batch_of(plain)
     valid = inputs["attention_mask"] == 1
     expected, original, found = (
-        model(**inputs).last_hidden_state[valid].double()
-        for model in (copy.deepcopy(plain).double(), plain, patched)
+        model(**inputs).last_hidden_state[valid].double() for model in (copy.deepcopy(plain).double(), plain, patched)
     )
     allowed = 2 * (original - expected).abs().max() + 2 * torch.finfo(dtype).eps * expected.abs().max()
     assert (found - expected).abs().max() <= allowed
@@ -114,9 +111,7 @@ def loss_and_gradients(model, inputs):
 
 def assert_same_training(plain, patched, inputs):
     expected, found = (loss_and_gradients(model.train(), inputs) for model in (plain, patched))
-    names = [
-        [name for name, p in model.named_parameters() if p.grad is not None] for model in (plain, patched)
-    ]
+    names = [[name for name, p in model.named_parameters() if p.grad is not None] for model in (plain, patched)]
     assert names[0] == names[1] and len(names[0]) > 20
     largest = max(float(t.abs().max()) for t in expected[1:])
     assert abs(expected[0] - found[0]) <= 1e-12 * abs(expected[0])
@@ -136,9 +131,7 @@ WITHOUT_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
 def test_masked_lm_loss_and_gradients(family, tied):
     plain, patched = pair(family, masked_lm=True, tie_word_embeddings=tied, **WITHOUT_DROPOUT)
     inputs = batch_of(plain)
-    labels = inputs["input_ids"].masked_fill(
-        (inputs["attention_mask"] == 0) | (torch.arange(11) % 3 > 0), -100
-    )
+    labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (torch.arange(11) % 3 > 0), -100)
     assert_same_training(plain, patched, {**inputs, "labels": labels})
     output = patched(**inputs, labels=labels)
     assert output.logits is None
@@ -153,18 +146,13 @@ def test_other_activations_of_the_head(activation):
         fields = {"hidden_act": activation, "activation": activation, **WITHOUT_DROPOUT}
         plain, patched = pair(family, masked_lm=True, **fields)
         inputs = batch_of(plain)
-        assert_same_training(
-            plain, patched, {**inputs, "labels": inputs["input_ids"]} | {"attention_mask": None}
-        )
+        assert_same_training(plain, patched, {**inputs, "labels": inputs["input_ids"]} | {"attention_mask": None})
 
 
 HEADS = {
     "SequenceClassification": {"labels": torch.tensor([0, 1, 1, 0])},
     "TokenClassification": {"labels": torch.arange(44).view(4, 11) % 2},
-    "QuestionAnswering": {
-        "start_positions": torch.tensor([0, 0, 2, 3]),
-        "end_positions": torch.tensor([5, 0, 4, 3]),
-    },
+    "QuestionAnswering": {"start_positions": torch.tensor([0, 0, 2, 3]), "end_positions": torch.tensor([5, 0, 4, 3])},
 }
 
 
@@ -244,9 +232,7 @@ def test_each_dropout_acts_where_it_did(family):
             model.get_submodule(name).p = 0.5
             torch.manual_seed(0)
             with torch.no_grad():
-                spread.append(
-                    torch.stack([model(**inputs).last_hidden_state for _ in range(60)]).std(0).mean()
-                )
+                spread.append(torch.stack([model(**inputs).last_hidden_state for _ in range(60)]).std(0).mean())
             model.get_submodule(name).p = 0.0
         assert spread[0] > 1e-3
         assert abs(spread[1] / spread[0] - 1) < 0.1, name

@@ -20,12 +20,7 @@ EMBEDDING = "hbert.embeddings.word_embeddings.weight"
 
 def write_checkpoint(folder, tokenizer, vocab_size=150, width=32):
     torch.manual_seed(3)
-    sizes = {
-        "hidden_size": width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 4 * width,
-    }
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 4 * width}
     BertForMaskedLM(BertConfig(vocab_size=vocab_size, **sizes)).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder
@@ -110,10 +105,7 @@ def test_killed_and_resumed_without_the_weights(words, out, tmp_path, bert):
     ("changes", "message"),
     [
         ({"size": "2x64x2"}, "the checkpoint does not fit: its hidden_size is 32, the model's is 64"),
-        (
-            {"set": ["vocab_size=200"]},
-            "the checkpoint does not fit: its vocab_size is 150, the model's is 200",
-        ),
+        ({"set": ["vocab_size=200"]}, "the checkpoint does not fit: its vocab_size is 150, the model's is 200"),
         ({"arch": "bert"}, "--init-from needs a model of ours, which arch bert is not"),
         ({"init_from": "nowhere"}, "no such folder: nowhere"),
         ({"init_from": None, "init_parts": "all"}, "--init-parts goes with --init-from"),

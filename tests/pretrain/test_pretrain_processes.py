@@ -22,12 +22,7 @@ def free_port():
 
 def start_both(words, folder, second_dies_at=None):
     """Two processes with the variables that torchrun sets."""
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     return [
         Process(words, folder / f"rank{rank}.log", environment=environment, die_at=die_at)
