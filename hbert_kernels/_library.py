@@ -125,13 +125,14 @@ class Int8WeightLayout(NamedTuple):
     panel: int
     group: int
     offset: bool
+    bounded_pairs: bool
 
 
 @functools.cache
 def int8_weight_layout() -> Int8WeightLayout:
     """The layout of this process's instruction set level; any would do without compiled kernels."""
     if load_failure() is not None:
-        return Int8WeightLayout(8, 1, False)
+        return Int8WeightLayout(8, 1, False, False)
     field = ctypes.CDLL(str(_BINARY)).hbert_int8_weight_layout
     field.argtypes, field.restype = [ctypes.c_int32], ctypes.c_int64
-    return Int8WeightLayout(field(0), field(1), bool(field(2)))
+    return Int8WeightLayout(field(0), field(1), bool(field(2)), bool(field(3)))

@@ -228,7 +228,8 @@ def _int8_norm_cases() -> Iterator[Case]:
 
 
 def _int8_linear_cases() -> Iterator[Case]:
-    """Rows and weights of integers with a largest of 127 are quantised without an error."""
+    """Rows of integers with a largest of 127 are quantised without an error, and so are weights whose neighbours have
+    different signs."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if x.dtype == torch.float64:
@@ -239,6 +240,7 @@ def _int8_linear_cases() -> Iterator[Case]:
     for tokens, width, columns in ((6, 768, 3072), (129, 1000, 130), (16, 3072, 65)):
         x, weight = (torch.randint(-127, 128, (n, width), generator=generator).double() for n in (tokens, columns))
         x[:, 0], weight[:, 0] = 127, -127
+        weight[:, ::2], weight[:, 1::2] = -weight[:, ::2].abs(), weight[:, 1::2].abs()
         bias = torch.randn(columns, generator=generator, dtype=torch.float64) * 1000
         for dtype in (torch.float32, torch.bfloat16):
             inputs = [x.to(dtype), weight.to(dtype), bias.to(dtype)]

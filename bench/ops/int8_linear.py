@@ -63,8 +63,9 @@ def _problem(setting: Setting) -> Problem:
     draw, (width, columns) = Draw(setting), _WIDTHS[setting.variant]
     rows = (draw.normal(setting.tokens, width, scale=_ROW_MAX / 4)).round().clamp(-_ROW_MAX, _ROW_MAX)
     rows[:, 0] = _ROW_MAX
-    # -1, 0 or 1: what any number of bits holds.
-    weight, bias = draw.normal(columns, width).round().clamp(-1, 1), draw.normal(columns)
+    # What any number of bits holds: 0 and 1, 0 and -1 beside them, so that no scale has to make room for sums of two.
+    weight, bias = draw.normal(columns, width).round().abs().clamp(max=1), draw.normal(columns)
+    weight[:, 1::2].neg_()
     ours, onednn = map(_plain_in_float64, (_ours(weight), _onednn(setting, weight)))
     return Problem((rows,), (weight, bias), {"hbert": ours}, {"eager": F.linear, "onednn": onednn})
 

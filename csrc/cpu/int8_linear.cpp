@@ -104,9 +104,9 @@ STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("int8_linear", TORCH_B
 
 }  // namespace hbert
 
-// The layout of a weight that this process reads: panel, group, and 1 if rows are read with 128 added (see int8_linear.h).
+// The layout of a weight that this process reads: panel, group, offset and bounded_pairs (see int8_linear.h).
 extern "C" __attribute__((visibility("default"))) int64_t hbert_int8_weight_layout(int32_t field) {
   const hbert::Int8LinearKernels& k = *hbert::kTables[hbert::level_index()];
-  const int64_t fields[] = {k.panel, k.group, k.offset};
+  const int64_t fields[] = {k.panel, k.group, k.offset, k.bounded_pairs};
   return fields[field];
 }

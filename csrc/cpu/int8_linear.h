@@ -21,6 +21,9 @@ struct Int8Linear {
 struct Int8LinearKernels {
   int64_t panel, group;  // the layout of the weight at this level: columns side by side, and numbers of each
   bool offset;           // rows are read with 128 added, so that `start` has to be -128 sum_k w[n, k], otherwise 0
+  // The positive ones of w[n, 2 k] and w[n, 2 k + 1] add up to 128 at most, and so do the magnitudes of the negative ones:
+  // then the sum of their products with numbers from 0 to 255 fits 16 bits.
+  bool bounded_pairs;
 
   // Bytes of one row as pack leaves it.
   int64_t (*row_bytes)(int64_t width);

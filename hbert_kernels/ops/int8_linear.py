@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _check, _dispatch, _library
 from ._common import without_autocast, without_gradients
-from .int8_norm import Int8Rows, quantize_rows_reference
+from .int8_norm import Int8Rows, quantize_by
 
 _MAX_FEATURES = 1 << 17  # sums of more products of int8 numbers may leave 32 bits
 
@@ -38,8 +38,11 @@ def pack_int8_weight(weight: Tensor) -> PackedInt8Weight:
     """Quantises a weight for :func:`int8_linear`, each output channel symmetrically by its largest magnitude.
 
     Args:
-        weight: [N, K], float32 or bfloat16; row n becomes ``round(weight[n] / scale[n])`` with
-            ``scale[n] = max |weight[n]| / 127``, in [-127, 127].
+        weight: [N, K], float32 or bfloat16; row n becomes ``round(weight[n] / scale[n])`` in [-127, 127] with
+            ``scale[n] = max |weight[n]| / 127``. Where the CPU's product of int8 numbers sums pairs in 16 bits (AVX2,
+            and AVX-512 without VNNI), the maximum is taken over the sums of equal signs in each pair of neighbours
+            ``weight[n, 2k], weight[n, 2k + 1]``, too, so that none saturates: up to twice as coarse, for weights
+            with a normal distribution some 1.3 times.
 
     Raises:
         TypeError: unsupported dtype.
@@ -51,15 +54,25 @@ def pack_int8_weight(weight: Tensor) -> PackedInt8Weight:
         found = tuple(weight.shape)
         raise ValueError(f"{op}: weight must be [N, K] with N > 0 and 0 < K <= {_MAX_FEATURES}, got shape {found}")
     columns, width = weight.shape
-    values, scale = quantize_rows_reference(weight.detach())
+    panel, group, offset, bounded_pairs = _library.int8_weight_layout()
+    values, scale = _quantized(weight.detach().float(), bounded_pairs)
     if not bool(scale.isfinite().all()):
         raise ValueError(f"{op}: weight holds NaN or infinity")
-    panel, group, offset = _library.int8_weight_layout()
     padded = F.pad(values, (0, -width % group, 0, -columns % panel))
     data = padded.unflatten(0, (-1, panel)).unflatten(2, (-1, group)).transpose(1, 2).contiguous()
     # Rows that are read with 128 added bring 128 times the sum of the weights with them.
     start = padded.sum(1, dtype=torch.int32).view(-1, panel) * (-128 if offset else 0)
     return PackedInt8Weight(data, start, scale, width)
+
+
+def _quantized(weight: Tensor, bounded_pairs: bool) -> Int8Rows:
+    magnitude = weight.abs().amax(1)
+    if bounded_pairs:
+        pairs = F.pad(weight, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
+        # Two numbers whose sum is 127 are rounded to 128 at most: times 255, that fits 16 bits.
+        for sign in (1, -1):
+            magnitude = torch.maximum(magnitude, (sign * pairs).clamp(min=0).sum(2).amax(1))
+    return quantize_by(weight, magnitude)
 
 
 def int8_linear(

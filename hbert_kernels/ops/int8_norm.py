@@ -201,7 +201,11 @@ def quantize_rows_reference(x: Tensor, activation: str | None = None) -> Int8Row
     x = x.float()
     if activation is not None:
         x = activation_function(activation)(x)
-    magnitude = x.abs().amax(1)
+    return quantize_by(x, x.abs().amax(1))
+
+
+def quantize_by(x: Tensor, magnitude: Tensor) -> Int8Rows:
+    """Rows x [T, H] in float32 by a magnitude [T] for each of them, not below its largest."""
     quantizable = (magnitude >= _LEAST_MAGNITUDE) & magnitude.isfinite()
     # A tensor divided: torch computes 127 / magnitude as 127 (1 / magnitude), rounded twice.
     inverse = torch.where(quantizable, torch.full_like(magnitude, 127) / magnitude, 0)

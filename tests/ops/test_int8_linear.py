@@ -25,9 +25,14 @@ def integers(*shape, low=-127, high=128):
 
 
 def exact_weight(numbers):
-    """A packed weight that is these integers in [-127, 127], with scales of 1: each row holds 127."""
+    """A packed weight of integers with these magnitudes, with scales of 1: each row holds 127.
+
+    Neighbours have different signs, so that pairs need no other scale at any level.
+    """
     numbers = numbers.clone()
     numbers[:, 0] = 127
+    odd = numbers[:, 1::2]
+    odd.copy_(torch.where(numbers[:, ::2][:, : odd.shape[1]] > 0, -odd.abs(), odd.abs()))
     packed = hk.pack_int8_weight(numbers.float())
     assert torch.equal(packed.scale, torch.ones(len(numbers)))
     return packed, numbers
@@ -61,12 +66,14 @@ def test_sums_are_exact(size):
 
 
 @pytest.mark.parametrize("width", [2, 4, 7, 768, 3072, 16384, 131072])
-@pytest.mark.parametrize("x", [-128, 127])
-@pytest.mark.parametrize("w", [-127, 127])
+@pytest.mark.parametrize("x", [(-128, -128), (127, 127), (-128, 127)])
+@pytest.mark.parametrize("w", [(-1, -1), (1, 1), (-1, 1), (1, -1), (1, 0)])
 def test_no_sum_saturates(x, w, width):
-    """The largest sums that there are: two products of 128 x 127 fill 16 bits, 131,072 nearly 32."""
-    rows, (weight, numbers) = torch.full((7, width), x), exact_weight(torch.full((70, width), w))
-    assert torch.equal(hk.int8_linear(plain_rows(rows), weight), (rows @ numbers.t()).float())
+    """The largest sums that there are: those of two products nearly fill 16 bits, those of 131,072 of them 32."""
+    rows, weights = (torch.tensor(pair).repeat(n, width)[:, :width] for n, pair in ((7, x), (70, w)))
+    weight = hk.pack_int8_weight(weights.float())
+    expected = (rows @ unpack_int8_weight(weight).long().t()).float() * weight.scale
+    assert torch.equal(hk.int8_linear(plain_rows(rows), weight), expected)
 
 
 @pytest.mark.parametrize("out", [F32, BF16], ids=str)
@@ -89,10 +96,11 @@ def test_accurate_at_odd_sizes(size, out):
 
 def test_is_the_linear_layer_to_the_steps_of_its_numbers():
     x, weight = torch.randn(37, 768), torch.randn(192, 768) / 28
-    y = hk.int8_linear(hk.quantize_rows(x), hk.pack_int8_weight(weight))
+    packed = hk.pack_int8_weight(weight)
+    y = hk.int8_linear(hk.quantize_rows(x), packed)
     exact = torch.nn.functional.linear(x.double(), weight.double())
     # Each product is off by at most half a step of either factor; as independent errors they add up as a root.
-    step = torch.tensor([x.abs().amax(1).mean() / 127, weight.abs().amax(1).mean() / 127]) / 12**0.5
+    step = torch.tensor([x.abs().amax(1).mean() / 127, packed.scale.mean()]) / 12**0.5
     spread = (768 * ((step[0] * weight.std()) ** 2 + (step[1] * x.std()) ** 2)) ** 0.5
     assert float((y - exact).std()) < 1.2 * float(spread)
     assert float((y - exact).std()) > 0.5 * float(spread)
@@ -104,8 +112,12 @@ def test_the_weight_is_quantized_by_its_channels():
     packed = hk.pack_int8_weight(weight)
     numbers = unpack_int8_weight(packed)
     assert (numbers.dtype, tuple(numbers.shape), packed.in_features) == (torch.int8, (70, 100), 100)
-    assert torch.equal(packed.scale, weight.abs().amax(1) / 127)
-    assert numbers.abs().amax(1).tolist() == [127 if n != 3 else 0 for n in range(70)]
+    if int8_weight_layout().bounded_pairs:
+        magnitudes = [max_of_pairs(row.tolist()) for row in weight]
+        torch.testing.assert_close(packed.scale, torch.tensor(magnitudes) / 127)
+    else:
+        assert torch.equal(packed.scale, weight.abs().amax(1) / 127)
+        assert numbers.abs().amax(1).tolist() == [127 if n != 3 else 0 for n in range(70)]
     error = (numbers * packed.scale[:, None] - weight).abs().amax(1)
     assert (error <= 0.5001 * packed.scale).all()
     half = hk.pack_int8_weight(weight.bfloat16())
@@ -114,10 +126,34 @@ def test_the_weight_is_quantized_by_its_channels():
     assert torch.equal(strided.data, packed.data)
 
 
+def max_of_pairs(row):
+    """The largest magnitude in a row, and of a sum of those that have the same sign in a pair of neighbours."""
+    pairs = [row[start : start + 2] for start in range(0, len(row), 2)]
+    return max(abs(sum(x for x in pair if x * sign > 0)) for pair in pairs for sign in (1, -1))
+
+
+@pytest.mark.parametrize("values", ["normal", "equal", "two", "integers"])
+def test_pairs_fit_16_bits_where_they_are_added_there(values):
+    weight = {
+        "normal": torch.randn(500, 771),
+        "equal": torch.full((3, 8), 0.3),
+        "two": torch.rand(2000, 2) + 1,  # whichever way they are rounded
+        "integers": integers(100, 100).float(),
+    }[values]
+    numbers = unpack_int8_weight(hk.pack_int8_weight(weight))
+    largest = max(map(max_of_pairs, numbers.tolist()))
+    assert largest <= 128 if int8_weight_layout().bounded_pairs else largest > 128
+
+
 def test_the_layout_is_that_of_the_level():
-    panel, group, offset = int8_weight_layout()
-    levels = {"scalar": (8, 1, False), "avx2": (16, 2, False), "avx512": (64, 2, False), "avx512_bf16": (64, 4, True)}
-    assert levels[hk.cpu_capability()] == (panel, group, offset)
+    panel, group, offset, bounded_pairs = int8_weight_layout()
+    levels = {
+        "scalar": (8, 1, False, False),
+        "avx2": (16, 4, True, True),
+        "avx512": (64, 4, True, True),
+        "avx512_bf16": (64, 4, True, False),
+    }
+    assert levels[hk.cpu_capability()] == (panel, group, offset, bounded_pairs)
     numbers = integers(panel + 1, group + 1)
     packed, numbers = exact_weight(numbers)
     assert tuple(packed.data.shape) == (2, 2, panel, group)

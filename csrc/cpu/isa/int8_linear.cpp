@@ -8,7 +8,8 @@ namespace {
 using hbert::DType;
 using hbert::Int8Linear;
 
-// Per level: how rows and weights are held, and one step of the sums. No instruction here saturates: vpmaddubsw would.
+// Per level: how rows and weights are held, and one step of the sums. Nothing saturates: vpmaddubsw's sums of two products
+// would, so where it is used weights are packed so that they fit 16 bits (kBoundedPairs).
 #if defined(__AVX2__)
 
 #if defined(__AVX512F__)
@@ -35,14 +36,31 @@ struct IntVec {
 
 #endif
 
-// What a row holds per step, whatever the numbers are of which it is made.
-typedef uint32_t __attribute__((may_alias)) Step;
-
 #if defined(__AVX512VNNI__)
+constexpr bool kBoundedPairs = false;
+
+inline IntVec add_products(IntVec x, IntVec w, IntVec sum) { return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)}; }
+
+#else
+constexpr bool kBoundedPairs = true;
+
+// Sums of two products in 16 bits, then of two of these in 32.
+inline IntVec add_products(IntVec x, IntVec w, IntVec sum) {
+#if defined(__AVX512F__)
+  const __m512i pairs = _mm512_maddubs_epi16(x.v, w.v);
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+#else
+  const __m256i pairs = _mm256_maddubs_epi16(x.v, w.v);
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+#endif
+}
+
+#endif
 
 // Four products a step, of unsigned and signed numbers: the rows are read as x + 128.
 struct Int8Dot {
-  using Unit = Step;
+  // What a row holds per step, whatever the numbers are of which it is made.
+  typedef uint32_t __attribute__((may_alias)) Unit;
   using Operand = IntVec;
   using Number = uint8_t;
   struct Weight {
@@ -51,47 +69,15 @@ struct Int8Dot {
   static constexpr int kGroup = 4;
   static constexpr bool kOffset = true;
 
-  static Operand load(const Weight* p) { return {_mm512_loadu_si512(p)}; }
+  static Operand load(const Weight* p) { return IntVec::load(reinterpret_cast<const int32_t*>(p)); }
   static Operand broadcast(Unit x) { return IntVec::set(static_cast<int32_t>(x)); }
-  static IntVec multiply_add(Operand x, Operand w, IntVec sum) { return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)}; }
+  static IntVec multiply_add(Operand x, Operand w, IntVec sum) { return add_products(x, w, sum); }
   static Number number(int8_t x) { return static_cast<Number>(x + 128); }
 };
 
 #else
 
-// Two products a step, of numbers of 16 bits.
-struct Int8Dot {
-  using Unit = Step;
-  using Operand = IntVec;
-  using Number = int16_t;
-  struct Weight {
-    int8_t of[2];
-  };
-  static constexpr int kGroup = 2;
-  static constexpr bool kOffset = false;
-
-#if defined(__AVX512F__)
-  static Operand load(const Weight* p) {
-    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-  }
-  static IntVec multiply_add(Operand x, Operand w, IntVec sum) {
-    return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(x.v, w.v))};
-  }
-#else
-  static Operand load(const Weight* p) {
-    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-  }
-  static IntVec multiply_add(Operand x, Operand w, IntVec sum) {
-    return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(x.v, w.v))};
-  }
-#endif
-  static Operand broadcast(Unit x) { return IntVec::set(static_cast<int32_t>(x)); }
-  static Number number(int8_t x) { return x; }
-};
-
-#endif
-
-#else
+constexpr bool kBoundedPairs = false;
 
 struct IntVec {
   static constexpr int kWidth = 8;
@@ -243,6 +229,7 @@ void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, i
 
 namespace hbert {
 namespace HBERT_LEVEL {
-extern const Int8LinearKernels kInt8Linear = {kPanel, Int8Dot::kGroup, Int8Dot::kOffset, row_bytes, pack, multiply};
+extern const Int8LinearKernels kInt8Linear = {kPanel, Int8Dot::kGroup, Int8Dot::kOffset, kBoundedPairs, row_bytes,
+                                              pack,   multiply};
 }
 }  // namespace hbert
