@@ -42,7 +42,7 @@ def pack_int8_weight(weight: Tensor) -> PackedInt8Weight:
             ``scale[n] = max |weight[n]| / 127``. Where the CPU's product of int8 numbers sums pairs in 16 bits (AVX2,
             and AVX-512 without VNNI), the maximum is taken over the sums of equal signs in each pair of neighbours
             ``weight[n, 2k], weight[n, 2k + 1]``, too, so that none saturates: up to twice as coarse, for weights
-            with a normal distribution some 1.3 times.
+            with a normal distribution 1.3 times.
 
     Raises:
         TypeError: unsupported dtype.
