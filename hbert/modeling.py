@@ -116,7 +116,7 @@ class HBertModel(HBertPreTrainedModel):
         For heads that work on tokens: ``layout, tokens = model.pack_inputs(...)``, ``model(**tokens,
         layout=layout)``. Arguments and errors are those of :meth:`forward`.
         """
-        weight = self.embeddings.word_embeddings.weight
+        weight = self.embeddings.norm.weight
         if weight.dtype == torch.float16 and weight.device.type == "cpu":
             raise TypeError("float16 models run on GPUs only; on a CPU use bfloat16 or float32")
         main = check_token_inputs(input_ids, inputs_embeds, cu_seqlens is not None, self.config.hidden_size)

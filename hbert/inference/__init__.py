@@ -52,8 +52,8 @@ def optimize(model: nn.Module | str | Path, dtype: str | None = None) -> nn.Modu
             module that holds some, such as a SentenceTransformer; or a folder with such a model, as its
             ``save_pretrained`` wrote it. A folder is loaded as the class that its configuration names.
         dtype: "fp32" or "bf16", of weights and activations; softmax and the statistics of norms are float32. Or
-            "int8", of the weights of the encoder's linear layers and of what these read; the rest is float32
-            (docs/inference.md). Default: that of the folder's recipe, else "fp32".
+            "int8", of the weights of the encoder's linear layers, of what these read, and of the token embedding; the
+            rest is float32 (docs/inference.md). Default: that of the folder's recipe, else "fp32".
 
     Raises:
         TypeError: neither a module nor a path.

@@ -1,4 +1,4 @@
-"""In what numbers an encoder computes: floating point throughout, or int8 in its linear layers.
+"""In what numbers an encoder computes: floating point throughout, or int8 in its linear layers and its token embedding.
 
 Layers are written once, over what linear layers read: rows [T, H] as they are, or as int8 numbers with a scale for each
 row. A norm in front of a linear layer gives its output in that form, in the same pass; ``keep`` asks it for the output
@@ -7,6 +7,7 @@ as it is, too, which is undefined without.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from hbert.layers import Carry
 from hbert.layout import PackedLayout
 from hbert_kernels.nn import ConvLayerNorm
 
+from .embedding import Int8Embedding
 from .kernels import Kernels
 from .linear import Int8Linear, own_product_is_faster, pack, row_count
 from .smoothing import smoothing_scale
@@ -82,6 +84,10 @@ class Floating:
         """The same for linear layers that read the stream itself: what it is multiplied by for :meth:`rows`."""
         return None, [affine(linear) for linear in linears]
 
+    def embedding(self, source: nn.Embedding) -> nn.Module:
+        """A token embedding of its own."""
+        return copy.deepcopy(source).to(self.dtype)
+
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         """A linear layer, as the next two take it."""
         return pack(weight, bias, self.dtype)
@@ -146,6 +152,9 @@ class Int8:
     def read_stream(self, linears: Sequence[nn.Linear], name: str) -> tuple[Tensor, list[Affine]]:
         scale = smoothing_scale(self.magnitudes[name], [linear.weight for linear in linears])
         return 1 / scale, [(own(linear.weight) * scale, linear.bias) for linear in linears]
+
+    def embedding(self, source: nn.Embedding) -> nn.Module:
+        return Int8Embedding(source)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         return Int8Linear(weight, bias)

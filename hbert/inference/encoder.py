@@ -32,7 +32,9 @@ class OptimizedHBertModel(HBertModel):
         HBertPreTrainedModel.__init__(self, copy.deepcopy(source.config))
         self._ops = _arithmetics(source, dtype)
         ops = self._ops[Kernels]
-        self.embeddings = copy.deepcopy(source.embeddings).to(ops.dtype)
+        words = source.embeddings.word_embeddings
+        # Where deepcopy meets the token embedding it takes the one that was made for it.
+        self.embeddings = copy.deepcopy(source.embeddings, {id(words): ops.embedding(words)}).to(ops.dtype)
         self.norm = None if source.norm is None else copy.deepcopy(source.norm).to(ops.dtype)
         layers = source.layers.named_children()
         self._plan = [build(layer, name, self.config.hidden_act, ops) for name, layer in layers]
@@ -50,7 +52,7 @@ class OptimizedHBertModel(HBertModel):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedHBertModel:
         # Packed weights cannot follow. Many libraries call .to() with what is there already.
-        before = self.embeddings.word_embeddings.weight
+        before = self.embeddings.norm.weight
         after = fn(before.new_empty(0))
         if (after.dtype, after.device) != (before.dtype, before.device):
             raise ValueError(

@@ -13,6 +13,8 @@ from torch import nn
 
 from hbert import HBertForSequenceClassification, optimize
 from hbert.inference.smoothing import input_magnitudes, smoothing_scale
+from hbert_kernels import pack_int8_weight
+from hbert_kernels.ops.int8_linear import unpack_int8_weight
 
 SHORT, LONG = batch(), batch(rows=2, length=45)
 SCORERS = ("query_att", "key_att")
@@ -25,10 +27,14 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(model: nn.Module, layers: nn.ModuleList) -> nn.Module:
-    """Rounds what the linear layers of a model read, and their weights: no folding, no smoothing, no fused norm."""
+    """Rounds what the linear layers of a model read, their weights and the embedding of tokens: no folding, no smoothing,
+    no fused norm."""
+    words = model.get_input_embeddings()
+    words.weight.data = rounded(words.weight.data)
     for name, module in layers.named_modules():
         if isinstance(module, nn.Linear) and name.split(".")[-1] not in SCORERS:
-            module.weight.data = rounded(module.weight.data)
+            packed = pack_int8_weight(module.weight.data.float())
+            module.weight.data = unpack_int8_weight(packed).double() * packed.scale[:, None]
             module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]), *inputs[1:]))
     return model
 
@@ -96,6 +102,20 @@ def test_smoothing_evens_out_rows_and_weights():
     scale = smoothing_scale(magnitude, weights)
     torch.testing.assert_close(scale, torch.tensor([2**0.5, 10.0, 1.0]))
     torch.testing.assert_close(magnitude / scale, weights[0].abs().amax(0) * scale)
+
+
+def test_the_embedding_of_tokens_is_rounded_row_by_row():
+    model = small_model(dtype=torch.float32, hidden_size=48, intermediate_size=80)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.mul_(torch.logspace(-2, 2, model.config.vocab_size)[:, None])
+    fast, ids = optimize(model, "int8"), SHORT[0]
+    words, original = fast.get_input_embeddings(), model.get_input_embeddings()
+    assert (words.num_embeddings, words.embedding_dim) == (original.num_embeddings, original.embedding_dim)
+    assert words(ids).dtype == torch.float32 and words(ids).shape == (*ids.shape, 48)
+    torch.testing.assert_close(words(ids), rounded(original.weight)[ids])
+    assert max(buffer.nbytes for buffer in words.buffers()) == original.weight.nbytes / 4
+    by_ids = fast(ids, SHORT[1]).last_hidden_state
+    assert torch.equal(fast(inputs_embeds=words(ids), attention_mask=SHORT[1]).last_hidden_state, by_ids)
 
 
 def test_what_is_around_the_encoder_stays_in_float32():
