@@ -1,4 +1,4 @@
-"""Tables of docs/ from the results that are kept in docs/results; `--measure NAME` takes one of them again.
+"""Tables of docs/ and README from the results that are kept in docs/results; `--measure NAME` takes one of them again.
 
 A page has a block for each table: a line `<!-- table: NAME -->`, the table, `<!-- end -->`. Whatever stands between is
 written anew, and no figure in it by hand.
@@ -20,11 +20,12 @@ from pathlib import Path
 from bench import machine
 from bench.pretraining import minilm
 from bench.pretraining.plan import MINILM
-from bench.report.markdown import tables
+from bench.report.markdown import brief, tables
 from bench.report.results import Results, read_results
 from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
 
+README = machine.ROOT / "README.md"
 DOCS = machine.ROOT / "docs"
 RESULTS = DOCS / "results" / "bench"
 _BLOCK = re.compile(r"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
@@ -35,6 +36,8 @@ _TRAINED = (
     ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla"),
     ("base", "8x128", "hbert-v1,hbert-vanilla"),
 )
+# What README shows of the table of latencies.
+_IN_BRIEF = "hbert-v2+optimize"
 _ENGINES = "hbert-v1+optimize,hbert-v2+optimize,hbert-additive-c+optimize,bert+optimize"
 
 
@@ -120,15 +123,17 @@ def keep(name: str, path: Path) -> Path:
 
 
 def measured_blocks() -> dict[Path, dict[str, str]]:
-    """The block of every CSV in docs/results/bench, by the page that shows it.
+    """The block of every CSV in docs/results/bench, by the page that shows it; latency in brief in README, too.
 
     Raises:
         HbertError: a file cannot be read, or is not one of bench/run.py.
     """
     pages: dict[Path, dict[str, str]] = {}
     for path in sorted(RESULTS.glob("*.csv")):
-        page = DOCS / MEASURED[path.stem.rsplit("-", 1)[0]].page
-        pages.setdefault(page, {})[path.stem] = measured_block(read_results(path))
+        name, results = path.stem.rsplit("-", 1)[0], read_results(path)
+        pages.setdefault(DOCS / MEASURED[name].page, {})[path.stem] = measured_block(results)
+        if name == "latency":
+            pages.setdefault(README, {})[path.stem] = brief(results, _IN_BRIEF)
     return pages
 
 

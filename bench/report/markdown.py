@@ -26,6 +26,21 @@ def tables(results: Results) -> str:
     return "\n".join(parts)
 
 
+def brief(results: Results, candidate: str) -> str:
+    """One candidate in all cases and dtypes: time or rate, ratio to each peer with its interval; bold where it loses."""
+    compared = [row for row in results.comparisons if is_timed(row) and row.candidate == candidate]
+    peers = list(dict.fromkeys(row.baseline.split("-")[0] for row in compared))
+    lines = []
+    for (case, dtype), found in grouped(compared, lambda row: (row.case, row.dtype)).items():
+        ratios = {
+            row.baseline.split("-")[0]: f"**{ratio_text(row)}**" if row.worse else ratio_text(row) for row in found
+        }
+        lines.append(
+            [f"{case.split('/', 1)[-1]} {dtype}", _median(found[0]), *(ratios.get(peer, "") for peer in peers)]
+        )
+    return markdown(["case", f"{candidate}, {compared[0].unit}", *(f"against {peer}" for peer in peers)], lines)
+
+
 def _table(rows: Sequence[Measurement]) -> str:
     compared = [row for row in rows if is_timed(row) and row.is_comparison]
     if not compared:

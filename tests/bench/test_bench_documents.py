@@ -23,7 +23,10 @@ COMMAND = "python bench/run.py --suite latency --strict --out /home/me/results -
 def docs(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "DOCS", tmp_path)
     monkeypatch.setattr(documents, "RESULTS", tmp_path / "results")
-    (tmp_path / "inference.md").write_text("<!-- table: latency-avx2 -->\n1\n<!-- end -->\n")
+    monkeypatch.setattr(documents, "README", tmp_path / "README.md")
+    monkeypatch.setattr(documents, "_IN_BRIEF", "hbert-v2")
+    for name in ("inference.md", "README.md"):
+        (tmp_path / name).write_text("<!-- table: latency-avx2 -->\n1\n<!-- end -->\n")
     return tmp_path
 
 
@@ -74,6 +77,11 @@ def test_measuring_rewrites_the_page(docs, monkeypatch):
     assert "`python bench/run.py --suite latency --dtype fp32`" in page and "| base/1x128 | hbert-v1 |" in page
     assert "2 pinned threads" in page and "2026-01-02" in page
     assert "ct2-int8" in page and "**The machine was busy**" in page
+    assert (docs / "README.md").read_text().splitlines()[1:4] == [
+        "| case | hbert-v2, ms | against hf | against ort | against ov |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| 1x64 fp32 | 31.3 | 1.13 [1.10, 1.16] | **0.88 [0.86, 0.91]** | **0.67 [0.65, 0.69]** |",
+    ]
 
 
 @pytest.mark.parametrize("code", [1, 4])
