@@ -27,7 +27,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(model: nn.Module, layers: nn.ModuleList) -> nn.Module:
-    """Rounds what the linear layers of a model read, their weights and the embedding of tokens: no folding, no smoothing,
+    """Rounds what the linear layers of a model read, their weights and the token embedding: no folding, no smoothing,
     no fused norm."""
     words = model.get_input_embeddings()
     words.weight.data = rounded(words.weight.data)
