@@ -142,7 +142,10 @@ struct KeyWeight {
   // Scorers of x from those of the key.
   Tensor scorers(const Tensor& gated) const {
     if (!c.dense) return up(gated);
-    return torch::stable::view(compute(matmul(rows(gated), whole)), {c.sequences, c.heads, c.hidden});
+    // Without vectors, and in other dtypes, torch's is the faster one.
+    const bool own = c.products == ScalarType::Float && level_index() > 0;
+    const Tensor product = own ? row_product(rows(gated), whole) : matmul(rows(gated), whole);
+    return torch::stable::view(compute(product), {c.sequences, c.heads, c.hidden});
   }
   Tensor scorers_backward(const Tensor& dscorers) const {
     if (!c.dense) return down(dscorers);

@@ -34,4 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_layer_norm_backward(const Tenso
                                                                      const std::optional<Tensor>& weight,
                                                                      const std::optional<Tensor>& bias);
 
+// x [M, K] b [K, N], dense, float32.
+Tensor row_product(const Tensor& x, const Tensor& b);
+
 }  // namespace hbert
