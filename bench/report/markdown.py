@@ -27,7 +27,7 @@ def tables(results: Results) -> str:
 
 
 def brief(results: Results, candidate: str) -> str:
-    """One candidate in all cases and dtypes: time or rate, ratios to peers with their intervals, bold where it loses."""
+    """One candidate in all cases and dtypes: time or rate, ratio to each peer with its interval; bold: it loses."""
     compared = [row for row in results.comparisons if is_timed(row) and row.candidate == candidate]
     peers = list(dict.fromkeys(row.baseline.split("-")[0] for row in compared))
     lines = []
