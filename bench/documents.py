@@ -51,12 +51,16 @@ class Measured:
 
 MEASURED = {
     "kernels": Measured("kernels.md", "--suite kernels --dtype fp32"),
-    "latency": Measured(
-        "inference.md", f"--suite latency --dtype fp32,int8 --shapes 1x16,1x128,8x128,1x512 --models {_ENGINES}"
+    **{
+        f"latency-{dtype}": Measured(
+            "inference.md", f"--suite latency --dtype {dtype} --shapes 1x16,1x128,8x128,1x512 --models {_ENGINES}"
+        )
+        for dtype in ("fp32", "int8")
+    },
+    "varlen-fp32": Measured(
+        "inference.md", f"--suite varlen --dtype fp32 --shapes 16x128,8x512 --models {_ENGINES},bert+patch"
     ),
-    "varlen": Measured(
-        "inference.md", f"--suite varlen --dtype fp32,int8 --shapes 16x128,8x512 --models {_ENGINES},bert+patch"
-    ),
+    "varlen-int8": Measured("inference.md", f"--suite varlen --dtype int8 --shapes 16x128,8x512 --models {_ENGINES}"),
     "minilm": Measured(
         "inference.md",
         f"--suite varlen,latency --checkpoint {MINILM} --dtype fp32,int8 --shapes 16x128,64x128 --models "
@@ -132,7 +136,7 @@ def measured_blocks() -> dict[Path, dict[str, str]]:
     for path in sorted(RESULTS.glob("*.csv")):
         name, results = path.stem.rsplit("-", 1)[0], read_results(path)
         pages.setdefault(DOCS / MEASURED[name].page, {})[path.stem] = measured_block(results)
-        if name == "latency":
+        if name.startswith("latency-"):
             pages.setdefault(README, {})[path.stem] = brief(results, _IN_BRIEF)
     return pages
 

@@ -26,7 +26,7 @@ def docs(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "README", tmp_path / "README.md")
     monkeypatch.setattr(documents, "_IN_BRIEF", "hbert-v2")
     for name in ("inference.md", "README.md"):
-        (tmp_path / name).write_text("<!-- table: latency-avx2 -->\n1\n<!-- end -->\n")
+        (tmp_path / name).write_text("<!-- table: latency-fp32-avx2 -->\n1\n<!-- end -->\n")
     return tmp_path
 
 
@@ -59,8 +59,8 @@ def test_what_is_kept_of_a_run(docs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     bench_run(out)
-    kept = documents.keep("latency", out / "x.csv")
-    assert kept == tmp_path / "results" / "latency-avx2.csv" and kept.read_text() == (out / "x.csv").read_text()
+    kept = documents.keep("latency-fp32", out / "x.csv")
+    assert kept == tmp_path / "results" / "latency-fp32-avx2.csv" and kept.read_text() == (out / "x.csv").read_text()
     record = json.loads(kept.with_suffix(".json").read_text())
     assert record["about"]["command"] == "python bench/run.py --suite latency --dtype fp32"
     assert set(record) == {"about", "failures", "left_out", "disturbances"}
@@ -68,11 +68,11 @@ def test_what_is_kept_of_a_run(docs, tmp_path):
 
 def test_measuring_rewrites_the_page(docs, monkeypatch):
     def fake(command, cwd, check):
-        assert command[1:6] == ["bench/run.py", *documents.MEASURED["latency"].arguments.split()[:4]]
+        assert command[1:6] == ["bench/run.py", *documents.MEASURED["latency-fp32"].arguments.split()[:4]]
         return bench_run(documents.Path(command[-1]))
 
     monkeypatch.setattr(subprocess, "run", fake)
-    assert documents.main(["--measure", "latency"]) == 0
+    assert documents.main(["--measure", "latency-fp32"]) == 0
     page = (docs / "inference.md").read_text()
     assert "`python bench/run.py --suite latency --dtype fp32`" in page and "| base/1x128 | hbert-v1 |" in page
     assert "2 pinned threads" in page and "2026-01-02" in page
@@ -89,8 +89,8 @@ def test_a_run_that_failed_or_was_disturbed_is_not_kept(docs, monkeypatch, capsy
     monkeypatch.setattr(subprocess, "run", lambda command, **others: bench_run(documents.Path(command[-1]), code))
     before = (docs / "inference.md").read_text()
     with pytest.raises(SystemExit):
-        documents.main(["--measure", "latency"])
-    assert f"latency is not kept: bench/run.py ended with exit code {code}" in capsys.readouterr().err
+        documents.main(["--measure", "latency-fp32"])
+    assert f"latency-fp32 is not kept: bench/run.py ended with exit code {code}" in capsys.readouterr().err
     assert (docs / "inference.md").read_text() == before and not (docs / "results").exists()
 
 
