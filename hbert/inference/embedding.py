@@ -21,7 +21,6 @@ class Int8Embedding(nn.Module):
     def __init__(self, source: nn.Embedding):
         super().__init__()
         self.num_embeddings, self.embedding_dim = source.num_embeddings, source.embedding_dim
-        self.padding_idx = source.padding_idx
         values, scale = quantize_rows(source.weight.detach().float())
         self.register_buffer("values", values, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
