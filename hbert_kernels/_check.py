@@ -105,14 +105,12 @@ def quantizable(op: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{op}: {name} has dtype {t.dtype}; allowed: float32, bfloat16")
 
 
-def single(op: str, **tensors: Tensor | None) -> None:
-    """All given tensors are float32, on one device."""
-    for name, t in tensors.items():
-        if t is not None:
-            _tensor(op, name, t)
-            if t.dtype != torch.float32:
-                raise TypeError(f"{op}: {name} must be torch.float32, got {t.dtype}")
-    floating(op, **tensors)
+def same_dtype(op: str, **tensors: Tensor | None) -> None:
+    """All given tensors have the dtype of the first one."""
+    (first, like), *others = ((name, t) for name, t in tensors.items() if t is not None)
+    for name, t in others:
+        if t.dtype != like.dtype:
+            raise TypeError(f"{op}: {name} has dtype {t.dtype}, but {first} has {like.dtype}")
 
 
 def quantizable_rows(op: str, x: Tensor, **parameters: Tensor | None) -> None:

@@ -109,14 +109,22 @@ def cpu_capability() -> str:
     return name().decode()
 
 
+class PackedWeightLayout(NamedTuple):
+    """How the compiled packed_linear reads a weight; see csrc/cpu/packed_linear.h."""
+
+    panel: int
+    group: int
+
+
 @functools.cache
-def packed_weight_panel() -> int:
-    """Columns side by side in a weight of packed_linear; any number would do without compiled kernels."""
+def packed_weight_layout(bfloat16: bool) -> PackedWeightLayout | None:
+    """The layout of this process's instruction set level; None: no kernel for this dtype, so that any would do."""
     if load_failure() is not None:
-        return 8
-    function = ctypes.CDLL(str(_BINARY)).hbert_packed_weight_panel
-    function.restype = ctypes.c_int64
-    return function()
+        return None
+    field = ctypes.CDLL(str(_BINARY)).hbert_packed_weight_layout
+    field.argtypes, field.restype = [ctypes.c_bool, ctypes.c_int32], ctypes.c_int64
+    layout = PackedWeightLayout(field(bfloat16, 0), field(bfloat16, 1))
+    return layout if layout.panel else None
 
 
 class Int8WeightLayout(NamedTuple):

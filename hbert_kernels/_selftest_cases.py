@@ -248,16 +248,17 @@ def _int8_linear_cases() -> Iterator[Case]:
 
 
 def _packed_linear_cases() -> Iterator[Case]:
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return F.gelu(F.linear(x, weight, bias))
+        return ops.packed_linear(x, ops.pack_weight(weight), bias, activation="gelu")
+
     for tokens, width, columns in ((6, 768, 3072), (129, 1000, 130), (1, 3072, 65)):
         random = _normal(tokens * 1051 + width)
-        inputs = [t.float() for t in (random(tokens, width), random(columns, width) / width**0.5, random(columns))]
-
-        def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            if x.dtype == torch.float64:
-                return F.gelu(F.linear(x, weight, bias))
-            return ops.packed_linear(x, ops.pack_weight(weight), bias, activation="gelu")
-
-        yield Case("packed_linear", f"{tokens}x{width}x{columns} torch.float32", torch.no_grad()(linear), inputs)
+        inputs = random(tokens, width), random(columns, width) / width**0.5, random(columns)
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"{tokens}x{width}x{columns} {dtype}"
+            yield Case("packed_linear", name, torch.no_grad()(linear), [t.to(dtype) for t in inputs])
 
 
 def cases(device: str) -> Iterator[Case]:

@@ -13,9 +13,8 @@ namespace {
 constexpr const Int8LinearKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
-constexpr int64_t kMinRows = 24, kMaxRows = 96;  // of a task
-constexpr int64_t kRowsBytes = 192 << 10;        // of the packed rows of a task: they stay in the second cache
-constexpr int64_t kMaxWidth = 1 << 17;           // sums of more products of int8 numbers may leave 32 bits
+constexpr int64_t kMinRows = 24;        // of a task
+constexpr int64_t kMaxWidth = 1 << 17;  // sums of more products of int8 numbers may leave 32 bits
 
 bool is_vector(const Tensor& t, int64_t count, ScalarType dtype) {
   return t.dim() == 1 && t.size(0) == count && t.scalar_type() == dtype;
@@ -42,7 +41,7 @@ DType output_dtype(ScalarType dtype) {
 }
 
 void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
-  const int64_t most = std::clamp(kRowsBytes / k.row_bytes(args.width), kMinRows, kMaxRows);
+  const int64_t most = std::clamp(k.max_bytes / k.row_bytes(args.width), kMinRows, k.max_rows);
   const LinearPlan plan(rows, args.width, args.columns, most);
   const size_t packed_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
   const size_t sums_bytes = plan.block_rows * k.panel * sizeof(int32_t);

@@ -7,33 +7,43 @@
 namespace hbert {
 namespace {
 
-#define HBERT_TABLE(level) &level::kPackedLinear,
-constexpr const PackedLinearKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+struct Tables {
+  const PackedLinearKernels *float32, *bfloat16;
+};
+
+#define HBERT_TABLE(level) {&level::kPackedLinear, &level::kPackedLinearBFloat16},
+constexpr Tables kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
-constexpr int64_t kMaxRows = 96;  // of a task
+const PackedLinearKernels& kernels_of(ScalarType dtype) {
+  const Tables& tables = kTables[level_index()];
+  return dtype == ScalarType::BFloat16 ? *tables.bfloat16 : *tables.float32;
+}
 
-const float* floats_of(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-
-void check_weight(const Tensor& weight, int64_t width, int64_t columns, const PackedLinearKernels& k) {
+void check_weight(const Tensor& weight, ScalarType dtype, int64_t width, int64_t columns,
+                  const PackedLinearKernels& k) {
   const char* op = "packed_linear";
-  STD_TORCH_CHECK(weight.dim() == 3 && weight.scalar_type() == ScalarType::Float && weight.is_contiguous(), op,
-                  ": weight must be contiguous float32 [panels, K, panel]");
-  STD_TORCH_CHECK(weight.size(2) == k.panel, op,
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == dtype && weight.is_contiguous(), op,
+                  ": weight must be contiguous [panels, steps, panel, group] in the dtype of x");
+  STD_TORCH_CHECK(weight.size(2) == k.panel && weight.size(3) == k.group, op,
                   ": the weight is laid out for another instruction set level, pack it in this process");
-  STD_TORCH_CHECK(columns > 0 && weight.size(0) == (columns + k.panel - 1) / k.panel && weight.size(1) == width, op,
-                  ": the weight is not one of ", columns, " x ", width);
+  const int64_t panels = (columns + k.panel - 1) / k.panel, steps = (width + k.group - 1) / k.group;
+  STD_TORCH_CHECK(columns > 0 && weight.size(0) == panels && weight.size(1) == steps, op, ": the weight is not one of ",
+                  columns, " x ", width);
 }
 
 void run(const PackedLinearKernels& k, const PackedLinear& args, int64_t rows) {
-  const LinearPlan plan(rows, args.width, args.columns, kMaxRows);
-  const size_t packed = plan.block_rows * args.width, sums = plan.block_rows * k.panel;
+  const LinearPlan plan(rows, args.width, args.columns, k.max_rows);
+  const size_t rows_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
+  const size_t sums_bytes = plan.block_rows * k.panel * sizeof(float);
   torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {
-    float* scratch = reinterpret_cast<float*>(workspace<Slot::kTask>((packed + sums) * sizeof(float)));
+    char* space = workspace<Slot::kTask>(rows_bytes + sums_bytes);
+    float* sums = reinterpret_cast<float*>(space + rows_bytes);
+    const void* packed = nullptr;
     plan.run(
-        begin, end, [&](int64_t first, int64_t last) { k.pack(args, first, last, scratch); },
+        begin, end, [&](int64_t first, int64_t last) { packed = k.pack(args, first, last, space); },
         [&](int64_t first, int64_t last, int64_t column, int64_t columns) {
-          k.multiply(args, first, last, column, columns, scratch, scratch + packed);
+          k.multiply(args, first, last, column, columns, packed, sums);
         });
   });
 }
@@ -42,9 +52,11 @@ Tensor packed_linear(const Tensor& x, const Tensor& weight, int64_t columns, con
                      const std::optional<Tensor>& other, std::optional<int64_t> activation) {
   const char* op = "packed_linear";
   const Rows rows = check_rows(x, op);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32");
-  const PackedLinearKernels& k = *kTables[level_index()];
-  check_weight(weight, rows.width, columns, k);
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, ": x must be float32 or bfloat16");
+  const PackedLinearKernels& k = kernels_of(dtype);
+  STD_TORCH_CHECK(k.panel > 0, op, ": this processor has no products of bfloat16 numbers");
+  check_weight(weight, dtype, rows.width, columns, k);
   PackedLinear args{};
   args.width = rows.width;
   args.columns = columns;
@@ -55,18 +67,18 @@ Tensor packed_linear(const Tensor& x, const Tensor& weight, int64_t columns, con
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == columns && bias->scalar_type() == ScalarType::Float, op,
                     ": bias must be float32 [", columns, "]");
     dense_bias = as_dense(*bias);
-    args.bias = floats_of(*dense_bias);
+    args.bias = static_cast<const float*>(dense_bias->const_data_ptr());
   }
   if (other.has_value()) {
     check_shape(*other, rows.count, columns, op, "other");
-    STD_TORCH_CHECK(other->scalar_type() == ScalarType::Float, op, ": other must be float32");
+    STD_TORCH_CHECK(other->scalar_type() == dtype, op, ": other must have the dtype of x");
     dense_other = as_dense(*other);
-    args.other = floats_of(*dense_other);
+    args.other = dense_other->const_data_ptr();
   }
-  const Tensor dense_x = as_dense(x), out = allocate({rows.count, columns}, ScalarType::Float);
-  args.x = floats_of(dense_x);
-  args.weight = floats_of(weight);
-  args.out = static_cast<float*>(out.mutable_data_ptr());
+  const Tensor dense_x = as_dense(x), out = allocate({rows.count, columns}, dtype);
+  args.x = dense_x.const_data_ptr();
+  args.weight = weight.const_data_ptr();
+  args.out = out.mutable_data_ptr();
   run(k, args, rows.count);
   return out;
 }
@@ -77,7 +89,9 @@ STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("packed_linear", TORCH
 
 }  // namespace hbert
 
-// Columns side by side in a weight that this process reads.
-extern "C" __attribute__((visibility("default"))) int64_t hbert_packed_weight_panel() {
-  return hbert::kTables[hbert::level_index()]->panel;
+// The layout of a weight that this process reads: panel and group (see packed_linear.h); zeros for no kernel.
+extern "C" __attribute__((visibility("default"))) int64_t hbert_packed_weight_layout(bool bfloat16, int32_t field) {
+  using hbert::ScalarType;
+  const hbert::PackedLinearKernels& k = hbert::kernels_of(bfloat16 ? ScalarType::BFloat16 : ScalarType::Float);
+  return field == 0 ? k.panel : k.group;
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hbert.layers import Carry
 from hbert.layout import PackedLayout
+from hbert_kernels import cpu_capability
 from hbert_kernels.nn import ConvLayerNorm
 
 from .embedding import Int8Embedding
@@ -72,6 +73,7 @@ class Floating:
 
     def __init__(self, kernels: type[Kernels], dtype: torch.dtype):
         self.kernels, self.dtype = kernels, dtype
+        self.packs_key_free = dtype == torch.bfloat16
 
     def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
         """A norm of the residual stream, and the linear layers that read it; ``name`` is that of the first of these."""
@@ -99,6 +101,10 @@ class Floating:
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:
         """``x W^T + b [+ other]``."""
         return layer(self.kernels, rows, other)
+
+    def inner(self, layer: Packed, rows: Rows) -> Tensor:
+        """``x W^T + b`` inside of a branch, where it may be rounded as far as what reads it rounds."""
+        return self.linear(layer, rows)
 
     def activated(self, layer: Packed, rows: Rows, activation: str) -> Rows:
         """``act(x W^T + b)``, as a linear layer reads it."""
@@ -140,9 +146,13 @@ class Int8:
 
     # Of activations between linear layers, and of what is around the encoder.
     dtype = torch.float32
+    packs_key_free = True
 
     def __init__(self, kernels: type[Kernels], magnitudes: Mapping[str, Tensor]):
         self.kernels, self.magnitudes = kernels, magnitudes
+        # Queries, keys, values and what is between the feed-forward's layers are rounded to int8 or go into a softmax
+        # next: half the bytes, and attention in bfloat16, where the processor has products of such numbers.
+        self.inner_dtype = torch.bfloat16 if cpu_capability() == "avx512_bf16" else torch.float32
 
     def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
         # Channels are evened out by the parameters of the norm, at no cost.
@@ -163,10 +173,13 @@ class Int8:
         return rows
 
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:
-        return self.kernels.int8_linear(rows, layer.weight, layer.bias, other)
+        return self.kernels.int8_linear(rows, layer.weight, layer.bias, other, torch.float32)
+
+    def inner(self, layer: Packed, rows: Rows) -> Tensor:
+        return self.kernels.int8_linear(rows, layer.weight, layer.bias, None, self.inner_dtype)
 
     def activated(self, layer: Packed, rows: Rows, activation: str) -> Rows:
-        return self.kernels.quantize_rows(self.linear(layer, rows), activation)
+        return self.kernels.quantize_rows(self.inner(layer, rows), activation)
 
     def rows(self, x: Tensor, scale: Tensor | None = None) -> Rows:
         return self.kernels.quantize_rows(x if scale is None else x * scale)

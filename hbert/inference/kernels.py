@@ -15,6 +15,7 @@ import hbert_kernels
 from hbert.layout import PackedLayout
 from hbert_kernels import Int8Rows, PackedInt8Weight, PackedWeight
 from hbert_kernels._dispatch import select
+from hbert_kernels.ops._common import rows_of_sequences
 from hbert_kernels.ops.activation_layer_norm import CODES
 
 _OPS = torch.ops.hbert_kernels
@@ -71,6 +72,18 @@ class Kernels:
         )  # fmt: skip
 
     @staticmethod
+    def additive_pool(x: Tensor, scorer: Tensor, layout: PackedLayout, num_heads: int, full: bool) -> Tensor:
+        output = "full" if full else "slice"
+        return hbert_kernels.additive_pool(x, scorer, layout.cu_seqlens, layout.max_seqlen, num_heads, output=output)
+
+    @staticmethod
+    def gate(x: Tensor, gate: Tensor, core: AdditiveCore, layout: PackedLayout) -> Tensor:
+        """Each row of x times the gate of its sequence, normalized if the core does that."""
+        if core.sub_norm:
+            return hbert_kernels.gated_layer_norm(x, gate, layout.cu_seqlens, eps=core.eps)
+        return x * rows_of_sequences(gate.to(x.dtype), layout.cu_seqlens, x.shape[0])
+
+    @staticmethod
     def packed_linear(
         x: Tensor, weight: PackedWeight, bias: Tensor | None, other: Tensor | None, activation: str | None = None
     ) -> Tensor:
@@ -81,8 +94,10 @@ class Kernels:
         return hbert_kernels.quantize_rows(x, activation=activation)
 
     @staticmethod
-    def int8_linear(x: Int8Rows, weight: PackedInt8Weight, bias: Tensor | None, other: Tensor | None) -> Tensor:
-        return hbert_kernels.int8_linear(x, weight, bias, other)
+    def int8_linear(
+        x: Int8Rows, weight: PackedInt8Weight, bias: Tensor | None, other: Tensor | None, out_dtype: torch.dtype
+    ) -> Tensor:
+        return hbert_kernels.int8_linear(x, weight, bias, other, out_dtype=out_dtype)
 
     @staticmethod
     def layer_norm_int8(
@@ -147,18 +162,31 @@ class CompiledKernels(Kernels):
         )[0]  # fmt: skip
 
     @staticmethod
+    def additive_pool(x: Tensor, scorer: Tensor, layout: PackedLayout, num_heads: int, full: bool) -> Tensor:
+        scale = (x.shape[1] // num_heads) ** -0.5
+        return _OPS.additive_pool.default(x, scorer, layout.cu_seqlens, num_heads, full, scale)[0]
+
+    @staticmethod
+    def gate(x: Tensor, gate: Tensor, core: AdditiveCore, layout: PackedLayout) -> Tensor:
+        if not core.sub_norm:
+            return Kernels.gate(x, gate, core, layout)
+        return _OPS.gated_layer_norm.default(x, gate, layout.cu_seqlens, None, None, core.eps)[0]
+
+    @staticmethod
     def packed_linear(
         x: Tensor, weight: PackedWeight, bias: Tensor | None, other: Tensor | None, activation: str | None = None
     ) -> Tensor:
-        return _OPS.packed_linear.default(x, *weight, bias, other, _code(activation))
+        return _OPS.packed_linear.default(x, *weight[:2], bias, other, _code(activation))
 
     @staticmethod
     def quantize_rows(x: Tensor, activation: str | None = None) -> Int8Rows:
         return Int8Rows(*_OPS.quantize_rows.default(x, _code(activation)))
 
     @staticmethod
-    def int8_linear(x: Int8Rows, weight: PackedInt8Weight, bias: Tensor | None, other: Tensor | None) -> Tensor:
-        return _OPS.int8_linear.default(*x, *weight[:3], bias, other, torch.float32)
+    def int8_linear(
+        x: Int8Rows, weight: PackedInt8Weight, bias: Tensor | None, other: Tensor | None, out_dtype: torch.dtype
+    ) -> Tensor:
+        return _OPS.int8_linear.default(*x, *weight[:3], bias, other, out_dtype)
 
     @staticmethod
     def layer_norm_int8(

@@ -28,6 +28,7 @@ from hbert_kernels.ops.additive_attention import prefers_key_free
 
 from .arithmetic import Affine, Arithmetic, Norm, Rows, affine, fold, own, whole
 from .kernels import AdditiveCore
+from .key_free import KeyFree
 
 
 class Batch(NamedTuple):
@@ -83,7 +84,7 @@ class _SelfAttention:
 
     def __call__(self, rows: Rows, batch: Batch, other: Tensor | None) -> Tensor:
         ops = batch.ops
-        heads = ops.kernels.attention(ops.linear(self.qkv, rows), batch.layout, self.num_heads)
+        heads = ops.kernels.attention(ops.inner(self.qkv, rows), batch.layout, self.num_heads)
         inner = ops.rows(heads) if self.inner is None else ops.norm(heads, self.inner, keep=False)[0]
         return ops.linear(self.out, inner, other)
 
@@ -93,18 +94,25 @@ class _AdditiveAttention:
 
     Args:
         query, key: as the rows want them.
-        core_key: as the layer's input wants it, which the K-free form reads beside the rows: so that weight is there
-            twice.
+        core_key: as the layer's input wants it, which the K-free form reads beside the rows.
+        scale: what makes rows of the layer's input, see :meth:`.arithmetic.Int8.read_stream`.
     """
 
-    def __init__(self, module: HBertAdditiveAttention, ops: Arithmetic, query: Affine, key: Affine, core_key: Affine):
+    def __init__(
+        self,
+        module: HBertAdditiveAttention,
+        ops: Arithmetic,
+        query: Affine,
+        key: Affine,
+        core_key: Affine,
+        scale: Tensor | None,
+    ):
         query_att, key_att = (own(scorer.weight) for scorer in (module.query_att, module.key_att))
         eps = 1e-12 if module.norm is None else module.norm.eps
         self.core = AdditiveCore(query_att, key_att, module.num_heads, module.norm is not None, eps)
         self.scorer = "dense" if isinstance(module.query_att, nn.Linear) else "per_head"
         self.query, self.key = ops.pack(*query), ops.pack(*key)
-        weight, bias = core_key
-        self.core_key = own(weight, ops.dtype), None if bias is None else own(bias)
+        self.key_free = KeyFree(self.core, core_key, self.key, scale, ops)
         self.transform = _packed(ops, module.norm, module.transform)
 
     def is_key_free(self, layout: PackedLayout) -> bool:
@@ -113,13 +121,12 @@ class _AdditiveAttention:
 
     def __call__(self, rows: Rows, x: Tensor, batch: Batch) -> Tensor:
         ops, layout = batch
-        query, key = ops.linear(self.query, rows), None
+        query = ops.linear(self.query, rows)
         if self.is_key_free(layout):
-            key = self.core_key
+            mixed = self.key_free(query, x, ops, layout)
         else:
             # Projected here, from packed weights: the core takes the key.
-            x = ops.linear(self.key, rows)
-        mixed = ops.kernels.additive_attention(query, x, self.core, key, layout)
+            mixed = ops.kernels.additive_attention(query, ops.linear(self.key, rows), self.core, None, layout)
         return ops.linear(self.transform, ops.rows(mixed), query)
 
 
@@ -135,17 +142,17 @@ class _FeedForward:
         if self.inner_eps is None:
             inner = ops.activated(self.fc1, rows, self.activation)
         else:
-            inner = ops.activation_norm(ops.linear(self.fc1, rows), self.inner_eps, self.activation)
+            inner = ops.activation_norm(ops.inner(self.fc1, rows), self.inner_eps, self.activation)
         return ops.linear(self.fc2, inner, other)
 
 
 def _attention(
-    module: nn.Module, inputs: list[Affine], plain: list[Affine], ops: Arithmetic
+    module: nn.Module, inputs: list[Affine], plain: list[Affine], scale: Tensor | None, ops: Arithmetic
 ) -> tuple[_SelfAttention | None, _AdditiveAttention | None]:
     """An attention of either type; ``inputs`` are its :func:`readers` for rows, ``plain`` for the layer's input."""
     if isinstance(module, HBertAdditiveAttention):
         query, key = inputs
-        return None, _AdditiveAttention(module, ops, query, key, plain[1])
+        return None, _AdditiveAttention(module, ops, query, key, plain[1], scale)
     assert isinstance(module, HBertSelfAttention)
     return _SelfAttention(module, ops, *inputs), None
 
@@ -157,7 +164,7 @@ class PreNorm:
         self.branch = None if layer.conv is None else whole(layer.conv)
         first, linears = readers(layer.attention)
         self.norm, inputs = ops.read(layer.attention_norm, linears, f"{name}.attention.{first}")
-        self.attention, self.additive = _attention(layer.attention, inputs, inputs, ops)
+        self.attention, self.additive = _attention(layer.attention, inputs, inputs, None, ops)
         self.ffn_norm, (fc1,) = ops.read(layer.ffn_norm, [layer.ffn.fc1], f"{name}.ffn.fc1")
         self.ffn = _FeedForward(layer.ffn, fc1, activation, ops)
 
@@ -192,7 +199,7 @@ class PostNorm:
     def __init__(self, layer: HBertPostNormLayer, name: str, activation: str, ops: Arithmetic):
         first, linears = readers(layer.attention)
         self.scale, inputs = ops.read_stream(linears, f"{name}.attention.{first}")
-        self.attention, self.additive = _attention(layer.attention, inputs, [*map(affine, linears)], ops)
+        self.attention, self.additive = _attention(layer.attention, inputs, [*map(affine, linears)], self.scale, ops)
         self.merge = None if layer.merge is None else _Merge(layer.merge, ops)
         self.ffn_scale, (fc1,) = ops.read_stream([layer.ffn.fc1], f"{name}.ffn.fc1")
         self.ffn = _FeedForward(layer.ffn, fc1, activation, ops)

@@ -17,15 +17,16 @@ _OPS = torch.ops.mkldnn
 
 
 class KernelLinear:
-    """The weight and bias of :func:`hbert_kernels.packed_linear`; float32.
+    """The weight and bias of :func:`hbert_kernels.packed_linear`.
 
     Args:
         weight: [N, K], any floating dtype.
-        bias: [N], or None.
+        bias: [N], or None; float32.
+        dtype: float32 or bfloat16; of the weights, of x and of the result.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight = pack_weight(weight.detach().float())
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        self.weight = pack_weight(weight.detach().to(dtype))
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
 
     def __call__(self, kernels: type[Kernels], x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -85,13 +86,14 @@ class Int8Linear:
 def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> KernelLinear | TorchLinear:
     """The fastest layer for this weight, dtype and processor."""
     if weight.device.type == "cpu" and own_product_is_faster(dtype):
-        return KernelLinear(weight, bias)
+        return KernelLinear(weight, bias, dtype)
     return TorchLinear(weight, bias, dtype)
 
 
 def own_product_is_faster(dtype: torch.dtype) -> bool:
-    """Whether linear layers on the CPU run our kernel, not oneDNN's: measured with AVX2 alone (docs/inference.md)."""
-    return dtype == torch.float32 and cpu_capability() == "avx2"
+    """Whether linear layers on the CPU run our kernel, not oneDNN's: where it was measured (docs/inference.md)."""
+    levels = ("avx512_bf16",) if dtype == torch.bfloat16 else ("avx2", "avx512", "avx512_bf16")
+    return cpu_capability() in levels
 
 
 def row_count(rows: int) -> int:

@@ -7,10 +7,10 @@ from torch._dynamo.testing import CompileCounter
 
 import hbert_kernels as hk
 from hbert_kernels._accuracy import error_bound, max_error
-from hbert_kernels._library import packed_weight_panel
+from hbert_kernels._library import packed_weight_layout
 from hbert_kernels.ops.packed_linear import unpack_weight
 
-from .checks import F32
+from .checks import BF16, F32
 from .kernel_checks import compiled_kernels as compiled_kernels
 
 # T, K, N
@@ -19,13 +19,16 @@ SIZES = [
     (7, 192, 192), (13, 3072, 130), (37, 1000, 768), (97, 66, 16), (129, 3072, 192), (129, 768, 1000), (200, 513, 128),
 ]  # fmt: skip
 each_size = pytest.mark.parametrize("size", SIZES, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+# What the reference does not promise.
+each_compiled_dtype = pytest.mark.parametrize("dtype", [F32, BF16][: 1 + bool(packed_weight_layout(True))], ids=str)
 FUNCTIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
 
-def problem(tokens, width, columns):
+def problem(tokens, width, columns, dtype=F32):
     """Rows and weight of every size."""
     x = torch.randn(tokens, width) * torch.logspace(-2, 2, tokens)[:, None]
-    return x, torch.randn(columns, width) * torch.logspace(-1, 1, columns)[:, None]
+    return x.to(dtype), (torch.randn(columns, width) * torch.logspace(-1, 1, columns)[:, None]).to(dtype)
 
 
 def formula(x, weight, bias=None, other=None, activation=None):
@@ -37,30 +40,32 @@ def formula(x, weight, bias=None, other=None, activation=None):
 
 
 def check(truth, found, plain):
-    assert found.dtype == plain.dtype == F32 and found.shape == plain.shape == truth.shape
-    assert max_error(found, truth) <= error_bound(truth, max_error(plain, truth), F32)
+    assert found.dtype == plain.dtype and found.shape == plain.shape == truth.shape
+    assert max_error(found, truth) <= error_bound(truth, max_error(plain, truth), found.dtype)
 
 
+@each_dtype
 @each_size
-def test_accurate_at_odd_sizes(size):
+def test_accurate_at_odd_sizes(size, dtype):
     tokens, _, columns = size
-    x, weight = problem(*size)
-    packed, bias, other = hk.pack_weight(weight), torch.randn(columns), torch.randn(tokens, columns)
+    x, weight = problem(*size, dtype)
+    packed, bias, other = hk.pack_weight(weight), torch.randn(columns), torch.randn(tokens, columns).to(dtype)
     for extra in ((), (bias,), (None, other), (bias, other)):
         exact, y = formula(x, weight, *extra), hk.packed_linear(x, packed, *extra)
         with hk.use_backend("reference"):
             plain = hk.packed_linear(x, packed, *extra)
-        assert y.shape == (tokens, columns)
+        assert y.shape == (tokens, columns) and y.dtype == dtype
         for row in zip(exact, y, plain, strict=True):  # their sizes differ by 10,000
             check(*row)
 
 
+@each_dtype
 @pytest.mark.parametrize("activation", FUNCTIONS)
 @pytest.mark.parametrize("size", [(2, 64, 1000), (5, 1000, 65), (37, 257, 768), (129, 768, 1000)], ids=str)
-def test_activations(size, activation):
+def test_activations(size, activation, dtype):
     tokens, width, columns = size
-    x, weight, bias = torch.randn(tokens, width), torch.randn(columns, width) / width**0.5, torch.randn(columns)
-    packed, other = hk.pack_weight(weight), torch.randn(tokens, columns)
+    x, weight = torch.randn(tokens, width).to(dtype), (torch.randn(columns, width) / width**0.5).to(dtype)
+    bias, packed, other = torch.randn(columns).to(dtype), hk.pack_weight(weight), torch.randn(tokens, columns).to(dtype)
     for extra in ((bias,), (bias, other)):
         with hk.use_backend("reference"):
             plain = hk.packed_linear(x, packed, *extra, activation=activation)
@@ -68,21 +73,23 @@ def test_activations(size, activation):
         check(formula(x, weight, *extra, activation=activation), y, plain)
 
 
-def test_integers_are_exact():
-    """No rounding at all, so every number has to be where it belongs."""
+@each_dtype
+def test_integers_are_exact(dtype):
+    """No rounding at all before the last one, so every number has to be where it belongs."""
     for tokens, width, columns in SIZES:
         x, weight = torch.randint(-8, 9, (tokens, width)), torch.randint(-8, 9, (columns, width))
         bias, other = torch.randint(-99, 99, (columns,)), torch.randint(-99, 99, (tokens, columns))
-        y = hk.packed_linear(x.float(), hk.pack_weight(weight.float()), bias.float(), other.float(), activation="relu")
-        assert torch.equal(y, ((x @ weight.t() + bias).relu() + other).float())
+        packed = hk.pack_weight(weight.to(dtype))
+        y = hk.packed_linear(x.to(dtype), packed, bias.to(dtype), other.to(dtype), activation="relu")
+        assert torch.equal(y, ((x @ weight.t() + bias).relu() + other).to(dtype))
 
 
 def test_the_layout_is_that_of_the_level():
-    panel = packed_weight_panel()
-    assert panel == {"scalar": 8, "avx2": 16, "avx512": 64, "avx512_bf16": 64}[hk.cpu_capability()]
+    panel = {"scalar": 8, "avx2": 16, "avx512": 64, "avx512_bf16": 64}[hk.cpu_capability()]
+    assert packed_weight_layout(bfloat16=False) == (panel, 1)
     weight = torch.randn(panel + 1, 5)
     packed = hk.pack_weight(weight)
-    assert tuple(packed.data.shape) == (2, 5, panel) and packed.out_features == panel + 1
+    assert tuple(packed.data.shape) == (2, 5, panel, 1) and packed[1:] == (panel + 1, 5)
     assert packed.data[0, 4, 3] == weight[3, 4] and packed.data[1, 2, 0] == weight[panel, 2]
     assert not packed.data[1, :, 1:].any() and torch.equal(unpack_weight(packed), weight)
     strided = hk.pack_weight(weight.t().contiguous().t())
@@ -91,8 +98,20 @@ def test_the_layout_is_that_of_the_level():
     assert packed.data[0, 0, 0] != 9
 
 
-def test_nan_stays_in_its_row():
-    x, weight = torch.randn(9, 300), hk.pack_weight(torch.randn(20, 300))
+def test_the_layout_of_bfloat16_is_one_of_pairs():
+    layout = packed_weight_layout(bfloat16=True)
+    assert layout == ((64, 2) if hk.cpu_capability() == "avx512_bf16" else None)
+    weight = torch.randn(65, 5).bfloat16()
+    packed = hk.pack_weight(weight)
+    assert torch.equal(unpack_weight(packed), weight) and packed[1:] == (65, 5)
+    if layout:
+        assert tuple(packed.data.shape) == (2, 3, 64, 2) and packed.data[0, 1, 7, 1] == weight[7, 3]
+        assert not packed.data[:, 2, :, 1].any()
+
+
+@each_dtype
+def test_nan_stays_in_its_row(dtype):
+    x, weight = torch.randn(9, 300).to(dtype), hk.pack_weight(torch.randn(20, 300).to(dtype))
     clean = hk.packed_linear(x, weight)
     x[5, 7] = torch.nan
     y = hk.packed_linear(x, weight)
@@ -101,17 +120,19 @@ def test_nan_stays_in_its_row():
     assert torch.equal(y[kept], clean[kept])
 
 
-def test_strides_do_not_matter():
-    x, weight = problem(13, 40, 30)
-    packed, bias, other = hk.pack_weight(weight), torch.randn(60)[::2], torch.randn(30, 26).t()[::2]
+@each_compiled_dtype
+def test_strides_do_not_matter(dtype):
+    x, weight = problem(13, 40, 30, dtype)
+    packed, bias, other = hk.pack_weight(weight), torch.randn(60)[::2], torch.randn(30, 26).to(dtype).t()[::2]
     expected = hk.packed_linear(x, packed, bias.contiguous(), other.contiguous())
     assert torch.equal(hk.packed_linear(x.t().contiguous().t(), packed, bias, other), expected)
 
 
-@pytest.mark.parametrize("width", [768, 3072])
-def test_same_bits_whatever_the_threads_the_neighbours_and_the_run(width):
-    x, weight = problem(301, width, 200)
-    packed, bias, other = hk.pack_weight(weight), torch.randn(200), torch.randn(301, 200)
+@each_compiled_dtype
+@pytest.mark.parametrize("width", [768, 3071])
+def test_same_bits_whatever_the_threads_the_neighbours_and_the_run(width, dtype):
+    x, weight = problem(301, width, 200, dtype)
+    packed, bias, other = hk.pack_weight(weight), torch.randn(200), torch.randn(301, 200).to(dtype)
     first = hk.packed_linear(x, packed, bias, other, activation="gelu")
     torch.set_num_threads(1)
     assert torch.equal(hk.packed_linear(x, packed, bias, other, activation="gelu"), first)
@@ -180,11 +201,13 @@ def test_a_gradient_is_an_error():
     [
         (dict(weight=torch.zeros(20, 24)), TypeError, "weight must be from pack_weight, got Tensor"),
         (dict(x=[1.0]), TypeError, "x must be a torch.Tensor, got list"),
-        (dict(x=torch.zeros(6, 24).bfloat16()), TypeError, "x must be torch.float32, got torch.bfloat16"),
+        (dict(x=torch.zeros(6, 24).bfloat16()), TypeError, "weight has dtype torch.float32, but x has torch.bfloat16"),
+        (dict(x=torch.zeros(6, 24).double()), TypeError, "float64 does not mix"),
         (dict(x=torch.zeros(24)), ValueError, "x must be packed"),
         (dict(x=torch.zeros(6, 23)), ValueError, "x has 23 features, the weight takes 24"),
         (dict(bias=torch.zeros(19)), ValueError, r"bias has shape \(19,\), expected \(20,\)"),
-        (dict(bias=torch.zeros(20).double()), TypeError, "bias must be torch.float32, got torch.float64"),
+        (dict(bias=torch.zeros(20).double()), TypeError, "float64 does not mix"),
+        (dict(other=torch.zeros(6, 20).bfloat16()), TypeError, "other has dtype torch.bfloat16, but x"),
         (dict(other=torch.zeros(5, 20)), ValueError, r"other has shape \(5, 20\), expected \(6, 20\)"),
         (dict(other=torch.zeros(6, 20, device="meta")), ValueError, "other is on meta"),
         (dict(activation="silu"), ValueError, "unknown activation 'silu'"),
@@ -200,7 +223,7 @@ def test_what_is_refused(change, error, message, backend):
 @pytest.mark.parametrize(
     ("weight", "error", "message"),
     [
-        (torch.zeros(3, 4, dtype=torch.float64), TypeError, "weight must be torch.float32, got torch.float64"),
+        (torch.zeros(3, 4, dtype=torch.float64), TypeError, "weight has dtype torch.float64; allowed"),
         (torch.zeros(3), ValueError, r"weight must be \[N, K\]"),
         (torch.zeros(0, 4), ValueError, r"weight must be \[N, K\] with N, K > 0"),
         (torch.zeros(4, 0), ValueError, r"weight must be \[N, K\] with N, K > 0"),
@@ -215,16 +238,16 @@ def test_weights_that_are_refused(weight, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: dict(x=a["x"].double()), "x must be float32"),
+        (lambda a: dict(x=a["x"].double()), "x must be float32 or bfloat16"),
         (lambda a: dict(x=a["x"][:, :-4]), "the weight is not one of 20 x 20"),
         (lambda a: dict(columns=1000), "the weight is not one of 1000 x 24"),
         (lambda a: dict(weight=a["weight"][:, :, :-1].contiguous()), "laid out for another instruction set level"),
-        (lambda a: dict(weight=a["weight"].transpose(0, 1)), "weight must be contiguous float32"),
-        (lambda a: dict(weight=a["weight"].double()), "weight must be contiguous float32"),
+        (lambda a: dict(weight=a["weight"].transpose(1, 2)), "weight must be contiguous"),
+        (lambda a: dict(weight=a["weight"].double()), "weight must be contiguous"),
         (lambda a: dict(bias=a["bias"][1:]), r"bias must be float32 \[20\]"),
         (lambda a: dict(bias=a["bias"].double()), r"bias must be float32 \[20\]"),
         (lambda a: dict(other=a["other"][1:]), r"other must be \[6, 20\]"),
-        (lambda a: dict(other=a["other"].double()), "other must be float32"),
+        (lambda a: dict(other=a["other"].double()), "other must have the dtype of x"),
         (lambda a: dict(activation=3), "activation must be 0"),
     ],
 )

@@ -127,6 +127,8 @@ struct Int8Dot {
 using Unit = Int8Dot::Unit;
 using Weight = Int8Dot::Weight;
 constexpr int kPanel = kLanes<IntVec>;
+// The second cache of processors with AVX-512 is larger, and fewer tasks read the weight less often.
+constexpr int64_t kMaxRows = IntVec::kWidth == 16 ? 256 : 96, kMaxBytes = (IntVec::kWidth == 16 ? 640 : 192) << 10;
 
 inline int64_t steps_in(int64_t width) { return (width + Int8Dot::kGroup - 1) / Int8Dot::kGroup; }
 
@@ -134,12 +136,12 @@ int64_t row_bytes(int64_t width) { return steps_in(width) * static_cast<int64_t>
 
 void pack(const Int8Linear& a, int64_t begin, int64_t end, void* rows) {
   using Number = Int8Dot::Number;
-  const int64_t padded = steps_in(a.width) * Int8Dot::kGroup;
-  Number* to = static_cast<Number*>(rows);
-  for (int64_t row = begin; row < end; ++row, to += padded) {
-    const int8_t* x = a.x + row * a.width;
-    for (int64_t k = 0; k < a.width; ++k) to[k] = Int8Dot::number(x[k]);
-    for (int64_t k = a.width; k < padded; ++k) to[k] = 0;
+  const int64_t width = a.width, padded = steps_in(width) * Int8Dot::kGroup;
+  Number* __restrict__ to = static_cast<Number*>(rows);
+  const int8_t* x = a.x + begin * width;
+  for (int64_t row = begin; row < end; ++row, to += padded, x += width) {
+    for (int64_t k = 0; k < width; ++k) to[k] = Int8Dot::number(x[k]);
+    for (int64_t k = width; k < padded; ++k) to[k] = 0;
   }
 }
 
@@ -178,50 +180,47 @@ inline void add_rows(int64_t count, const Unit* rows, int64_t stride, const Weig
   }
 }
 
-// The sums of `count` rows with one panel.
-void multiply_panel(const Unit* rows, int64_t count, const Weight* panel, const int32_t* start, int64_t steps,
-                    int32_t* sums) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int i = 0; i < kPanel; ++i) sums[r * kPanel + i] = start[i];
-  const Tiles tiles(count);
-  const auto add = [&](int64_t tile, int64_t step, int64_t block, const char* weights, Fetch fetch) {
-    const int64_t first = tiles.first(tile);
-    add_rows(tiles.size(tile), rows + first * steps + step, steps, reinterpret_cast<const Weight*>(weights), block,
-             fetch, sums + first * kPanel);
-  };
-  for_each_tile(tiles, panel, steps, kPanel * sizeof(Weight), add);
-}
-
 template <class Out, class Other>
-void finish_row(const Int8Linear& a, int64_t row, int64_t column, int64_t count, const int32_t* sums) {
-  const Vec scale = Vec::set(a.x_scale[row]);
-  const float* weight_scale = a.weight_scale + column;
-  const float* bias = a.bias + column;
-  const Other* other = a.other == nullptr ? nullptr : static_cast<const Other*>(a.other) + row * a.columns + column;
-  Out* out = static_cast<Out*>(a.out) + row * a.columns + column;
-  for_each<Vec>(count, [&](int64_t i, auto part) {
-    const Vec y = fma(Vec::load(sums + i, part) * scale, Vec::load(weight_scale + i, part), Vec::load(bias + i, part));
-    Vec::store(out + i, other == nullptr ? y : y + Vec::load(other + i, part), part);
-  });
+void finish_rows(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t count, const int32_t* sums) {
+  for (int64_t row = begin; row < end; ++row, sums += kPanel) {
+    const Vec scale = Vec::set(a.x_scale[row]);
+    const float* weight_scale = a.weight_scale + column;
+    const float* bias = a.bias + column;
+    const Other* other = a.other == nullptr ? nullptr : static_cast<const Other*>(a.other) + row * a.columns + column;
+    Out* out = static_cast<Out*>(a.out) + row * a.columns + column;
+    for_each<Vec>(count, [&](int64_t i, auto part) {
+      const Vec y =
+          fma(Vec::load(sums + i, part) * scale, Vec::load(weight_scale + i, part), Vec::load(bias + i, part));
+      Vec::store(out + i, other == nullptr ? y : y + Vec::load(other + i, part), part);
+    });
+  }
 }
 
-using FinishRow = void (*)(const Int8Linear&, int64_t row, int64_t column, int64_t count, const int32_t* sums);
+using FinishRows = void (*)(const Int8Linear&, int64_t, int64_t, int64_t, int64_t, const int32_t*);
 
-FinishRow finish_for(const Int8Linear& a) {
+FinishRows finish_for(const Int8Linear& a) {
   const bool narrow_other = a.other_dtype == DType::kBFloat16;
-  if (a.out_dtype == DType::kBFloat16) return narrow_other ? finish_row<bf16, bf16> : finish_row<bf16, float>;
-  return narrow_other ? finish_row<float, bf16> : finish_row<float, float>;
+  if (a.out_dtype == DType::kBFloat16) return narrow_other ? finish_rows<bf16, bf16> : finish_rows<bf16, float>;
+  return narrow_other ? finish_rows<float, bf16> : finish_rows<float, float>;
 }
 
 void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
               int32_t* sums) {
-  const FinishRow finish = finish_for(a);
+  const FinishRows finish = finish_for(a);
   const int64_t steps = steps_in(a.width);
+  const Tiles tiles(end - begin);
   for (int64_t c = column; c < column + columns; c += kPanel) {
-    const Weight* weights = reinterpret_cast<const Weight*>(a.weight) + c * steps;
-    multiply_panel(static_cast<const Unit*>(rows), end - begin, weights, a.start + c, steps, sums);
-    for (int64_t row = begin; row < end; ++row)
-      finish(a, row, c, smaller(kPanel, column + columns - c), sums + (row - begin) * kPanel);
+    for (int64_t r = 0; r < end - begin; ++r)
+      for (int i = 0; i < kPanel; ++i) sums[r * kPanel + i] = a.start[c + i];
+    // A tile is finished at once: the lines of the output are fetched while the next one computes.
+    const auto add = [&](int64_t tile, int64_t step, int64_t block, const char* weights, Fetch fetch) {
+      const int64_t first = tiles.first(tile), size = tiles.size(tile);
+      add_rows(size, static_cast<const Unit*>(rows) + first * steps + step, steps,
+               reinterpret_cast<const Weight*>(weights), block, fetch, sums + first * kPanel);
+      if (step + block == steps)
+        finish(a, begin + first, begin + first + size, c, smaller(kPanel, column + columns - c), sums + first * kPanel);
+    };
+    for_each_tile(tiles, reinterpret_cast<const Weight*>(a.weight) + c * steps, steps, kPanel * sizeof(Weight), add);
   }
 }
 
@@ -229,7 +228,7 @@ void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, i
 
 namespace hbert {
 namespace HBERT_LEVEL {
-extern const Int8LinearKernels kInt8Linear = {kPanel, Int8Dot::kGroup, Int8Dot::kOffset, kBoundedPairs, row_bytes,
-                                              pack,   multiply};
+extern const Int8LinearKernels kInt8Linear = {
+    kPanel, Int8Dot::kGroup, Int8Dot::kOffset, kBoundedPairs, kMaxRows, kMaxBytes, row_bytes, pack, multiply};
 }
 }  // namespace hbert

@@ -1,5 +1,5 @@
-// Product of float32 rows and a packed weight, and its epilogue, compiled once per instruction set level (HBERT_LEVEL). No
-// torch, no standard library.
+// Product of rows and a packed weight, and its epilogue, compiled once per instruction set level (HBERT_LEVEL). No torch, no
+// standard library.
 #include "../packed_linear.h"
 
 #include "activation.h"
@@ -11,26 +11,57 @@ using hbert::Activation;
 using hbert::PackedLinear;
 
 constexpr int kPanel = kLanes<Vec>;
-// Products of a sum that are one chain: with 64 the whole product takes 5% longer than with 256, with 128 half of that.
+// Steps of a sum that are one chain: with 64 the whole product takes 5% longer than with 256, with 128 half of that.
 constexpr int64_t kLongChain = 128;
+// Whether what a step reads of the rows of a tile is laid side by side. A tile of many vectors reads rows where they are at
+// the same speed.
+constexpr bool kInterleaved = kTileVectors < 4;
+// Rows laid side by side have to stay in the second cache; others are read in the order in which they are.
+constexpr int64_t kMaxRows = kInterleaved ? 96 : 256;
 
-// [tiles, width, rows of the tile]: what a step reads lies side by side.
-void pack(const PackedLinear& a, int64_t begin, int64_t end, float* rows) {
-  const Tiles tiles(end - begin);
-  for (int64_t tile = 0; tile < tiles.count; ++tile) {
-    const int64_t size = tiles.size(tile);
-    for (int64_t r = 0; r < size; ++r) {
-      const float* x = a.x + (begin + tiles.first(tile) + r) * a.width;
-      for (int64_t k = 0; k < a.width; ++k) rows[k * size + r] = x[k];
-    }
-    rows += size * a.width;
-  }
+using Float = Plain<Vec>;
+
+// The next two are x[t, k] as a step of the sums reads it.
+inline float unit_at(const float* x, int64_t step, int64_t) { return x[step]; }
+
+inline uint32_t unit_at(const bf16* x, int64_t step, int64_t width) {
+  const uint32_t low = x[2 * step].bits;
+  return 2 * step + 1 < width ? low | static_cast<uint32_t>(x[2 * step + 1].bits) << 16 : low;
 }
 
-// Adds to the sums of kRows rows with a panel, by chains of kLongChain products: the rounding error of a chain grows
-// with its length. Not inlined: inside a big function, compilers spill the tile.
+template <class D>
+int64_t row_bytes(int64_t width) {
+  return steps_of<D>(width) * static_cast<int64_t>(sizeof(typename D::Unit));
+}
+
+// Where a tile finds unit k of its row r, of kRows: [tiles, steps, rows of the tile] or [rows, steps].
 template <int kRows>
-[[gnu::noinline]] void add_tile(const float* rows, const float* weights, int64_t steps, Fetch fetch, float* sums) {
+inline int64_t place(int64_t k, int64_t r, int64_t steps) {
+  return kInterleaved ? k * kRows + r : r * steps + k;
+}
+
+template <class D, class Number>
+const void* pack(const PackedLinear& a, int64_t begin, int64_t end, void* space) {
+  using Unit = typename D::Unit;
+  const int64_t steps = steps_of<D>(a.width);
+  const Number* x = static_cast<const Number*>(a.x) + begin * a.width;
+  if (!kInterleaved && a.width % D::kPair == 0) return x;
+  const Tiles tiles(end - begin);
+  Unit* to = static_cast<Unit*>(space);
+  for (int64_t tile = 0; tile < tiles.count; ++tile) {
+    const int64_t size = tiles.size(tile);
+    for (int64_t r = 0; r < size; ++r, x += a.width)
+      for (int64_t k = 0; k < steps; ++k) to[kInterleaved ? k * size + r : r * steps + k] = unit_at(x, k, a.width);
+    to += size * steps;
+  }
+  return space;
+}
+
+// Adds to the sums of kRows rows with a panel, by chains of kLongChain steps: the rounding error of a chain grows with its
+// length. Not inlined: inside a big function, compilers spill the tile.
+template <class D, int kRows>
+[[gnu::noinline]] void add_tile(const typename D::Unit* rows, int64_t stride, const typename D::Unit* weights,
+                                int64_t steps, Fetch fetch, float* sums) {
   constexpr int kWidth = Vec::kWidth;
   for (int64_t done = 0; done < steps; done += kLongChain) {
     Vec tile[kRows][kTileVectors];
@@ -41,15 +72,15 @@ template <int kRows>
     const int64_t end = smaller(done + kLongChain, steps);
 #pragma GCC unroll 4
     for (int64_t k = done; k < end; ++k, fetch.from += fetch.stride) {
-      Vec column[kTileVectors];
+      typename D::Operand column[kTileVectors];
 #pragma GCC unroll 8
-      for (int i = 0; i < kTileVectors; ++i) column[i] = Vec::load(weights + k * kPanel + i * kWidth, Full{});
+      for (int i = 0; i < kTileVectors; ++i) column[i] = D::load(weights + k * kPanel + i * kWidth);
       __builtin_prefetch(fetch.from, 0, 2);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Vec row = Vec::set(rows[k * kRows + r]);
+        const auto row = D::broadcast(rows[place<kRows>(k, r, stride)]);
 #pragma GCC unroll 8
-        for (int i = 0; i < kTileVectors; ++i) tile[r][i] = fma(row, column[i], tile[r][i]);
+        for (int i = 0; i < kTileVectors; ++i) tile[r][i] = D::multiply_add(row, column[i], tile[r][i]);
       }
     }
     asm("" ::: "memory");  // or the sums so far are read before the chain, for which there are no registers
@@ -63,27 +94,17 @@ template <int kRows>
   }
 }
 
-inline void add_rows(int64_t count, const float* rows, const float* weights, int64_t steps, Fetch fetch, float* sums) {
+template <class D>
+inline void add_rows(int64_t count, const typename D::Unit* rows, int64_t stride, const typename D::Unit* weights,
+                     int64_t steps, Fetch fetch, float* sums) {
   switch (count) {
-    case 1: return add_tile<1>(rows, weights, steps, fetch, sums);
-    case 2: return add_tile<2>(rows, weights, steps, fetch, sums);
-    case 3: return add_tile<3>(rows, weights, steps, fetch, sums);
-    case 4: return add_tile<4>(rows, weights, steps, fetch, sums);
-    case 5: return add_tile<5>(rows, weights, steps, fetch, sums);
-    default: return add_tile<kTileRows>(rows, weights, steps, fetch, sums);
+    case 1: return add_tile<D, 1>(rows, stride, weights, steps, fetch, sums);
+    case 2: return add_tile<D, 2>(rows, stride, weights, steps, fetch, sums);
+    case 3: return add_tile<D, 3>(rows, stride, weights, steps, fetch, sums);
+    case 4: return add_tile<D, 4>(rows, stride, weights, steps, fetch, sums);
+    case 5: return add_tile<D, 5>(rows, stride, weights, steps, fetch, sums);
+    default: return add_tile<D, kTileRows>(rows, stride, weights, steps, fetch, sums);
   }
-}
-
-// The sums of `count` rows with one panel.
-void multiply_panel(const float* rows, int64_t count, const float* panel, int64_t steps, float* sums) {
-  const Tiles tiles(count);
-  fill(sums, count * kPanel, 0.0f);
-  const auto add = [&](int64_t tile, int64_t step, int64_t block, const char* weights, Fetch fetch) {
-    const int64_t first = tiles.first(tile), size = tiles.size(tile);
-    add_rows(size, rows + first * steps + step * size, reinterpret_cast<const float*>(weights), block, fetch,
-             sums + first * kPanel);
-  };
-  for_each_tile(tiles, panel, steps, kPanel * sizeof(float), add);
 }
 
 struct Identity {
@@ -91,47 +112,71 @@ struct Identity {
 };
 
 // What becomes of the sums of rows [begin, end) with `count` columns of a panel.
-template <class Act>
+template <class Number, class Act>
 void finish_rows(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t count, const float* sums) {
+  Number* out = static_cast<Number*>(a.out) + column;
+  const Number* other = a.other == nullptr ? nullptr : static_cast<const Number*>(a.other) + column;
   for_each<Vec>(count, [&](int64_t i, auto part) {
     const Vec bias = a.bias == nullptr ? Vec::set(0) : Vec::load(a.bias + column + i, part);
     const auto result = [&](int64_t row) {
       return Act::value(Vec::load(sums + (row - begin) * kPanel + i, part) + bias);
     };
-    const int64_t at = column + i;
-    if (a.other == nullptr)
-      for (int64_t row = begin; row < end; ++row) Vec::store(a.out + row * a.columns + at, result(row), part);
+    if (other == nullptr)
+      for (int64_t row = begin; row < end; ++row) Vec::store(out + row * a.columns + i, result(row), part);
     else
       for (int64_t row = begin; row < end; ++row)
-        Vec::store(a.out + row * a.columns + at, result(row) + Vec::load(a.other + row * a.columns + at, part), part);
+        Vec::store(out + row * a.columns + i, result(row) + Vec::load(other + row * a.columns + i, part), part);
   });
 }
 
 using FinishRows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t, int64_t, const float*);
 
+template <class Number>
 FinishRows finish_for(const PackedLinear& a) {
-  if (!a.activated) return finish_rows<Identity>;
+  if (!a.activated) return finish_rows<Number, Identity>;
   switch (a.activation) {
-    case Activation::kGelu: return finish_rows<Gelu>;
-    case Activation::kGeluTanh: return finish_rows<GeluTanh>;
+    case Activation::kGelu: return finish_rows<Number, Gelu>;
+    case Activation::kGeluTanh: return finish_rows<Number, GeluTanh>;
     case Activation::kRelu: break;
   }
-  return finish_rows<Relu>;
+  return finish_rows<Number, Relu>;
 }
 
-void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const float* rows,
+template <class D, class Number>
+void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
               float* sums) {
-  const FinishRows finish = finish_for(a);
+  using Unit = typename D::Unit;
+  const FinishRows finish = finish_for<Number>(a);
+  const int64_t steps = steps_of<D>(a.width);
+  const Tiles tiles(end - begin);
   for (int64_t c = column; c < column + columns; c += kPanel) {
-    multiply_panel(rows, end - begin, a.weight + c * a.width, a.width, sums);
-    finish(a, begin, end, c, smaller(kPanel, column + columns - c), sums);
+    fill(sums, (end - begin) * kPanel, 0.0f);
+    // A tile is finished at once: the lines of the output are fetched while the next one computes.
+    const auto add = [&](int64_t tile, int64_t step, int64_t block, const char* weights, Fetch fetch) {
+      const int64_t first = tiles.first(tile), size = tiles.size(tile);
+      const Unit* here = static_cast<const Unit*>(rows) + first * steps + (kInterleaved ? step * size : step);
+      add_rows<D>(size, here, steps, reinterpret_cast<const Unit*>(weights), block, fetch, sums + first * kPanel);
+      if (step + block == steps)
+        finish(a, begin + first, begin + first + size, c, smaller(kPanel, column + columns - c), sums + first * kPanel);
+    };
+    for_each_tile(tiles, static_cast<const Unit*>(a.weight) + c * steps, steps, kPanel * sizeof(Unit), add);
   }
+}
+
+template <class D, class Number>
+constexpr hbert::PackedLinearKernels kernels() {
+  return {kPanel, D::kPair, kMaxRows, row_bytes<D>, pack<D, Number>, multiply<D, Number>};
 }
 
 }  // namespace
 
 namespace hbert {
 namespace HBERT_LEVEL {
-extern const PackedLinearKernels kPackedLinear = {kPanel, pack, multiply};
+extern const PackedLinearKernels kPackedLinear = kernels<Float, float>();
+#if defined(__AVX512BF16__)
+extern const PackedLinearKernels kPackedLinearBFloat16 = kernels<Bf16Pairs, bf16>();
+#else
+extern const PackedLinearKernels kPackedLinearBFloat16 = {};
+#endif
 }
 }  // namespace hbert
