@@ -19,9 +19,7 @@ SIZES = [
     (7, 192, 192), (13, 3072, 130), (37, 1000, 768), (97, 66, 16), (129, 3072, 192), (129, 768, 1000), (200, 513, 128),
 ]  # fmt: skip
 each_size = pytest.mark.parametrize("size", SIZES, ids=str)
-each_dtype = pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-# What the reference does not promise.
-each_compiled_dtype = pytest.mark.parametrize("dtype", [F32, BF16][: 1 + bool(packed_weight_layout(True))], ids=str)
+each_dtype = pytest.mark.parametrize("dtype", [F32, BF16][: 1 + bool(packed_weight_layout(True))], ids=str)
 FUNCTIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
 
@@ -84,6 +82,13 @@ def test_integers_are_exact(dtype):
         assert torch.equal(y, ((x @ weight.t() + bias).relu() + other).to(dtype))
 
 
+def test_the_reference_computes_bfloat16_in_float32():
+    x, weight = torch.randint(-8, 9, (7, 33)), torch.randint(-8, 9, (10, 33))
+    with hk.use_backend("reference"):
+        y = hk.packed_linear(x.bfloat16(), hk.pack_weight(weight.bfloat16()))
+    assert torch.equal(y, (x @ weight.t()).bfloat16())
+
+
 def test_the_layout_is_that_of_the_level():
     panel = {"scalar": 8, "avx2": 16, "avx512": 64, "avx512_bf16": 64}[hk.cpu_capability()]
     assert packed_weight_layout(bfloat16=False) == (panel, 1)
@@ -120,7 +125,7 @@ def test_nan_stays_in_its_row(dtype):
     assert torch.equal(y[kept], clean[kept])
 
 
-@each_compiled_dtype
+@each_dtype
 def test_strides_do_not_matter(dtype):
     x, weight = problem(13, 40, 30, dtype)
     packed, bias, other = hk.pack_weight(weight), torch.randn(60)[::2], torch.randn(30, 26).to(dtype).t()[::2]
@@ -128,7 +133,7 @@ def test_strides_do_not_matter(dtype):
     assert torch.equal(hk.packed_linear(x.t().contiguous().t(), packed, bias, other), expected)
 
 
-@each_compiled_dtype
+@each_dtype
 @pytest.mark.parametrize("width", [768, 3071])
 def test_same_bits_whatever_the_threads_the_neighbours_and_the_run(width, dtype):
     x, weight = problem(301, width, 200, dtype)
