@@ -49,31 +49,37 @@ class Measured:
     arguments: str
 
 
+_PADDED = "--suite varlen --shapes 16x128,8x512 --models"
+_MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 --models bert+optimize,bert+patch"
+
+
+def _training(size: str, shape: str, models: str, heap: str) -> str:
+    return f"--suite throughput --size {size} --shapes {shape} --models {models} --peers hf,hf-compile --heap {heap} --min-time 8"
+
+
+# bfloat16 has tables of its own: only processors that have its products can say something of it.
 MEASURED = {
     "kernels": Measured("kernels.md", "--suite kernels --dtype fp32"),
+    "kernels-bf16": Measured("kernels.md", "--suite kernels --dtype bf16"),
     **{
         f"latency-{dtype}": Measured(
             "inference.md", f"--suite latency --dtype {dtype} --shapes 1x16,1x128,8x128,1x512 --models {_ENGINES}"
         )
-        for dtype in ("fp32", "int8")
+        for dtype in ("fp32", "bf16", "int8")
     },
-    "varlen-fp32": Measured(
-        "inference.md", f"--suite varlen --dtype fp32 --shapes 16x128,8x512 --models {_ENGINES},bert+patch"
-    ),
-    "varlen-int8": Measured("inference.md", f"--suite varlen --dtype int8 --shapes 16x128,8x512 --models {_ENGINES}"),
-    "minilm": Measured(
-        "inference.md",
-        f"--suite varlen,latency --checkpoint {MINILM} --dtype fp32,int8 --shapes 16x128,64x128 --models "
-        "bert+optimize,bert+patch",
-    ),
+    "long": Measured("inference.md", f"--suite latency --dtype bf16,int8 --shapes 1x2048 --models {_ENGINES}"),
+    "varlen-fp32": Measured("inference.md", f"{_PADDED} {_ENGINES},bert+patch --dtype fp32"),
+    "varlen-bf16": Measured("inference.md", f"{_PADDED} {_ENGINES},bert+patch --dtype bf16"),
+    "varlen-int8": Measured("inference.md", f"{_PADDED} {_ENGINES} --dtype int8"),
+    "minilm": Measured("inference.md", f"{_MINILM} --dtype fp32,int8"),
+    "minilm-bf16": Measured("inference.md", f"{_MINILM} --dtype bf16"),
     **{
-        f"training-{size}-{heap}": Measured(
-            "results-pretraining.md",
-            f"--suite throughput --size {size} --shapes {shape} --dtype fp32 --models {models} --peers hf,hf-compile "
-            f"--heap {heap} --min-time 8",
+        f"training-{size}-{heap}{name}": Measured(
+            "results-pretraining.md", f"{_training(size, shape, models, heap)} --dtype {dtype}"
         )
         for size, shape, models in _TRAINED
         for heap in ("ours", "all")
+        for name, dtype in (("", "fp32"), ("-bf16", "bf16"))
     },
 }
 
