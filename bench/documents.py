@@ -54,7 +54,8 @@ _MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 
 
 
 def _training(size: str, shape: str, models: str, heap: str) -> str:
-    return f"--suite throughput --size {size} --shapes {shape} --models {models} --peers hf,hf-compile --heap {heap} --min-time 8"
+    peers = "--peers hf,hf-compile"
+    return f"--suite throughput --size {size} --shapes {shape} --models {models} {peers} --heap {heap} --min-time 8"
 
 
 # bfloat16 has tables of its own: only processors that have its products can say something of it.
