@@ -104,7 +104,7 @@ class Op:
     """One op: at which settings, against whom, at what cost, and how it is built (in the worker).
 
     `variants` are the forms of the op with the batch x tokens of each; `compile` is torch.compile of the baseline
-    `eager`; `memory` adds a case for the peak of the extra memory; `dtypes` are those that the op has.
+    `eager`; `memory` adds a case for the peak of the extra memory.
     """
 
     name: str
@@ -116,7 +116,6 @@ class Op:
     baselines: tuple[str, ...] = ("eager", "compile")
     cold: Callable[[Setting], bool] = cold_from_1024_tokens
     memory: bool = False
-    dtypes: tuple[str, ...] = tuple(ITEMSIZE)
 
 
 def load(name: str) -> Op:

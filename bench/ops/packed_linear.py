@@ -20,9 +20,11 @@ def _cost(setting: Setting) -> Cost:
     return Cost(rows + width * columns * setting.itemsize, results, Gemm(setting.tokens, width, columns))
 
 
-def _only_in_float32(function: Function) -> Function:
+def _only_in(dtype: torch.dtype, function: Function) -> Function:
+    """In others, which the gate computes the truth in, it is the plain linear layer: the weight is packed in one dtype."""
+
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return function(x, weight, bias) if x.dtype == torch.float32 else F.linear(x, weight, bias)
+        return function(x, weight, bias) if x.dtype == dtype else F.linear(x, weight, bias)
 
     return op
 
@@ -41,7 +43,7 @@ def _problem(setting: Setting) -> Problem:
     draw, (width, columns) = Draw(setting), _WIDTHS[setting.variant]
     rows, bias = draw.normal(setting.tokens, width), draw.normal(columns)
     weight = draw.normal(columns, width, scale=width**-0.5)
-    ours, onednn = map(_only_in_float32, (_ours(weight), _onednn(weight)))
+    ours, onednn = (_only_in(weight.dtype, function) for function in (_ours(weight), _onednn(weight)))
     return Problem((rows,), (weight, bias), {"hbert": ours}, {"eager": F.linear, "onednn": onednn})
 
 
@@ -52,5 +54,4 @@ OP = Op(
     variants=dict.fromkeys(_WIDTHS, _SHAPES),
     steps=("fwd",),
     baselines=("eager", "onednn"),
-    dtypes=("fp32",),
 )
