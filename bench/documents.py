@@ -122,8 +122,9 @@ def keep(name: str, path: Path) -> Path:
     Raises:
         HbertError: a file cannot be read, or is not one of bench/run.py.
     """
+    # torch has no name of its own for bfloat16, so that its rows may name a level below that of ours.
     levels = {row.cells.get("isa", "") for row in read_results(path).rows} - {""}
-    target = RESULTS / f"{name}-{'+'.join(sorted(levels))}.csv"
+    target = RESULTS / f"{name}-{max(levels, key=len, default='')}.csv"
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     record = {key: record[key] for key in _KEPT if key in record}
     record["about"]["command"] = _portable(record["about"]["command"])
