@@ -20,7 +20,7 @@ class KeyFree:
     head takes its slice of the result, so that h times the products are computed), and the transposed one.
 
     Args:
-        weight, as ``key``: of the key's projection, as the layer's input wants it.
+        key: weight and bias of the key's projection, as the layer's input wants them.
         packed_key: the same packed, as the layer's rows want it.
         scale: what makes rows of the layer's input.
     """
