@@ -121,7 +121,7 @@ def vectors_of_transformers(folder, texts):
 
 def test_serve_embeddings(load, bert_checkpoint):
     example = load("serve_embeddings")
-    with serving(example, example.Embedder(bert_checkpoint)) as url:
+    with serving(example, example.Embedder(bert_checkpoint, dtype="fp32")) as url:
         status, content = post(f"{url}/embed", {"texts": TEXTS})
         assert status == 200
         np.testing.assert_allclose(content["vectors"], vectors_of_transformers(bert_checkpoint, TEXTS), atol=1e-5)
@@ -129,9 +129,10 @@ def test_serve_embeddings(load, bert_checkpoint):
             assert json.load(response) == {"width": 32, "max_length": 24, "requests": 1, "rounds": 1}
 
 
-def test_serve_embeddings_in_int8(load, bert_checkpoint):
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_serve_embeddings_in_other_dtypes(load, bert_checkpoint, dtype):
     example = load("serve_embeddings")
-    with serving(example, example.Embedder(bert_checkpoint, dtype="int8")) as url:
+    with serving(example, example.Embedder(bert_checkpoint, dtype=dtype)) as url:
         vectors = np.array(post(f"{url}/embed", {"texts": TEXTS})[1]["vectors"])
     expected = vectors_of_transformers(bert_checkpoint, TEXTS)
     assert (vectors != expected).any() and ((vectors * expected).sum(1) > 0.99).all()
@@ -147,7 +148,7 @@ def test_check_optimized(run, bert_checkpoint, tmp_path):
 
 
 def test_serve_embeddings_computes_waiting_requests_together(load, bert_checkpoint):
-    embedder = load("serve_embeddings").Embedder(bert_checkpoint)
+    embedder = load("serve_embeddings").Embedder(bert_checkpoint, dtype="fp32")
     waiting = [embedder.submit([text]) for text in TEXTS]
     embedder.start()
     found = np.concatenate([future.result(60) for future in waiting])
