@@ -21,7 +21,7 @@ def _cost(setting: Setting) -> Cost:
 
 
 def _only_in(dtype: torch.dtype, function: Function) -> Function:
-    """In others, which the gate computes the truth in, it is the plain linear layer: the weight is packed in one dtype."""
+    """The weight is packed in one dtype: in others, in which the gate computes the truth, the plain linear layer."""
 
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | tuple[Tensor, ...]:
         return function(x, weight, bias) if x.dtype == dtype else F.linear(x, weight, bias)
