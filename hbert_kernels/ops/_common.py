@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -94,6 +95,17 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def to_panels(weight: Tensor, panel: int, group: int) -> Tensor:
+    """[N, K] -> [panels, steps, panel, group], filled up with zeros: ``weight[panel * p + c, group * s + k]``."""
+    padded = F.pad(weight, (0, -weight.shape[1] % group, 0, -weight.shape[0] % panel))
+    return padded.unflatten(0, (-1, panel)).unflatten(2, (-1, group)).transpose(1, 2).contiguous()
+
+
+def from_panels(data: Tensor, columns: int, width: int) -> Tensor:
+    """The inverse of :func:`to_panels`: [N, K]."""
+    return data.transpose(1, 2).flatten(0, 1).flatten(1)[:columns, :width]
 
 
 def segment_ids(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _check, _dispatch, _library
-from ._common import without_autocast, without_gradients
+from ._common import from_panels, to_panels, without_autocast, without_gradients
 from .int8_norm import Int8Rows, quantize_by
 
 _MAX_FEATURES = 1 << 17  # sums of more products of int8 numbers may leave 32 bits
@@ -53,15 +53,14 @@ def pack_int8_weight(weight: Tensor) -> PackedInt8Weight:
     if weight.dim() != 2 or 0 in weight.shape or weight.shape[1] > _MAX_FEATURES:
         found = tuple(weight.shape)
         raise ValueError(f"{op}: weight must be [N, K] with N > 0 and 0 < K <= {_MAX_FEATURES}, got shape {found}")
-    columns, width = weight.shape
+    width = weight.shape[1]
     panel, group, offset, bounded_pairs = _library.int8_weight_layout()
     values, scale = _quantized(weight.detach().float(), bounded_pairs)
     if not bool(scale.isfinite().all()):
         raise ValueError(f"{op}: weight holds NaN or infinity")
-    padded = F.pad(values, (0, -width % group, 0, -columns % panel))
-    data = padded.unflatten(0, (-1, panel)).unflatten(2, (-1, group)).transpose(1, 2).contiguous()
+    data = to_panels(values, panel, group)
     # Rows that are read with 128 added bring 128 times the sum of the weights with them.
-    start = padded.sum(1, dtype=torch.int32).view(-1, panel) * (-128 if offset else 0)
+    start = data.sum((1, 3), dtype=torch.int32) * (-128 if offset else 0)
     return PackedInt8Weight(data, start, scale, width)
 
 
@@ -155,8 +154,7 @@ def int8_linear_reference(
 
 def unpack_int8_weight(weight: PackedInt8Weight) -> Tensor:
     """The int8 numbers [N, K] of a packed weight."""
-    rows = weight.data.transpose(1, 2).flatten(0, 1).flatten(1)
-    return rows[: weight.scale.shape[0], : weight.in_features]
+    return from_panels(weight.data, weight.scale.shape[0], weight.in_features)
 
 
 def _fake(

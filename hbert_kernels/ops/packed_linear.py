@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _check, _dispatch, _library
-from ._common import cast, without_autocast, without_gradients
+from ._common import cast, from_panels, to_panels, without_autocast, without_gradients
 from .activation_layer_norm import CODES, activation_function
 
 
@@ -46,9 +46,7 @@ def pack_weight(weight: Tensor) -> PackedWeight:
         raise ValueError(f"{op}: weight must be [N, K] with N, K > 0, got shape {tuple(weight.shape)}")
     columns, width = weight.shape
     panel, group = _library.packed_weight_layout(weight.dtype == torch.bfloat16) or (8, 1)
-    padded = F.pad(weight.detach(), (0, -width % group, 0, -columns % panel))
-    data = padded.unflatten(0, (-1, panel)).unflatten(2, (-1, group)).transpose(1, 2).contiguous()
-    return PackedWeight(data, columns, width)
+    return PackedWeight(to_panels(weight.detach(), panel, group), columns, width)
 
 
 def packed_linear(
@@ -114,8 +112,7 @@ def packed_linear_reference(
 
 def unpack_weight(weight: PackedWeight) -> Tensor:
     """The numbers [N, K] of a packed weight."""
-    rows = weight.data.transpose(1, 2).flatten(0, 1).flatten(1)
-    return rows[: weight.out_features, : weight.in_features]
+    return from_panels(weight.data, weight.out_features, weight.in_features)
 
 
 def _cpp_refusal(x: Tensor | None = None, bias: Tensor | None = None, other: Tensor | None = None) -> str | None:

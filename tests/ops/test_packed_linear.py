@@ -134,7 +134,7 @@ def test_strides_do_not_matter(dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("width", [768, 3071])
+@pytest.mark.parametrize("width", [768, 3071, 3072])
 def test_same_bits_whatever_the_threads_the_neighbours_and_the_run(width, dtype):
     x, weight = problem(301, width, 200, dtype)
     packed, bias, other = hk.pack_weight(weight), torch.randn(200), torch.randn(301, 200).to(dtype)
