@@ -17,17 +17,22 @@ from bench.finetuning import plan, report, store, tasks
 def command(run: plan.Run, lr: float, models: Path, task: Path, out: Path) -> list[str]:
     """The `hbert finetune` command of a run."""
     splits = [word for name in ("train", "valid", "test") for word in (f"--{name}", str(task / f"{name}.tsv"))]
-    model = models / f"main-{run.model}-0"
-    options = ["--columns", "label", "text", "--batch-size", "64", "--epochs", str(plan.TASKS[run.task])]
-    chosen = ["--lr", f"{lr:g}", "--seeds", str(run.seed), "--dtype", "fp32", "--out", str(out), "--overwrite"]
+    model = models / plan.pretrained(run.model)
+    options = ["--columns", "label", "text", "--batch-size", "64", "--dtype", "fp32"]
+    options += ["--epochs", str(plan.TASKS[run.task]), "--patience", str(plan.PATIENCE)]
+    chosen = ["--lr", f"{lr:g}", "--seeds", str(run.seed), "--out", str(out), "--overwrite"]
     return [sys.executable, "-m", "hbert", "finetune", "--model", str(model), *splits, *options, *chosen]
 
 
 def execute(run: plan.Run, options: argparse.Namespace, console: Console) -> bool:
     """Does one run; returns whether its record could be kept."""
     lr = run.lr or store.learning_rate(run.task, run.model)
-    if lr is None or not (options.models / f"main-{run.model}-0" / "model.safetensors").is_file():
-        console.print(f"{run.name}: waits for {'its sweep' if lr is None else 'its model'}")
+    if lr is None:
+        console.print(f"{run.name}: waits for its sweep")
+        return False
+    if not (options.models / plan.pretrained(run.model) / "model.safetensors").is_file():
+        how = f"python -m bench.pretraining run --weights --only {plan.pretrained(run.model)}"
+        console.print(f"{run.name}: waits for its model: {how}")
         return False
     out = options.work / run.name
     words = command(run, lr, options.models, options.tasks / run.task, out)
@@ -47,7 +52,7 @@ def main() -> int:
     parser.add_argument(
         "--tasks", type=Path, default=Path("runs/tasks"), help="a folder of train, valid, test.tsv each"
     )
-    parser.add_argument("--models", type=Path, default=Path("runs/experiments"), help="where main-ARM-0 are")
+    parser.add_argument("--models", type=Path, default=Path("runs/experiments"), help="where main-ARM-SEED are")
     parser.add_argument("--work", type=Path, default=Path("runs/finetuning"), help="folder of the runs themselves")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'emotion-*'")
     options = parser.parse_args()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.pretraining.plan import FINE_TUNED as MODELS
+from bench.pretraining.plan import LAST_SEED
+
 # Task -> epochs: those of the paper, where intents of hwu64, which MASSIVE was drawn from, stand in for MASSIVE.
 TASKS = {"emotion": 10, "hwu64": 15, "r52": 10, "rotten": 10}
-# Arms of the pretraining experiments; the first one is what the others are compared with.
-MODELS = ("b", "c", "d", "g", "a")
 # The paper's 5e-5, and larger ones: these models are small and were trained for 20 minutes.
 LEARNING_RATES = (5e-5, 2e-4, 5e-4)
 SEEDS = (0, 1, 2)
+# Epochs without a better score on the validation split after which a run ends.
+PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Run:
     def name(self) -> str:
         """Its name, a folder's too."""
         return f"{self.task}-{self.model}-{self.seed if self.lr is None else f'{self.lr:g}'}"
+
+
+def pretrained(model: str) -> str:
+    """The pretraining run whose weights a model starts from."""
+    return f"main-{model}-{LAST_SEED}"
 
 
 def sweep(task: str, model: str) -> list[Run]:

@@ -37,8 +37,9 @@ def execute(run: plan.Run, work: Path, console: Console) -> bool:
     if subprocess.run(command(run, out), check=False).returncode != 0:
         console.print(f"{run.name}: stopped")
         return False
-    store.keep(run, out)
-    evaluation = store.last_evaluation(run)
+    if not store.is_done(run):
+        store.keep(run, out)
+    evaluation = store.last_evaluation(out)
     console.print(f"{run.name}: loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}")
     return True
 
@@ -49,6 +50,9 @@ def main() -> int:
     parser.add_argument("action", choices=("calibrate", "run", "status", "report"))
     parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'main-*'")
     parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of the runs themselves")
+    parser.add_argument(
+        "--weights", action="store_true", help="also runs that have a record, but no model under --work: train it again"
+    )
     options = parser.parse_args()
     console = Console(soft_wrap=True)
     if options.action == "calibrate":
@@ -67,7 +71,11 @@ def main() -> int:
             state = "done" if store.is_done(run) else "to do"
             console.print(f"{run.name:24} {state:6} {store.steps(run) or '-'} steps")
         return 0
-    outcomes = [execute(run, options.work, console) for run in wanted if not store.is_done(run)]
+    if options.weights:
+        missing = [run for run in wanted if not (options.work / run.name / "model.safetensors").is_file()]
+    else:
+        missing = [run for run in wanted if not store.is_done(run)]
+    outcomes = [execute(run, options.work, console) for run in missing]
     return 0 if all(outcomes) else 1
 
 

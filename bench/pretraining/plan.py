@@ -69,6 +69,9 @@ ARMS = {
     )
 }  # fmt: skip
 PAIRED = ("b", "g", "i")  # three seeds each
+# Fine-tuned by bench.finetuning, with their last seed; the others are compared with the first one.
+FINE_TUNED = ("b", "c", "d", "g", "a")
+LAST_SEED = 2
 LONG = ("b", "g")  # an hour each
 FIRST = ("g", "b", "i", "f", "b02", "a")  # what the headline needs
 
@@ -95,7 +98,8 @@ def runs() -> list[Run]:
     main = {arm.name: Run(f"main-{arm.name}-0", arm, "512", BUDGET_SECONDS, lr=arm.lr) for arm in ARMS.values()}
     order = dict.fromkeys((*FIRST, *ARMS))
     arms = [main[name] for name in order]
-    seeds = [Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed) for seed in (1, 2) for name in PAIRED]
+    again = [*((name, 1) for name in PAIRED), *((name, LAST_SEED) for name in dict.fromkeys((*PAIRED, *FINE_TUNED)))]
+    seeds = [Run(f"main-{name}-{seed}", ARMS[name], "512", BUDGET_SECONDS, seed, ARMS[name].lr) for name, seed in again]
     short = [Run(f"block128-{name}-0", ARMS[name], "128", BUDGET_SECONDS) for name in PAIRED]
     hour = [Run(f"hour-{name}-0", ARMS[name], "512", HOUR_SECONDS) for name in LONG]
     return [*arms, *seeds, *short, *hour]

@@ -15,7 +15,7 @@ from hbert.evaluate.run_folder import Run, read_runs
 # What is compared with each other -> the runs of the plan.
 CHAPTERS: dict[str, Callable[[plan.Run], bool]] = {
     "arms": lambda run: run.arm.group == "arms" and run.name.startswith("main-") and run.seed == 0,
-    "seeds": lambda run: run.name.startswith("main-") and run.arm.name in plan.PAIRED and run.seed > 0,
+    "seeds": lambda run: run.name.startswith("main-") and run.seed > 0,
     "blocks-of-128": lambda run: run.blocks == "128",
     "hour": lambda run: run.seconds == plan.HOUR_SECONDS,
     "start": lambda run: run.arm.group == "start",

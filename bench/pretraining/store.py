@@ -49,9 +49,9 @@ def trained_with(run: Run) -> dict[str, Any]:
     return json.loads((folder(run) / "run.json").read_text())["settings"]
 
 
-def last_evaluation(run: Run) -> dict[str, Any]:
-    """The last held-out evaluation of a finished run."""
-    lines = map(json.loads, (folder(run) / "metrics.jsonl").read_text().splitlines())
+def last_evaluation(place: Path) -> dict[str, Any]:
+    """The last held-out evaluation of a finished run, from its record or its own folder."""
+    lines = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
     return [entry for entry in lines if entry["kind"] == "eval"][-1]
 
 
@@ -68,7 +68,7 @@ def sweep(arm: Arm) -> list[Run]:
 
 
 def _best(runs: list[Run]) -> float:
-    lr = min(runs, key=lambda one: last_evaluation(one)["loss"]).lr
+    lr = min(runs, key=lambda one: last_evaluation(folder(one))["loss"]).lr
     assert lr is not None
     return lr
 

@@ -46,7 +46,7 @@ def paired(runs: Sequence[plan.Run]) -> str:
 
     The standard error is that of the mean difference; a win is a difference above two of them.
     """
-    accuracy = {(run.arm.name, run.seed): store.last_evaluation(run)["accuracy"] for run in runs}
+    accuracy = {(run.arm.name, run.seed): store.last_evaluation(store.folder(run))["accuracy"] for run in runs}
     rows = []
     for one, other in combinations(dict.fromkeys(run.arm.name for run in runs), 2):
         seeds = [seed for name, seed in accuracy if name == one and (other, seed) in accuracy]
@@ -65,7 +65,7 @@ def sweeps() -> str:
     rates = sorted({run.lr for runs in tried.values() for run in runs if run.lr is not None})
     lines = []
     for arm, runs in tried.items():
-        found = {run.lr: store.last_evaluation(run) for run in runs}
+        found = {run.lr: store.last_evaluation(store.folder(run)) for run in runs}
         best = min(found, key=lambda lr: found[lr]["loss"], default=None)
         cells = {lr: f"{last['loss']:.3f} / {last['accuracy']:.4f}" for lr, last in found.items()}
         shown = [f"**{cells[lr]}**" if lr == best else cells.get(lr, "") for lr in rates]

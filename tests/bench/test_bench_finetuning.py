@@ -85,8 +85,9 @@ def test_commands_are_understood(tmp_path):
         plan.Run("emotion", "g", 1), 2e-4, tmp_path / "models", tmp_path / "emotion", tmp_path / "out"
     )
     args = parser.parse_args(words[3:])
-    assert (args.lr, args.seeds, args.epochs, args.columns) == ([2e-4], [1], 10, ["label", "text"])
-    assert args.model == str(tmp_path / "models" / "main-g-0")
+    assert (args.lr, args.seeds, args.epochs, args.patience) == ([2e-4], [1], 10, 3)
+    assert args.columns == ["label", "text"]
+    assert args.model == str(tmp_path / "models" / "main-g-2")
     assert args.test == str(tmp_path / "emotion" / "test.tsv")
 
 

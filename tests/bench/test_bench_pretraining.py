@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +102,27 @@ def test_a_record_names_no_place_of_this_machine(results, tmp_path):
     assert store.is_done(run)
     assert json.loads((store.folder(run) / "run.json").read_text())["token_cache"] == "abc"
     assert sorted(file.name for file in store.folder(run).iterdir()) == ["metrics.jsonl", "run.json"]
+
+
+def test_weights_are_trained_again_and_the_record_stays(results, tmp_path, monkeypatch):
+    run, work, trained = main_run("g"), tmp_path / "work", []
+    for lr in plan.LEARNING_RATES:
+        finish(plan.sweep_run(run.arm, lr), 2.0 if lr == 1e-3 else 3.0)
+    finish(run, 4.0)
+
+    def train(words, check):
+        out = Path(words[words.index("--out") + 1])
+        out.mkdir(parents=True)
+        (out / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "loss": 3.0, "accuracy": 0.5}))
+        (out / "model.safetensors").touch()
+        trained.append(out)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(queue.subprocess, "run", train)
+    for flags, expected in (([], []), (["--weights"], [work / run.name]), (["--weights"], [work / run.name])):
+        monkeypatch.setattr(sys, "argv", ["bench.pretraining", "run", "--only", run.name, "--work", str(work), *flags])
+        assert queue.main() == 0 and trained == expected
+    assert store.last_evaluation(store.folder(run))["loss"] == 4.0
 
 
 def test_paired_differences(results):
