@@ -35,6 +35,11 @@ def define(schema: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"hbert_kernels::{schema.split('(')[0]}", fake, lib=_library)
 
 
+def define_untraced(schema: str) -> None:
+    """Define an op of the library that graphs do not hold and GPUs do not run."""
+    _library.define(schema)
+
+
 def implement(name: str, function: Callable[..., Any], key: str) -> None:
     """Make ``function`` the implementation of an op of the library for a dispatch key ("CPU", "CUDA")."""
     _library.impl(name, function, key)
@@ -100,13 +105,19 @@ def cuda_architectures() -> list[str]:
 
 
 @functools.cache
+def compiled_function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function of the compiled CPU library that is no op, by its name and the ctypes of its signature."""
+    function = ctypes.CDLL(str(_BINARY))[name]
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+@functools.cache
 def cpu_capability() -> str:
     """The instruction set level that the compiled CPU kernels use here, or "none" without compiled kernels."""
     if load_failure() is not None:
         return "none"
-    name = ctypes.CDLL(str(_BINARY)).hbert_cpu_capability
-    name.restype = ctypes.c_char_p
-    return name().decode()
+    return compiled_function("hbert_cpu_capability", ctypes.c_char_p)().decode()
 
 
 class PackedWeightLayout(NamedTuple):
@@ -121,8 +132,7 @@ def packed_weight_layout(bfloat16: bool) -> PackedWeightLayout | None:
     """The layout of this process's instruction set level; None: no kernel for this dtype, so that any would do."""
     if load_failure() is not None:
         return None
-    field = ctypes.CDLL(str(_BINARY)).hbert_packed_weight_layout
-    field.argtypes, field.restype = [ctypes.c_bool, ctypes.c_int32], ctypes.c_int64
+    field = compiled_function("hbert_packed_weight_layout", ctypes.c_int64, ctypes.c_bool, ctypes.c_int32)
     layout = PackedWeightLayout(field(bfloat16, 0), field(bfloat16, 1))
     return layout if layout.panel else None
 
@@ -141,6 +151,5 @@ def int8_weight_layout() -> Int8WeightLayout:
     """The layout of this process's instruction set level; any would do without compiled kernels."""
     if load_failure() is not None:
         return Int8WeightLayout(8, 1, False, False)
-    field = ctypes.CDLL(str(_BINARY)).hbert_int8_weight_layout
-    field.argtypes, field.restype = [ctypes.c_int32], ctypes.c_int64
+    field = compiled_function("hbert_int8_weight_layout", ctypes.c_int64, ctypes.c_int32)
     return Int8WeightLayout(field(0), field(1), bool(field(2)), bool(field(3)))

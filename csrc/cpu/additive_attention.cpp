@@ -205,15 +205,16 @@ Tensor gradient_of(const Tensor& x, const std::optional<Tensor>& parameter, cons
   return cast(torch::stable::view(total, parameter->sizes()), parameter->scalar_type());
 }
 
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
 
 // out, and what the backward needs: g [B, H], the softmax of the query pooling, the scorers of the second pooling, its
 // result and its softmax, key (in the direct form it is that result), mean and rstd of the norm [T].
-ForwardResult additive_attention(const Tensor& query, const Tensor& x, const Tensor& query_att, const Tensor& key_att,
-                                 const Tensor& cu_seqlens, int64_t heads, const std::optional<Tensor>& key_weight,
-                                 const std::optional<Tensor>& key_bias, bool key_free,
-                                 const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
-                                 bool sub_norm, double eps) {
+AdditiveAttentionResult additive_attention(const Tensor& query, const Tensor& x, const Tensor& query_att,
+                                           const Tensor& key_att, const Tensor& cu_seqlens, int64_t heads,
+                                           const std::optional<Tensor>& key_weight,
+                                           const std::optional<Tensor>& key_bias, bool key_free,
+                                           const std::optional<Tensor>& norm_weight,
+                                           const std::optional<Tensor>& norm_bias, bool sub_norm, double eps) {
   const char* op = "additive_attention";
   const Core c = describe(query, x, key_att, cu_seqlens, heads, key_weight, key_free, op);
   const auto [g, query_softmax] = additive_pool(query, query_att, cu_seqlens, heads, false, c.scale);
@@ -235,6 +236,8 @@ ForwardResult additive_attention(const Tensor& query, const Tensor& x, const Ten
   const auto [out, mean, rstd] = gated_layer_norm(query, gate, cu_seqlens, norm_weight, norm_bias, eps);
   return {out, g, query_softmax, scorers, pooled, softmax, key, mean, rstd};
 }
+
+namespace {
 
 struct KeyGradients {
   Tensor dx, dscorers, dweight, dbias;  // dscorers: of the gated scorers

@@ -83,6 +83,8 @@ struct Plan {
   }
 };
 
+}  // namespace
+
 // max_seqlen is what GPUs size their grids by; here the sequences themselves are at hand.
 std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const Tensor& cu_seqlens, int64_t /*max_seqlen*/,
                                      int64_t num_heads) {
@@ -103,6 +105,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const Tensor& cu_seqlens
   zero_dead_rows(out, problem.sequences.num_rows);
   return {out, log_sum_exp};
 }
+
+namespace {
 
 void check_like_out(const Tensor& t, const Tensor& qkv, const Problem& problem, const char* name) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == problem.num_tokens && t.size(1) == problem.width() &&

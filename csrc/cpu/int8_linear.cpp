@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "linear_plan.h"
-#include "norm_common.h"
+#include "ops.h"
 
 namespace hbert {
 namespace {
@@ -56,6 +56,8 @@ void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
   });
 }
 
+}  // namespace
+
 Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_start,
                    const Tensor& weight_scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& other,
                    ScalarType out_dtype) {
@@ -96,8 +98,6 @@ Tensor int8_linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight,
   run(k, args, rows.count);
   return out;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("int8_linear", TORCH_BOX(&int8_linear)); }
 

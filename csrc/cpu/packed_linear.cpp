@@ -2,7 +2,7 @@
 #include "packed_linear.h"
 
 #include "linear_plan.h"
-#include "norm_common.h"
+#include "ops.h"
 
 namespace hbert {
 namespace {
@@ -48,6 +48,8 @@ void run(const PackedLinearKernels& k, const PackedLinear& args, int64_t rows) {
   });
 }
 
+}  // namespace
+
 Tensor packed_linear(const Tensor& x, const Tensor& weight, int64_t columns, const std::optional<Tensor>& bias,
                      const std::optional<Tensor>& other, std::optional<int64_t> activation) {
   const char* op = "packed_linear";
@@ -82,8 +84,6 @@ Tensor packed_linear(const Tensor& x, const Tensor& weight, int64_t columns, con
   run(k, args, rows.count);
   return out;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("packed_linear", TORCH_BOX(&packed_linear)); }
 

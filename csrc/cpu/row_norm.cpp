@@ -2,7 +2,7 @@
 // as output. Checks, allocation, loops.
 #include <tuple>
 
-#include "norm_common.h"
+#include "ops.h"
 
 namespace hbert {
 namespace {
@@ -73,22 +73,6 @@ std::tuple<Tensor, Tensor, Tensor> int8_rows(RowNormForward args, const Tensor& 
   return {out.values, out.scale, out.y};
 }
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
-                                              const std::optional<Tensor>& bias, double eps) {
-  RowNormForward args{};
-  args.source = RowSource::kPlain;
-  args.eps = eps;
-  return norm_of_rows(args, x, weight, bias, std::nullopt, "layer_norm");
-}
-
-std::tuple<Tensor, Tensor, Tensor> layer_norm_int8(const Tensor& x, const std::optional<Tensor>& weight,
-                                                   const std::optional<Tensor>& bias, double eps, bool keep) {
-  RowNormForward args{};
-  args.source = RowSource::kPlain;
-  args.eps = eps;
-  return int8_rows(args, x, weight, bias, std::nullopt, keep, "layer_norm_int8");
-}
-
 // The inputs of a residual sum, dense as long as this lives, and the sum.
 struct ResidualSum {
   Rows rows;
@@ -110,6 +94,24 @@ struct ResidualSum {
     args.total = total.mutable_data_ptr();
   }
 };
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                                              const std::optional<Tensor>& bias, double eps) {
+  RowNormForward args{};
+  args.source = RowSource::kPlain;
+  args.eps = eps;
+  return norm_of_rows(args, x, weight, bias, std::nullopt, "layer_norm");
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_int8(const Tensor& x, const std::optional<Tensor>& weight,
+                                                   const std::optional<Tensor>& bias, double eps, bool keep) {
+  RowNormForward args{};
+  args.source = RowSource::kPlain;
+  args.eps = eps;
+  return int8_rows(args, x, weight, bias, std::nullopt, keep, "layer_norm_int8");
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual,
                                                           const std::optional<Tensor>& weight,
@@ -169,6 +171,8 @@ std::tuple<Tensor, Tensor> quantize_rows(const Tensor& x, std::optional<int64_t>
   const auto [values, scale, _] = int8_rows(args, x, std::nullopt, std::nullopt, std::nullopt, false, op);
   return {values, scale};
 }
+
+namespace {
 
 // The inputs of a backward call, dense as long as this lives.
 struct BackwardInputs {

@@ -147,6 +147,8 @@ void run_conv_forward(ConvNormForward args, const Tensor& x, Rows rows, const Se
                  [&](const Chunk& chunk, char* scratch) { k.forward(args, chunk.rows, scratch); });
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> conv_layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                                    const std::optional<Tensor>& bias, const Tensor& conv_weight,
                                                    const Tensor& cu_seqlens, double eps) {
@@ -181,6 +183,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_layer_norm_int8(const Tensor& x, const s
   if (keep) zero_dead_rows(out.y, sequences.num_rows);
   return {out.values, out.scale, out.y};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_layer_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& rstd, const std::optional<Tensor>& weight,

@@ -21,7 +21,7 @@ from hbert_kernels.nn import ConvLayerNorm
 
 from .embedding import Int8Embedding
 from .kernels import Kernels
-from .linear import Int8Linear, own_product_is_faster, pack, row_count
+from .linear import Int8Linear, own_product_is_faster, pack
 from .smoothing import smoothing_scale
 
 # By arithmetic: KernelLinear or TorchLinear, or Int8Linear, and what that reads, a tensor or Int8Rows.
@@ -71,9 +71,11 @@ def _has_conv(norm: Any) -> bool:
 class Floating:
     """float32 or bfloat16: linear layers read activations as they are."""
 
-    def __init__(self, kernels: type[Kernels], dtype: torch.dtype):
+    def __init__(self, kernels: Kernels, dtype: torch.dtype):
         self.kernels, self.dtype = kernels, dtype
         self.packs_key_free = dtype == torch.bfloat16
+        # Whether linear layers are kernels of our library, as all that a program calls.
+        self.is_recordable = own_product_is_faster(dtype)
 
     def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
         """A norm of the residual stream, and the linear layers that read it; ``name`` is that of the first of these."""
@@ -93,10 +95,6 @@ class Floating:
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         """A linear layer, as the next two take it."""
         return pack(weight, bias, self.dtype)
-
-    def row_count(self, rows: int) -> int:
-        """Rows to compute with, those behind the last token being dead."""
-        return rows if own_product_is_faster(self.dtype) else row_count(rows)
 
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:
         """``x W^T + b [+ other]``."""
@@ -146,9 +144,9 @@ class Int8:
 
     # Of activations between linear layers, and of what is around the encoder.
     dtype = torch.float32
-    packs_key_free = True
+    packs_key_free = is_recordable = True
 
-    def __init__(self, kernels: type[Kernels], magnitudes: Mapping[str, Tensor]):
+    def __init__(self, kernels: Kernels, magnitudes: Mapping[str, Tensor]):
         self.kernels, self.magnitudes = kernels, magnitudes
         # Queries, keys, values and what is between the feed-forward's layers are rounded to int8 or go into a softmax
         # next: half the bytes, and attention in bfloat16, where the processor has products of such numbers.
@@ -168,9 +166,6 @@ class Int8:
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Packed:
         return Int8Linear(weight, bias)
-
-    def row_count(self, rows: int) -> int:
-        return rows
 
     def linear(self, layer: Packed, rows: Rows, other: Tensor | None = None) -> Tensor:
         return self.kernels.int8_linear(rows, layer.weight, layer.bias, other, torch.float32)

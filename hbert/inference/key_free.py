@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hbert.layout import PackedLayout
@@ -38,21 +37,17 @@ class KeyFree:
     def __call__(self, query: Tensor, x: Tensor, ops: Arithmetic, layout: PackedLayout) -> Tensor:
         if not self.packs:
             return ops.kernels.additive_attention(query, x, self.core, self.key, layout)
-        heads = self.core.num_heads
-        g = ops.kernels.additive_pool(query, self.core.query_att, layout, heads, full=False)
-        scorers = self._product(self.scorers, g[:, None] * self.key_att, None, ops)
-        pooled = ops.kernels.additive_pool(x, scorers.float(), layout, heads, full=True)
-        slices = self._product(self.packed_key, pooled, self.scale, ops).unflatten(2, (heads, -1))
-        key = slices.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1)
-        return ops.kernels.gate(query, g * key, self.core, layout)
+        kernels = ops.kernels
+        g = kernels.additive_pool(query, self.core.query_att, self.core, layout, full=False)
+        scorers = self._product(self.scorers, kernels.gated_scorers(g, self.key_att), None, ops)
+        pooled = kernels.additive_pool(x, scorers, self.core, layout, full=True)
+        key = kernels.own_slices(self._product(self.packed_key, pooled, self.scale, ops))
+        return kernels.gate(query, g * key, self.core, layout)
 
     def _product(self, layer: Packed, x: Tensor, scale: Tensor | None, ops: Arithmetic) -> Tensor:
-        """[B, h, H] through a linear layer."""
-        rows = x.flatten(0, 1).to(ops.dtype)
-        count = rows.shape[0]
-        if (padded := ops.row_count(count)) > count:
-            rows = F.pad(rows, (0, 0, 0, padded - count))
-        return ops.linear(layer, ops.rows(rows, scale))[:count].view(x.shape)
+        """[B, h, H] through a linear layer, float32."""
+        rows = ops.rows(ops.kernels.rows_of_heads(x, ops.dtype), scale)
+        return ops.kernels.heads_of_rows(ops.linear(layer, rows), self.core.num_heads)
 
 
 def _whole_rows(scorer: Tensor, hidden: int) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from hbert.layers import (
@@ -24,7 +23,6 @@ from hbert.layers import (
 )
 from hbert.layout import PackedLayout
 from hbert_kernels.nn import SubLNFeedForward
-from hbert_kernels.ops.additive_attention import prefers_key_free
 
 from .arithmetic import Affine, Arithmetic, Norm, Rows, affine, fold, own, whole
 from .kernels import AdditiveCore
@@ -32,10 +30,15 @@ from .key_free import KeyFree
 
 
 class Batch(NamedTuple):
-    """What all layers of a forward pass are called with."""
+    """What all layers of a forward pass are called with.
+
+    Attributes:
+        key_free: whether additive attention reads the layer's input as it is, beside the rows of it.
+    """
 
     ops: Arithmetic
     layout: PackedLayout
+    key_free: bool
 
 
 def build(layer: nn.Module, name: str, activation: str, ops: Arithmetic) -> PreNorm | PostNorm:
@@ -109,20 +112,16 @@ class _AdditiveAttention:
     ):
         query_att, key_att = (own(scorer.weight) for scorer in (module.query_att, module.key_att))
         eps = 1e-12 if module.norm is None else module.norm.eps
-        self.core = AdditiveCore(query_att, key_att, module.num_heads, module.norm is not None, eps)
-        self.scorer = "dense" if isinstance(module.query_att, nn.Linear) else "per_head"
+        heads, width = module.num_heads, module.query.out_features
+        self.core = AdditiveCore(query_att, key_att, heads, width // heads, module.norm is not None, eps)
         self.query, self.key = ops.pack(*query), ops.pack(*key)
         self.key_free = KeyFree(self.core, core_key, self.key, scale, ops)
         self.transform = _packed(ops, module.norm, module.transform)
 
-    def is_key_free(self, layout: PackedLayout) -> bool:
-        """Whether a call reads the layer's input as it is, beside the rows of it."""
-        return prefers_key_free(layout.positions.shape[0], layout.cu_seqlens.shape[0] - 1, self.scorer)
-
     def __call__(self, rows: Rows, x: Tensor, batch: Batch) -> Tensor:
-        ops, layout = batch
+        ops, layout, key_free = batch
         query = ops.linear(self.query, rows)
-        if self.is_key_free(layout):
+        if key_free:
             mixed = self.key_free(query, x, ops, layout)
         else:
             # Projected here, from packed weights: the core takes the key.
@@ -169,7 +168,7 @@ class PreNorm:
         self.ffn = _FeedForward(layer.ffn, fc1, activation, ops)
 
     def __call__(self, carry: Carry, batch: Batch) -> Carry:
-        ops, layout = batch
+        ops = batch.ops
         rows, x, stream = self._attention_input(carry, batch)
         if self.additive is not None:
             carry = self.additive(rows, x, batch), stream
@@ -181,8 +180,8 @@ class PreNorm:
 
     def _attention_input(self, carry: Carry, batch: Batch) -> tuple[Rows, Tensor, Tensor]:
         """The normalized stream as rows and, where that is read too, as it is; and the stream."""
-        ops, layout = batch
-        keep = self.additive is not None and self.additive.is_key_free(layout)
+        ops, layout, key_free = batch
+        keep = self.additive is not None and key_free
         if self.branch is not None:
             stream, norm = stream_of(carry), self.branch
             x = ops.kernels.conv_layer_norm(stream, norm.weight, norm.bias, norm.taps, layout.cu_seqlens, norm.eps)
@@ -221,7 +220,7 @@ class PostNorm:
             return self.merge(x, self.attention(rows, batch, None), batch.ops)
         assert self.additive is not None
         branch = self.additive(rows, x, batch)
-        return branch.add_(x) if self.merge is None else self.merge(x, branch, batch.ops)
+        return branch + x if self.merge is None else self.merge(x, branch, batch.ops)
 
 
 class _Merge:
@@ -229,5 +228,5 @@ class _Merge:
         self.norm, self.out = Norm(None, None, module.norm.eps), _packed(ops, module.norm, module.out)
 
     def __call__(self, x: Tensor, branch: Tensor, ops: Arithmetic) -> Tensor:
-        rows, _ = ops.norm(torch.cat([x, branch], dim=-1), self.norm, keep=False)
+        rows, _ = ops.norm(ops.kernels.concatenate(x, branch), self.norm, keep=False)
         return ops.linear(self.out, rows, x)

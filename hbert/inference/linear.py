@@ -29,10 +29,10 @@ class KernelLinear:
         self.weight = pack_weight(weight.detach().to(dtype))
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
 
-    def __call__(self, kernels: type[Kernels], x: Tensor, other: Tensor | None = None) -> Tensor:
+    def __call__(self, kernels: Kernels, x: Tensor, other: Tensor | None = None) -> Tensor:
         return kernels.packed_linear(x, self.weight, self.bias, other)
 
-    def activated(self, kernels: type[Kernels], x: Tensor, activation: str) -> Tensor:
+    def activated(self, kernels: Kernels, x: Tensor, activation: str) -> Tensor:
         return kernels.packed_linear(x, self.weight, self.bias, None, activation)
 
 
@@ -54,15 +54,18 @@ class TorchLinear:
         self.weight = _OPS._reorder_linear_weight(plain, None) if self.is_packed else plain
         self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
 
-    def __call__(self, kernels: type[Kernels], x: Tensor, other: Tensor | None = None) -> Tensor:
+    def __call__(self, kernels: Kernels, x: Tensor, other: Tensor | None = None) -> Tensor:
         if not self.is_packed:
             y = F.linear(x, self.weight, self.bias)
             return y if other is None else y.add_(other)
         if other is not None:
             return _OPS._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
-        return _OPS._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
+        rows = x.shape[0]
+        if (dead := row_count(rows) - rows) > 0:
+            x = F.pad(x, (0, 0, 0, dead))
+        return _OPS._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")[:rows]
 
-    def activated(self, kernels: type[Kernels], x: Tensor, activation: str) -> Tensor:
+    def activated(self, kernels: Kernels, x: Tensor, activation: str) -> Tensor:
         # GELU inside of oneDNN's product takes longer than torch's behind it (docs/inference.md).
         return ACTIVATIONS[activation](self(kernels, x))
 

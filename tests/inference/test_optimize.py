@@ -210,7 +210,7 @@ def test_linear_layers_are_packed_and_add(dtype, rows):
     kept = other.clone()
     for linear in linears:
         compiled = type(linear) is TorchLinear or packed_weight_layout(dtype == torch.bfloat16)
-        for kernels in (Kernels, CompiledKernels) if compiled else (Kernels,):
+        for kernels in (Kernels(), CompiledKernels()) if compiled else (Kernels(),):
             torch.testing.assert_close(linear(kernels, x).double(), exact, **tolerance)
             torch.testing.assert_close(linear(kernels, x, other).double(), exact + other.double(), **tolerance)
             gelu = torch.nn.functional.gelu(exact)

@@ -1,0 +1,94 @@
+"""Programs: what is recorded of an encoder gives the same bits as its ops called one by one."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from model_helpers import all_variants, batch, small_model, variant_name
+
+from hbert import optimize
+from hbert_kernels import add_layer_norm, cpu_capability
+from hbert_kernels._program import Program, Recorder, _index
+
+pytestmark = pytest.mark.skipif(cpu_capability() in ("none", "scalar"), reason="nothing is recorded there")
+# Where bfloat16 runs products of oneDNN, the ops are called one by one.
+DTYPES = ["fp32", "int8", *(["bf16"] if cpu_capability() == "avx512_bf16" else [])]
+WIDTH = 24
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(5, WIDTH)
+
+
+@pytest.fixture
+def bounds():
+    return torch.tensor([0, 2, 5], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fields", all_variants(), ids=variant_name)
+def test_a_program_gives_the_bits_of_its_ops_for_every_batch(fields, dtype):
+    fast = optimize(small_model(dtype=torch.float32, **fields), dtype)
+    # A recording for short sequences and one for long ones: each runs on a batch that it was not made of, too.
+    batches = [batch(), batch(rows=2, length=45), batch(rows=5, length=7, seed=1), batch(rows=1, length=48, seed=2)]
+    found = [fast(*inputs, output_hidden_states=True).hidden_states for inputs in batches]
+    assert fast._programs
+    fast._is_recordable = False
+    for inputs, states in zip(batches, found, strict=True):
+        expected = fast(*inputs, output_hidden_states=True).hidden_states
+        assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True))
+
+
+def recorded(bounds: torch.Tensor, weight: torch.Tensor) -> Program:
+    recorder = Recorder(bounds)
+    normalized, total, *_ = recorder.op("add_layer_norm", recorder.x, recorder.x, weight, None, 1e-5)
+    return recorder.program([normalized * total, total])
+
+
+def test_a_program_keeps_its_constants_and_frees_them(rows, bounds):
+    weight = torch.randn(WIDTH)
+    expected = add_layer_norm(rows, rows, weight, None, 1e-5)
+    program = recorded(bounds, weight.clone())
+    gc.collect()
+    product, total = program(rows, bounds)
+    assert torch.equal(product, expected[0] * expected[1]) and torch.equal(total, expected[1])
+    number = program._number
+    del program
+    gc.collect()
+    with pytest.raises(RuntimeError, match=f"there is no program {number}"):
+        torch.ops.hbert_kernels.run_program(number, rows, bounds)
+
+
+def test_an_error_of_an_op_reaches_the_caller(bounds):
+    with pytest.raises(RuntimeError, match=r"add_layer_norm: a parameter must have \d+ values"):
+        recorded(bounds, torch.randn(WIDTH))(torch.randn(5, WIDTH + 1), bounds)
+
+
+def test_what_cannot_be_recorded(bounds):
+    recorder = Recorder(bounds)
+    with pytest.raises(KeyError, match="no step softmax"):
+        recorder.step("softmax", recorder.x)
+
+
+ADD = None
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ([10_000], "there is no step 10000"),
+        ([-1], "there is no step -1"),
+        ([ADD, 0], "the code ends within a step"),
+        ([ADD, 0, 2], "register 2 is read before it is written"),
+        ([ADD, 0, ~3], "there is no constant 3"),
+        ([ADD, 0, 0, 9, 0], "there is no register 9"),
+    ],
+)
+def test_damaged_code_is_an_error(code, message, rows, bounds):
+    code = [_index("add") if number is ADD else number for number in code]
+    number = torch.ops.hbert_kernels.load_program([rows], code, 3, [0])
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.hbert_kernels.run_program(number, rows, bounds)
