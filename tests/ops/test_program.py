@@ -1,4 +1,4 @@
-"""Programs: what is recorded of an encoder gives the same bits as its ops called one by one."""
+"""Programs: recorded ops give what they give when called, and bad code is an error."""
 
 from __future__ import annotations
 
@@ -6,19 +6,11 @@ import gc
 
 import pytest
 import torch
-from model_helpers import all_variants, batch, small_model, variant_name
 
-from hbert import optimize
-from hbert.inference.linear import own_product_is_faster
 from hbert_kernels import add_layer_norm, cpu_capability
 from hbert_kernels._program import Program, Recorder, _index
 
 pytestmark = pytest.mark.skipif(cpu_capability() == "none", reason="programs are run by the compiled library")
-# In the other dtypes products are oneDNN's, and ops are called one by one.
-DTYPES = [
-    "int8",
-    *(name for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)) if own_product_is_faster(dtype)),
-]
 WIDTH = 24
 
 
@@ -30,20 +22,6 @@ def rows():
 @pytest.fixture
 def bounds():
     return torch.tensor([0, 2, 5], dtype=torch.int32)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fields", all_variants(), ids=variant_name)
-def test_a_program_gives_the_bits_of_its_ops_for_every_batch(fields, dtype):
-    fast = optimize(small_model(dtype=torch.float32, **fields), dtype)
-    # A recording for short sequences and one for long ones: each runs on a batch that it was not made of, too.
-    batches = [batch(), batch(rows=2, length=45), batch(rows=5, length=7, seed=1), batch(rows=1, length=48, seed=2)]
-    found = [fast(*inputs, output_hidden_states=True).hidden_states for inputs in batches]
-    assert fast._programs
-    fast._is_recordable = False
-    for inputs, states in zip(batches, found, strict=True):
-        expected = fast(*inputs, output_hidden_states=True).hidden_states
-        assert all(torch.equal(a, b) for a, b in zip(states, expected, strict=True))
 
 
 def recorded(bounds: torch.Tensor, weight: torch.Tensor) -> Program:
