@@ -127,7 +127,7 @@ def test_the_page_of_the_experiments_shows_every_finished_run():
     blocks = {"pretraining-sweeps": tables.sweeps(), "pretraining-steps-arms": tables.step_times("arms")}
     assert documents.fill(text, blocks) == text
     for done in filter(store.is_done, plan.runs()):
-        last = store.last_evaluation(done)
+        last = store.last_evaluation(store.folder(done))
         assert any(
             f"{done.arm.name}: {done.arm.what} | {done.seed} |" in line
             and f"{last['accuracy']:.4f} | {last['loss']:.3f}" in line
