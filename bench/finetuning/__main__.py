@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -45,6 +47,22 @@ def execute(run: plan.Run, options: argparse.Namespace, console: Console) -> boo
     return True
 
 
+def run_all(there: Sequence[str], options: argparse.Namespace, console: Console) -> bool:
+    """Every run of these tasks that is wanted and not done, the sweeps first; returns whether all could be done."""
+
+    def missing(runs: Sequence[plan.Run]) -> list[plan.Run]:
+        return [run for run in runs if fnmatch.fnmatch(run.name, options.only) and not store.is_done(run)]
+
+    complete = True
+    for task, model in itertools.product(there, plan.MODELS):
+        # A sweep grows while its best rate is at an edge.
+        while waiting := missing(store.sweep(task, model)):
+            if not execute(waiting[0], options, console):
+                complete = False
+                break
+    return all([execute(run, options, console) for run in missing(plan.runs(tuple(there)))]) and complete
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.finetuning", description=__doc__)
@@ -68,13 +86,13 @@ def main() -> int:
         console.print(f"written to {report.write_page(store.RESULTS / 'report')}")
         return 0
     there = tuple(task for task in plan.TASKS if (options.tasks / task).is_dir())
-    wanted = [run for run in plan.runs(there) if fnmatch.fnmatch(run.name, options.only)]
     if options.action == "status":
-        for run in wanted:
-            console.print(f"{run.name:24} {'done' if store.is_done(run) else 'to do'}")
+        sweeps = (run for task in there for model in plan.MODELS for run in store.sweep(task, model))
+        for run in (*sweeps, *plan.runs(there)):
+            if fnmatch.fnmatch(run.name, options.only):
+                console.print(f"{run.name:24} {'done' if store.is_done(run) else 'to do'}")
         return 0
-    outcomes = [execute(run, options, console) for run in wanted if not store.is_done(run)]
-    return 0 if all(outcomes) else 1
+    return 0 if run_all(there, options, console) else 1
 
 
 if __name__ == "__main__":

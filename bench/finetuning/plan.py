@@ -36,13 +36,11 @@ def pretrained(model: str) -> str:
     return f"main-{model}-{LAST_SEED}"
 
 
-def sweep(task: str, model: str) -> list[Run]:
-    """The runs of the first seed, one for each learning rate."""
-    return [Run(task, model, SEEDS[0], lr) for lr in LEARNING_RATES]
+def sweep_run(task: str, model: str, lr: float) -> Run:
+    """A run that tries a learning rate, with the first seed."""
+    return Run(task, model, SEEDS[0], lr)
 
 
 def runs(tasks: tuple[str, ...]) -> list[Run]:
-    """All runs, in the order in which they are worth having."""
-    firsts = [run for task in tasks for model in MODELS for run in sweep(task, model)]
-    others = [Run(task, model, seed) for seed in SEEDS[1:] for task in tasks for model in MODELS]
-    return [*firsts, *others]
+    """All runs behind the sweeps, whose best is that of the first seed, in the order in which they are worth having."""
+    return [Run(task, model, seed) for seed in SEEDS[1:] for task in tasks for model in MODELS]

@@ -28,10 +28,11 @@ _Table = tuple[list[str], list[list[str]]]
 
 def report() -> str:
     """Returns the tables of all tasks that have results, as Markdown."""
-    return "\n".join(
-        "\n".join([f"### {task}\n", *(markdown(*table) for table in _tables(runs))])
-        for task, runs in _finished().items()
-    )
+    finished, parts = _finished(), []
+    for task in plan.TASKS:
+        tables = [*_tables(finished.get(task, {})), *_sweeps(task)]
+        parts += ["\n".join([f"### {task}\n", *(markdown(*table) for table in tables)])] if tables else []
+    return "\n".join(parts)
 
 
 def write_page(out: Path) -> Path:
@@ -45,7 +46,7 @@ def write_page(out: Path) -> Path:
     for task, runs in _finished().items():
         chart, title = accuracy_chart(runs), f"{task}: test accuracy against the time of a text"
         parts += [page.heading(task), page.figure(save_chart(chart, out, f"{task}-accuracy-time"), title, _CAPTION)]
-        parts += [page.table(*table) for table in _tables(runs)]
+        parts += [page.table(*table) for table in (*_tables(runs), *_sweeps(task))]
     path = out / "index.html"
     with replacing(path) as temporary:
         temporary.write_text(page.page("Fine-tuning", parts), encoding="utf-8")
@@ -59,7 +60,22 @@ def _finished() -> dict[str, _Finished]:
     return {task: models for task, models in done.items() if models}
 
 
+def _sweeps(task: str) -> list[_Table]:
+    """The validation accuracy of the first seed at every rate that was tried, that of the chosen one bold."""
+    tried = {model: [run for run in store.sweep(task, model) if store.is_done(run)] for model in plan.MODELS}
+    rates = sorted({run.lr for runs in tried.values() for run in runs if run.lr is not None})
+    lines = []
+    for model, runs in tried.items():
+        chosen = store.learning_rate(task, model)
+        shown = {run.lr: f"{store.validation_accuracy(run):.4f}" for run in runs}
+        cells = [f"**{shown[lr]}**" if lr == chosen else shown.get(lr, "") for lr in rates]
+        lines += [[model, *cells]] if runs else []
+    return [(["validation accuracy at", *(f"{rate:g}" for rate in rates)], lines)] if lines else []
+
+
 def _tables(finished: _Finished) -> list[_Table]:
+    if not finished:
+        return []
     tables = [(["model", "seeds", "lr", *_METRICS, "test, ms a text"], _scores(finished))]
     if plan.MODELS[0] in finished and len(finished) > 1:
         columns = ["against " + plan.MODELS[0], "difference of accuracy", "95% interval", "McNemar p by seed"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.finetuning.plan import SEEDS, Run, sweep
+from bench.finetuning.plan import LEARNING_RATES, SEEDS, Run, sweep_run
 from bench.machine import ROOT
+from bench.sweep import with_edges
 
 RESULTS = ROOT / "docs" / "results" / "finetuning"
 _PATHS = ("model", "train", "valid", "test", "out")
@@ -56,12 +58,27 @@ def _without_places(out: Path) -> dict[str, Any]:
     return found
 
 
+def validation_accuracy(run: Run) -> float:
+    """What chooses the learning rate."""
+    return record(run)["validation"]["accuracy"]["mean"]
+
+
+def sweep(task: str, model: str) -> list[Run]:
+    """The runs that choose a learning rate, as far as they are known: those beyond an edge depend on others."""
+    rates = with_edges(LEARNING_RATES, lambda rates: _best(task, model, rates))
+    return [sweep_run(task, model, lr) for lr in rates]
+
+
+def _best(task: str, model: str, rates: Sequence[float]) -> float | None:
+    runs = {lr: sweep_run(task, model, lr) for lr in rates}
+    if not all(map(is_done, runs.values())):
+        return None
+    return max(runs, key=lambda lr: validation_accuracy(runs[lr]))
+
+
 def learning_rate(task: str, model: str) -> float | None:
     """The rate with the best score on the validation split; None before all were tried."""
-    tried = sweep(task, model)
-    if not all(map(is_done, tried)):
-        return None
-    return max(tried, key=lambda run: record(run)["validation"]["accuracy"]["mean"]).lr
+    return _best(task, model, [run.lr for run in sweep(task, model) if run.lr is not None])
 
 
 def chosen(task: str, model: str) -> list[Run]:

@@ -9,8 +9,6 @@ BUDGET_SECONDS = 20 * 60
 HOUR_SECONDS = 60 * 60
 SWEEP_SHARE = 0.1
 LEARNING_RATES = (5e-4, 1e-3, 2e-3)
-# While the best rate of a sweep is its lowest or its highest, the next one is tried, up to so many in all.
-MOST_RATES = 5
 # The same tokens in every step: blocks of 512 as in the paper, of 128 as a second row.
 BLOCKS = {"512": ("--block-size", "512", "--batch-size", "4"), "128": ("--block-size", "128", "--batch-size", "16")}
 _ALWAYS = ("--dtype", "fp32", "--eval-blocks", "256")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT
-from bench.pretraining.plan import LEARNING_RATES, MOST_RATES, Arm, Run, sweep_run
+from bench.pretraining.plan import LEARNING_RATES, Arm, Run, sweep_run
+from bench.sweep import with_edges
 
 RESULTS = ROOT / "docs" / "results" / "pretraining"
 
@@ -57,28 +59,23 @@ def last_evaluation(place: Path) -> dict[str, Any]:
 
 def sweep(arm: Arm) -> list[Run]:
     """The runs that choose an arm's learning rate, as far as they are known: those beyond an edge depend on others."""
-    runs = [sweep_run(arm, lr) for lr in LEARNING_RATES if arm.lr is None]
-    while runs and all(map(is_done, runs)) and len(runs) < MOST_RATES:
-        rates = sorted(run.lr for run in runs if run.lr is not None)
-        best = _best(runs)
-        if best not in (rates[0], rates[-1]):
-            break
-        runs.append(sweep_run(arm, best / 2 if best == rates[0] else best * 2))
-    return runs
+    rates = with_edges(LEARNING_RATES if arm.lr is None else (), lambda rates: _best(arm, rates))
+    return [sweep_run(arm, lr) for lr in rates]
 
 
-def _best(runs: list[Run]) -> float:
-    lr = min(runs, key=lambda one: last_evaluation(folder(one))["loss"]).lr
-    assert lr is not None
-    return lr
+def _best(arm: Arm, rates: Sequence[float]) -> float | None:
+    """Of these rates the one with the lowest held-out loss; None before all were tried."""
+    runs = {lr: sweep_run(arm, lr) for lr in rates}
+    if not all(map(is_done, runs.values())):
+        return None
+    return min(runs, key=lambda lr: last_evaluation(folder(runs[lr]))["loss"])
 
 
 def learning_rate(run: Run) -> float | None:
     """The run's own, or the one with the lowest held-out loss in its arm's sweep; None before that is complete."""
     if run.lr is not None:
         return run.lr
-    tried = sweep(run.arm)
-    return _best(tried) if all(map(is_done, tried)) else None
+    return _best(run.arm, [tried.lr for tried in sweep(run.arm) if tried.lr is not None])
 
 
 def step_seconds(run: Run) -> float | None:
