@@ -41,15 +41,17 @@ def keep(run: Run, out: Path) -> None:
     target = folder(run)
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(out / "predictions", temporary / "predictions")
-    (temporary / "results.json").write_text(json.dumps(_without_places(out), indent=1) + "\n")
+    # Those of naive Bayes are the same in every run of a task.
+    shutil.copytree(out / "predictions", temporary / "predictions", ignore=shutil.ignore_patterns("naive-bayes.tsv"))
+    (temporary / "results.json").write_text(json.dumps(_kept(out), indent=1) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 
 
-def _without_places(out: Path) -> dict[str, Any]:
-    """results.json; of paths, which mean nothing elsewhere, the last name."""
+def _kept(out: Path) -> dict[str, Any]:
+    """results.json; of paths, which mean nothing elsewhere, the last name; no confusions, which predictions tell."""
     found = json.loads((out / "results.json").read_text())
+    found.get("best_seed_test", {}).pop("confusion", None)
     for name in _PATHS:
         if found["settings"].get(name):
             found["settings"][name] = Path(found["settings"][name]).name

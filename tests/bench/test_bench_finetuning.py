@@ -29,7 +29,8 @@ def finish(run: plan.Run, folder, right: int, validation: float = 0.5) -> None:
     wrong = {"x": "y", "y": "x"}
     rows = [f"{label}\t{label if i < right else wrong[label]}\t0.9" for i, label in enumerate(LABELS)]
     text = "\n".join(["label\tprediction\tprobability", *rows]) + "\n"
-    (out / "predictions" / f"seed-{run.seed}.tsv").write_text(text)
+    for name in (f"seed-{run.seed}.tsv", "naive-bayes.tsv"):
+        (out / "predictions" / name).write_text(text)
     scores = {name: {"mean": right / 100} for name in ("accuracy", "macro_f1", "mcc")}
     record = {
         "settings": {"model": "/home/me/runs/b", "train": "/home/me/train.tsv", "out": "/home/me/out", "dataset": None},
@@ -38,6 +39,7 @@ def finish(run: plan.Run, folder, right: int, validation: float = 0.5) -> None:
         "test": scores,
         "floor": {"test": {name: 0.25 for name in scores}},
         "inference": [{"seconds": 0.2, "texts": 100}],
+        "best_seed_test": {"confusion": [[1, 2], [3, 4]]},
     }
     (out / "results.json").write_text(json.dumps(record))
     store.keep(run, out)
@@ -82,6 +84,13 @@ def test_a_record_names_no_place_of_this_machine(results):
     assert "/home" not in (store.folder(run) / "results.json").read_text()
     assert store.record(run)["settings"]["model"] == "b"
     assert store.record(run)["data"]["train"]["source"] == "train.tsv"
+
+
+def test_a_record_is_small(results):
+    run = store.sweep("rotten", "b")[0]
+    finish(run, results, 50)
+    assert store.record(run)["best_seed_test"] == {}
+    assert [file.name for file in store.predictions(run).parent.iterdir()] == ["seed-0.tsv"]
 
 
 def test_commands_are_understood(tmp_path):
