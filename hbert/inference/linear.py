@@ -60,6 +60,7 @@ class TorchLinear:
             return y if other is None else y.add_(other)
         if other is not None:
             return _OPS._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+        # The encoder pads the tokens of a batch once; rows of sequences and heads come as they are.
         rows = x.shape[0]
         if (dead := row_count(rows) - rows) > 0:
             x = F.pad(x, (0, 0, 0, dead))
