@@ -127,14 +127,20 @@ Tensor concatenate(const Tensor& a, const Tensor& b) {
       "aten::cat", "", {torch::stable::detail::from(std::vector<Tensor>{a, b}), torch::stable::detail::from(last)});
 }
 
+const float* floats_of(const Tensor& t, const char* step) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous(), step,
+                  ": tensors must be float32 and contiguous");
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
 // [B, H] o [h, H] -> [B, h, H], float32.
 Tensor gated_scorers(const Tensor& gate, const Tensor& scorers) {
   const Rows gates = check_rows(gate, "gated_scorers");
   const int64_t heads = scorers.size(0);
   check_shape(scorers, heads, gates.width, "gated_scorers", "scorers");
   const Tensor out = allocate({gates.count, heads, gates.width}, ScalarType::Float);
-  const float* g = static_cast<const float*>(gate.const_data_ptr());
-  const float* att = static_cast<const float*>(scorers.const_data_ptr());
+  const float* g = floats_of(gate, "gated_scorers");
+  const float* att = floats_of(scorers, "gated_scorers");
   float* to = static_cast<float*>(out.mutable_data_ptr());
   for (int64_t s = 0; s < gates.count; ++s, g += gates.width)
     for (int64_t j = 0; j < heads; ++j, to += gates.width)
@@ -144,19 +150,24 @@ Tensor gated_scorers(const Tensor& gate, const Tensor& scorers) {
 
 // [B, h, H] -> [B h, H] in a dtype that a linear layer reads.
 Tensor rows_of_heads(const Tensor& t, ScalarType dtype) {
+  STD_TORCH_CHECK(t.dim() == 3, "rows_of_heads: the input must be [sequences, heads, width]");
   return torch::stable::to(torch::stable::view(t, {t.size(0) * t.size(1), t.size(2)}), dtype);
 }
 
 // [B h, H] -> [B, h, H], float32.
 Tensor heads_of_rows(const Tensor& t, int64_t heads) {
+  STD_TORCH_CHECK(t.dim() == 2 && heads > 0 && t.size(0) % heads == 0,
+                  "heads_of_rows: the input must be [sequences * heads, width]");
   return torch::stable::to(torch::stable::view(t, {t.size(0) / heads, heads, t.size(1)}), ScalarType::Float);
 }
 
 // [B, h, H] -> [B, H], float32: of each head its own slice.
 Tensor own_slices(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 3 && t.size(1) > 0 && t.size(2) % t.size(1) == 0,
+                  "own_slices: the input must be [sequences, heads, width], the width a multiple of the heads");
   const int64_t sequences = t.size(0), heads = t.size(1), width = t.size(2), head_dim = width / heads;
   const Tensor out = allocate({sequences, width}, ScalarType::Float);
-  const float* from = static_cast<const float*>(t.const_data_ptr());
+  const float* from = floats_of(t, "own_slices");
   float* to = static_cast<float*>(out.mutable_data_ptr());
   for (int64_t s = 0; s < sequences; ++s)
     for (int64_t j = 0; j < heads; ++j, from += width)

@@ -74,3 +74,28 @@ def test_damaged_code_is_an_error(code, message, rows, bounds):
     number = torch.ops.hbert_kernels.load_program([rows], code, 3, [0])
     with pytest.raises(RuntimeError, match=message):
         torch.ops.hbert_kernels.run_program(number, rows, bounds)
+
+
+HEADS = torch.randn(2, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("gated_scorers", (torch.randn(2, 6).double(), torch.randn(3, 6)), "must be float32 and contiguous"),
+        ("gated_scorers", (torch.randn(2, 6), torch.randn(6, 3).t()), "must be float32 and contiguous"),
+        ("gated_scorers", (torch.randn(2, 6), torch.randn(3, 5)), r"scorers must be \[3, 6\]"),
+        ("own_slices", (HEADS.bfloat16(),), "must be float32 and contiguous"),
+        ("own_slices", (HEADS.transpose(0, 1),), "must be float32 and contiguous"),
+        ("own_slices", (torch.randn(2, 4, 6),), "a multiple of the heads"),
+        ("own_slices", (HEADS[0],), r"must be \[sequences, heads, width\]"),
+        ("rows_of_heads", (HEADS[0], torch.float32), r"must be \[sequences, heads, width\]"),
+        ("heads_of_rows", (torch.randn(7, 6), 3), r"must be \[sequences \* heads, width\]"),
+        ("heads_of_rows", (torch.randn(7, 6), 0), r"must be \[sequences \* heads, width\]"),
+    ],
+)
+def test_steps_between_the_ops_look_at_their_inputs(name, arguments, message, rows, bounds):
+    recorder = Recorder(bounds)
+    program = recorder.program(recorder.step(name, *arguments))
+    with pytest.raises(RuntimeError, match=message):
+        program(rows, bounds)
