@@ -49,6 +49,8 @@ class Measured:
     arguments: str
 
 
+_LENGTHS = ",".join(f"1x{2**power}" for power in range(4, 12))
+_A_AND_S = "hbert-additive+optimize,hbert-additive-c+optimize,hbert-vanilla+optimize"
 _PADDED = "--suite varlen --shapes 16x128,8x512 --models"
 _MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 --models bert+optimize,bert+patch"
 
@@ -69,6 +71,9 @@ MEASURED = {
         for dtype in ("fp32", "bf16", "int8")
     },
     "long": Measured("inference.md", f"--suite latency --dtype bf16,int8 --shapes 1x2048 --models {_ENGINES}"),
+    "crossover": Measured(
+        "inference.md", f"--suite latency --dtype bf16 --shapes {_LENGTHS} --models {_A_AND_S} --peers hf --min-time 2"
+    ),
     "varlen-fp32": Measured("inference.md", f"{_PADDED} {_ENGINES},bert+patch --dtype fp32"),
     "varlen-bf16": Measured("inference.md", f"{_PADDED} {_ENGINES},bert+patch --dtype bf16"),
     "varlen-int8": Measured("inference.md", f"{_PADDED} {_ENGINES} --dtype int8"),
