@@ -76,7 +76,8 @@ class Kernels:
         """Each row of x times the gate of its sequence, normalized if the core does that."""
         if core.sub_norm:
             return hbert_kernels.gated_layer_norm(x, gate, layout.cu_seqlens, eps=core.eps)
-        return x * rows_of_sequences(gate.to(x.dtype), layout.cu_seqlens, x.shape[0])
+        # The gate may be wider than x: rounded once, behind the product, as gate_rows of the compiled library does it.
+        return (x * rows_of_sequences(gate, layout.cu_seqlens, x.shape[0])).to(x.dtype)
 
     def gated_scorers(self, g: Tensor, scorers: Tensor) -> Tensor:
         """[B, H] o [h, H] -> [B, h, H]."""
