@@ -38,11 +38,15 @@ ROOT = Path(__file__).resolve().parent
 MIN_TORCH = (2, 10)
 # The oldest torch that the binary runs on: newer stable-ABI functions are then hidden by torch's headers.
 TORCH_TARGET_VERSION = "0x020a000000000000"
+_AVX2 = "-mavx2 -mfma -mf16c"
+_AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+_AVX512_BF16 = f"{_AVX512} -mavx512bf16 -mavx512vnni"
 X86_LEVELS = {
     "scalar": "",
-    "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl",
-    "avx512_bf16": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx512vnni",
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "avx512_bf16": _AVX512_BF16,
+    "avx512_amx": f"{_AVX512_BF16} -mamx-tile -mamx-bf16 -mamx-int8",
 }
 # GCC warns of its own AVX-512 headers, whose undefined vectors are meant to be.
 WARNINGS = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"

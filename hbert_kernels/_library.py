@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-CPU_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
+CPU_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_amx")
 _HERE = Path(__file__).resolve().parent
 _BINARY = _HERE / "_cpu.so"
 _CUDA_BINARY = _HERE / "_cuda.so"
@@ -125,6 +125,7 @@ class PackedWeightLayout(NamedTuple):
 
     panel: int
     group: int
+    steps: int
 
 
 @functools.cache
@@ -133,7 +134,7 @@ def packed_weight_layout(bfloat16: bool) -> PackedWeightLayout | None:
     if load_failure() is not None:
         return None
     field = compiled_function("hbert_packed_weight_layout", ctypes.c_int64, ctypes.c_bool, ctypes.c_int32)
-    layout = PackedWeightLayout(field(bfloat16, 0), field(bfloat16, 1))
+    layout = PackedWeightLayout(*(field(bfloat16, i) for i in range(3)))
     return layout if layout.panel else None
 
 
@@ -142,6 +143,7 @@ class Int8WeightLayout(NamedTuple):
 
     panel: int
     group: int
+    steps: int
     offset: bool
     bounded_pairs: bool
 
@@ -150,6 +152,6 @@ class Int8WeightLayout(NamedTuple):
 def int8_weight_layout() -> Int8WeightLayout:
     """The layout of this process's instruction set level; any would do without compiled kernels."""
     if load_failure() is not None:
-        return Int8WeightLayout(8, 1, False, False)
+        return Int8WeightLayout(8, 1, 1, False, False)
     field = compiled_function("hbert_int8_weight_layout", ctypes.c_int64, ctypes.c_int32)
-    return Int8WeightLayout(field(0), field(1), bool(field(2)), bool(field(3)))
+    return Int8WeightLayout(field(0), field(1), field(2), bool(field(3)), bool(field(4)))

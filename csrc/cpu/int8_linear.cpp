@@ -23,7 +23,8 @@ bool is_vector(const Tensor& t, int64_t count, ScalarType dtype) {
 void check_weight(const Tensor& weight, const Tensor& start, int64_t width, int64_t columns,
                   const Int8LinearKernels& k) {
   const char* op = "int8_linear";
-  const int64_t panels = (columns + k.panel - 1) / k.panel, steps = (width + k.group - 1) / k.group;
+  const int64_t panels = (columns + k.panel - 1) / k.panel, wide = k.group * k.steps;
+  const int64_t steps = (width + wide - 1) / wide * k.steps;
   STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Char && weight.is_contiguous() &&
                       start.dim() == 2 && start.scalar_type() == ScalarType::Int && start.is_contiguous(),
                   op, ": weight must be contiguous int8 [panels, steps, panel, group], start contiguous int32");
@@ -44,12 +45,13 @@ void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
   const int64_t most = std::clamp(k.max_bytes / k.row_bytes(args.width), kMinRows, k.max_rows);
   const LinearPlan plan(rows, args.width, args.columns, most);
   const size_t packed_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
-  const size_t sums_bytes = plan.block_rows * k.panel * sizeof(int32_t);
+  const size_t sums_bytes = plan.sum_rows() * k.panel * sizeof(int32_t);
   torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {
-    char* packed = workspace<Slot::kTask>(packed_bytes + sums_bytes);
-    int32_t* sums = reinterpret_cast<int32_t*>(packed + packed_bytes);
+    char* space = workspace<Slot::kTask>(packed_bytes + sums_bytes);
+    int32_t* sums = reinterpret_cast<int32_t*>(space + packed_bytes);
+    const void* packed = nullptr;
     plan.run(
-        begin, end, [&](int64_t first, int64_t last) { k.pack(args, first, last, packed); },
+        begin, end, [&](int64_t first, int64_t last) { packed = k.pack(args, first, last, space); },
         [&](int64_t first, int64_t last, int64_t column, int64_t columns) {
           k.multiply(args, first, last, column, columns, packed, sums);
         });
@@ -103,9 +105,9 @@ STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("int8_linear", TORCH_B
 
 }  // namespace hbert
 
-// The layout of a weight that this process reads: panel, group, offset and bounded_pairs (see int8_linear.h).
+// The layout of a weight that this process reads: panel, group, steps, offset and bounded_pairs (see int8_linear.h).
 extern "C" __attribute__((visibility("default"))) int64_t hbert_int8_weight_layout(int32_t field) {
   const hbert::Int8LinearKernels& k = *hbert::kTables[hbert::level_index()];
-  const int64_t fields[] = {k.panel, k.group, k.offset, k.bounded_pairs};
+  const int64_t fields[] = {k.panel, k.group, k.steps, k.offset, k.bounded_pairs};
   return fields[field];
 }

@@ -20,6 +20,7 @@ struct Int8Linear {
 
 struct Int8LinearKernels {
   int64_t panel, group;  // the layout of the weight at this level: columns side by side, and numbers of each
+  int64_t steps;         // a multiple of so many: those behind the width are zero
   bool offset;           // rows are read with 128 added, so that `start` has to be -128 sum_k w[n, k], otherwise 0
   // The positive ones of w[n, 2 k] and w[n, 2 k + 1] add up to 128 at most, and so do the magnitudes of the negative ones:
   // then the sum of their products with numbers from 0 to 255 fits 16 bits.
@@ -28,9 +29,10 @@ struct Int8LinearKernels {
 
   // Bytes of one row as pack leaves it.
   int64_t (*row_bytes)(int64_t width);
-  void (*pack)(const Int8Linear&, int64_t begin, int64_t end, void* rows);
-  // Rows [begin, end), which pack has left in `rows`, times the columns [column, column + columns), from a whole panel on.
-  // sums: [end - begin, panel], scratch.
+  // Rows [begin, end) for multiply: in `space`, or where they are.
+  const void* (*pack)(const Int8Linear&, int64_t begin, int64_t end, void* space);
+  // Rows [begin, end), which pack has returned, times the columns [column, column + columns), from a whole panel on.
+  // sums: scratch, [end - begin rounded up to LinearPlan::kSumRows, panel].
   void (*multiply)(const Int8Linear&, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
                    int32_t* sums);
 };

@@ -4,7 +4,7 @@
 
 // X(level) for every level that is compiled for this architecture, narrowest first.
 #if defined(HBERT_X86)
-#define HBERT_FOR_LEVELS(X) X(scalar) X(avx2) X(avx512) X(avx512_bf16)
+#define HBERT_FOR_LEVELS(X) X(scalar) X(avx2) X(avx512) X(avx512_bf16) X(avx512_amx)
 #else
 #define HBERT_FOR_LEVELS(X) X(scalar)
 #endif

@@ -11,6 +11,8 @@ struct LinearPlan {
   static constexpr int64_t kTaskColumns = 64;
   static constexpr int64_t kMinProducts = 1 << 18;  // of what one thread does
 
+  static constexpr int64_t kSumRows = 16;  // sums of a block have room for a multiple of so many rows
+
   int64_t rows, columns, block_rows, row_blocks, column_blocks, grain;
 
   LinearPlan(int64_t num_rows, int64_t width, int64_t num_columns, int64_t most_rows)
@@ -22,6 +24,7 @@ struct LinearPlan {
   }
 
   int64_t tasks() const { return row_blocks * column_blocks; }
+  int64_t sum_rows() const { return (block_rows + kSumRows - 1) / kSumRows * kSumRows; }
 
   // pack(first row, last row), then multiply(first row, last row, first column, columns) for each task.
   template <class Pack, class Multiply>

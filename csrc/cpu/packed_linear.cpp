@@ -27,7 +27,8 @@ void check_weight(const Tensor& weight, ScalarType dtype, int64_t width, int64_t
                   ": weight must be contiguous [panels, steps, panel, group] in the dtype of x");
   STD_TORCH_CHECK(weight.size(2) == k.panel && weight.size(3) == k.group, op,
                   ": the weight is laid out for another instruction set level, pack it in this process");
-  const int64_t panels = (columns + k.panel - 1) / k.panel, steps = (width + k.group - 1) / k.group;
+  const int64_t panels = (columns + k.panel - 1) / k.panel, wide = k.group * k.steps;
+  const int64_t steps = (width + wide - 1) / wide * k.steps;
   STD_TORCH_CHECK(columns > 0 && weight.size(0) == panels && weight.size(1) == steps, op, ": the weight is not one of ",
                   columns, " x ", width);
 }
@@ -35,7 +36,7 @@ void check_weight(const Tensor& weight, ScalarType dtype, int64_t width, int64_t
 void run(const PackedLinearKernels& k, const PackedLinear& args, int64_t rows) {
   const LinearPlan plan(rows, args.width, args.columns, k.max_rows);
   const size_t rows_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
-  const size_t sums_bytes = plan.block_rows * k.panel * sizeof(float);
+  const size_t sums_bytes = plan.sum_rows() * k.panel * sizeof(float);
   torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {
     char* space = workspace<Slot::kTask>(rows_bytes + sums_bytes);
     float* sums = reinterpret_cast<float*>(space + rows_bytes);
@@ -89,9 +90,10 @@ STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("packed_linear", TORCH
 
 }  // namespace hbert
 
-// The layout of a weight that this process reads: panel and group (see packed_linear.h); zeros for no kernel.
+// The layout of a weight that this process reads: panel, group and steps (see packed_linear.h); zeros for no kernel.
 extern "C" __attribute__((visibility("default"))) int64_t hbert_packed_weight_layout(bool bfloat16, int32_t field) {
   using hbert::ScalarType;
   const hbert::PackedLinearKernels& k = hbert::kernels_of(bfloat16 ? ScalarType::BFloat16 : ScalarType::Float);
-  return field == 0 ? k.panel : k.group;
+  const int64_t fields[] = {k.panel, k.group, k.steps};
+  return fields[field];
 }

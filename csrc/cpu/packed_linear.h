@@ -19,6 +19,7 @@ struct PackedLinear {
 // Of one dtype at one level; panel is 0 where there is none.
 struct PackedLinearKernels {
   int64_t panel, group;  // the layout of the weight: columns side by side, and numbers of each
+  int64_t steps;         // a multiple of so many: those behind the width are zero
   int64_t max_rows;      // of a task
 
   // Bytes of one row as pack leaves it.
@@ -26,7 +27,7 @@ struct PackedLinearKernels {
   // Rows [begin, end) for multiply: in `space`, or where they are.
   const void* (*pack)(const PackedLinear&, int64_t begin, int64_t end, void* space);
   // Rows [begin, end), which pack has returned, times the columns [column, column + columns), from a whole panel on.
-  // sums: [end - begin, panel], scratch.
+  // sums: scratch, [end - begin rounded up to LinearPlan::kSumRows, panel].
   void (*multiply)(const PackedLinear&, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
                    float* sums);
 };

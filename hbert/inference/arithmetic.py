@@ -21,7 +21,7 @@ from hbert_kernels.nn import ConvLayerNorm
 
 from .embedding import Int8Embedding
 from .kernels import Kernels
-from .linear import Int8Linear, own_product_is_faster, pack
+from .linear import BFLOAT16_LEVELS, Int8Linear, own_product_is_faster, pack
 from .smoothing import smoothing_scale
 
 # By arithmetic: KernelLinear or TorchLinear, or Int8Linear, and what that reads, a tensor or Int8Rows.
@@ -150,7 +150,7 @@ class Int8:
         self.kernels, self.magnitudes = kernels, magnitudes
         # Queries, keys, values and what is between the feed-forward's layers are rounded to int8 or go into a softmax
         # next: half the bytes, and attention in bfloat16, where the processor has products of such numbers.
-        self.inner_dtype = torch.bfloat16 if cpu_capability() == "avx512_bf16" else torch.float32
+        self.inner_dtype = torch.bfloat16 if cpu_capability() in BFLOAT16_LEVELS else torch.float32
 
     def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
         # Channels are evened out by the parameters of the norm, at no cost.

@@ -14,6 +14,8 @@ from hbert_kernels import cpu_capability, pack_int8_weight, pack_weight
 from .kernels import Kernels
 
 _OPS = torch.ops.mkldnn
+# Instruction set levels whose kernels multiply bfloat16 numbers.
+BFLOAT16_LEVELS = ("avx512_bf16", "avx512_amx")
 
 
 class KernelLinear:
@@ -96,7 +98,7 @@ def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> KernelLinea
 
 def own_product_is_faster(dtype: torch.dtype) -> bool:
     """Whether linear layers on the CPU run our kernel, not oneDNN's: where it was measured (docs/inference.md)."""
-    levels = ("avx512_bf16",) if dtype == torch.bfloat16 else ("avx2", "avx512", "avx512_bf16")
+    levels = BFLOAT16_LEVELS if dtype == torch.bfloat16 else ("avx2", "avx512", *BFLOAT16_LEVELS)
     return cpu_capability() in levels
 
 

@@ -97,9 +97,12 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def to_panels(weight: Tensor, panel: int, group: int) -> Tensor:
-    """[N, K] -> [panels, steps, panel, group], filled up with zeros: ``weight[panel * p + c, group * s + k]``."""
-    padded = F.pad(weight, (0, -weight.shape[1] % group, 0, -weight.shape[0] % panel))
+def to_panels(weight: Tensor, panel: int, group: int, steps: int) -> Tensor:
+    """[N, K] -> [panels, steps, panel, group], filled up with zeros: ``weight[panel * p + c, group * s + k]``.
+
+    The number of steps becomes a multiple of ``steps``.
+    """
+    padded = F.pad(weight, (0, -weight.shape[1] % (group * steps), 0, -weight.shape[0] % panel))
     return padded.unflatten(0, (-1, panel)).unflatten(2, (-1, group)).transpose(1, 2).contiguous()
 
 

@@ -54,11 +54,11 @@ def pack_int8_weight(weight: Tensor) -> PackedInt8Weight:
         found = tuple(weight.shape)
         raise ValueError(f"{op}: weight must be [N, K] with N > 0 and 0 < K <= {_MAX_FEATURES}, got shape {found}")
     width = weight.shape[1]
-    panel, group, offset, bounded_pairs = _library.int8_weight_layout()
+    panel, group, steps, offset, bounded_pairs = _library.int8_weight_layout()
     values, scale = _quantized(weight.detach().float(), bounded_pairs)
     if not bool(scale.isfinite().all()):
         raise ValueError(f"{op}: weight holds NaN or infinity")
-    data = to_panels(values, panel, group)
+    data = to_panels(values, panel, group, steps)
     # Rows that are read with 128 added bring 128 times the sum of the weights with them.
     start = data.sum((1, 3), dtype=torch.int32) * (-128 if offset else 0)
     return PackedInt8Weight(data, start, scale, width)

@@ -45,8 +45,8 @@ def pack_weight(weight: Tensor) -> PackedWeight:
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"{op}: weight must be [N, K] with N, K > 0, got shape {tuple(weight.shape)}")
     columns, width = weight.shape
-    panel, group = _library.packed_weight_layout(weight.dtype == torch.bfloat16) or (8, 1)
-    return PackedWeight(to_panels(weight.detach(), panel, group), columns, width)
+    panel, group, steps = _library.packed_weight_layout(weight.dtype == torch.bfloat16) or (8, 1, 1)
+    return PackedWeight(to_panels(weight.detach(), panel, group, steps), columns, width)
 
 
 def packed_linear(
@@ -116,7 +116,7 @@ def unpack_weight(weight: PackedWeight) -> Tensor:
 
 
 def _cpp_refusal(x: Tensor | None = None, bias: Tensor | None = None, other: Tensor | None = None) -> str | None:
-    if x is not None and x.dtype == torch.bfloat16 and _library.cpu_capability() != "avx512_bf16":
+    if x is not None and x.dtype == torch.bfloat16 and _library.packed_weight_layout(True) is None:
         return "needs a processor with AVX512-BF16 for bfloat16"
     return _dispatch.cpp_refusal(x, bias, other)
 

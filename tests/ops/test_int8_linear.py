@@ -146,21 +146,23 @@ def test_pairs_fit_16_bits_where_they_are_added_there(values):
 
 
 def test_the_layout_is_that_of_the_level():
-    panel, group, offset, bounded_pairs = int8_weight_layout()
+    layout = int8_weight_layout()
     levels = {
-        "scalar": (8, 1, False, False),
-        "avx2": (16, 4, True, True),
-        "avx512": (64, 4, True, True),
-        "avx512_bf16": (64, 4, True, False),
+        "scalar": (8, 1, 1, False, False),
+        "avx2": (16, 4, 1, True, True),
+        "avx512": (64, 4, 1, True, True),
+        "avx512_bf16": (64, 4, 1, True, False),
+        "avx512_amx": (32, 4, 16, False, False),
     }
-    assert levels[hk.cpu_capability()] == (panel, group, offset, bounded_pairs)
+    assert levels[hk.cpu_capability()] == layout
+    panel, group = layout.panel, layout.group
     numbers = integers(panel + 1, group + 1)
     packed, numbers = exact_weight(numbers)
-    assert tuple(packed.data.shape) == (2, 2, panel, group)
+    assert tuple(packed.data.shape) == (2, max(2, layout.steps), panel, group)
     assert packed.data[0, 1, 3, 0] == numbers[3, group]
     assert packed.data[1, 0, 0, 0] == numbers[panel, 0]
     assert not packed.data[1, :, 1:].any()
-    expected = -128 * numbers.sum(1) if offset else torch.zeros(panel + 1)
+    expected = -128 * numbers.sum(1) if layout.offset else torch.zeros(panel + 1)
     assert torch.equal(packed.start.flatten()[: panel + 1], expected.int())
 
 
@@ -315,7 +317,7 @@ def test_weights_that_are_refused(weight, error, message):
     ("change", "message"),
     [
         (lambda a: dict(x=a["x"].int()), "x must be int8"),
-        (lambda a: dict(x=a["x"][:, :-4]), "the weight is not one of 20 x 20"),
+        (lambda a: dict(x=torch.cat([a["x"]] * 4, 1)), "the weight is not one of 20 x 96"),
         (lambda a: dict(x_scale=a["x_scale"][1:]), r"x_scale must be float32 \[6\]"),
         (lambda a: dict(weight_scale=a["weight_scale"].double()), r"weight_scale must be float32 \[N\]"),
         (lambda a: dict(weight=a["weight"][:, :, :-1].contiguous()), "laid out for another instruction set level"),

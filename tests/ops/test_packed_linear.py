@@ -90,8 +90,8 @@ def test_the_reference_computes_bfloat16_in_float32():
 
 
 def test_the_layout_is_that_of_the_level():
-    panel = {"scalar": 8, "avx2": 16, "avx512": 64, "avx512_bf16": 64}[hk.cpu_capability()]
-    assert packed_weight_layout(bfloat16=False) == (panel, 1)
+    panel = {"scalar": 8, "avx2": 16}.get(hk.cpu_capability(), 64)
+    assert packed_weight_layout(bfloat16=False) == (panel, 1, 1)
     weight = torch.randn(panel + 1, 5)
     packed = hk.pack_weight(weight)
     assert tuple(packed.data.shape) == (2, 5, panel, 1) and packed[1:] == (panel + 1, 5)
@@ -105,13 +105,26 @@ def test_the_layout_is_that_of_the_level():
 
 def test_the_layout_of_bfloat16_is_one_of_pairs():
     layout = packed_weight_layout(bfloat16=True)
-    assert layout == ((64, 2) if hk.cpu_capability() == "avx512_bf16" else None)
+    assert layout == {"avx512_bf16": (64, 2, 1), "avx512_amx": (32, 2, 16)}.get(hk.cpu_capability())
     weight = torch.randn(65, 5).bfloat16()
     packed = hk.pack_weight(weight)
     assert torch.equal(unpack_weight(packed), weight) and packed[1:] == (65, 5)
     if layout:
-        assert tuple(packed.data.shape) == (2, 3, 64, 2) and packed.data[0, 1, 7, 1] == weight[7, 3]
-        assert not packed.data[:, 2, :, 1].any()
+        steps = -(-3 // layout.steps) * layout.steps
+        assert tuple(packed.data.shape) == (-(-65 // layout.panel), steps, layout.panel, 2)
+        assert packed.data[0, 1, 7, 1] == weight[7, 3]
+        assert not packed.data[:, 2, :, 1].any() and not packed.data[:, 3:].any()
+
+
+@pytest.mark.parametrize("size", [(3, 64, 96), (40, 1056, 64)], ids=str)
+def test_torch_and_our_product_take_turns(size):
+    """Both may hold state in registers that outlive a call (AMX)."""
+    x, weight = (t.bfloat16() for t in problem(*size))
+    packed, bias = hk.pack_weight(weight), torch.zeros(len(weight), dtype=torch.bfloat16)
+    theirs, ours = F.linear(x, weight, bias), hk.packed_linear(x, packed)
+    for _ in range(3):
+        assert torch.equal(F.linear(x, weight, bias), theirs)
+        assert torch.equal(hk.packed_linear(x, packed), ours)
 
 
 @each_dtype

@@ -10,7 +10,6 @@ using hbert::AttentionTask;
 using hbert::DType;
 
 // A block of queries meets a block of keys at a time: scores and weights of a block stay in the first cache levels.
-constexpr int64_t kQueries = 4 * kTileRows;
 constexpr int64_t kKeys = 256;
 
 template <class D, class T>
@@ -18,6 +17,7 @@ class Forward {
   using V = typename D::V;
   using Real = typename D::Real;
   using Unit = typename D::Unit;
+  static constexpr int64_t kQueries = D::kSteps > 1 ? 2 * D::kSteps : 4 * kTileRows;
 
  public:
   Forward(const AttentionForward& args, Arena& arena, int64_t max_length) : args_(args), size_(args.head_size) {
@@ -33,6 +33,7 @@ class Forward {
   }
 
   void run(const AttentionTask* tasks, int64_t count) {
+    [[maybe_unused]] const typename D::Scope scope;
     for (int64_t i = 0; i < count; ++i) {
       const AttentionTask& task = tasks[i];
       if (i == 0 || task.head != tasks[i - 1].head || task.first != tasks[i - 1].first) pack(task);
@@ -73,14 +74,14 @@ class Forward {
   void score(int64_t key, int64_t num_keys, int64_t count) {
     const int64_t steps = steps_of<D>(size_);
     for (int64_t lane = 0; lane < num_keys; lane += kLanes<V>)
-      multiply_panel<D>(queries_, row_units<D>(size_), count, keys_ + (key + lane) * steps, num_keys - lane, steps,
-                        [&](const auto& tile, int64_t row) { tile.store(scores_ + row * kKeys + lane, kKeys); });
+      multiply_into<D>(queries_, row_units<D>(size_), count, keys_ + (key + lane) * steps, num_keys - lane, steps,
+                       scores_ + lane, kKeys, false);
   }
 
   // weights = exp(scale scores - maximum so far) of a row.
   void weigh(int64_t row, int64_t num_keys) {
     Real* scores = scores_ + row * kKeys;
-    const int64_t end = round_up(num_keys, V::kWidth);
+    const int64_t end = row_units<D>(num_keys) * D::kPair;
     fill(scores + num_keys, end - num_keys, Real(-__builtin_inf()));
     V highest = V::set(max_[row]);
     for (int64_t i = 0; i < end; i += V::kWidth) highest = max(highest, V::load(scores + i, Full{}));
@@ -108,10 +109,8 @@ class Forward {
   // out += weights V
   void gather(int64_t key, int64_t num_keys, int64_t count, int64_t all_steps) {
     for (int64_t lane = 0; lane < size_; lane += kLanes<V>)
-      multiply_panel<D>(weights_, kKeys / D::kPair, count, values_ + lane * all_steps + key / D::kPair * kLanes<V>,
-                        size_ - lane, steps_of<D>(num_keys), [&](const auto& tile, int64_t row) {
-                          tile.add_to(out_ + row * out_stride() + lane, out_stride());
-                        });
+      multiply_into<D>(weights_, kKeys / D::kPair, count, values_ + lane * all_steps + key / D::kPair * kLanes<V>,
+                       size_ - lane, steps_of<D>(num_keys), out_ + lane, out_stride(), true);
   }
 
   void finish(const AttentionTask& task, int64_t first_query, int64_t count) {
@@ -140,7 +139,7 @@ void with_kernel(const AttentionForward& args, Arena& arena, int64_t max_length,
 #if defined(HBERT_HAS_FLOAT64)
   if (args.dtype == DType::kFloat64) return f(Forward<Plain<Lanes<double>>, double>(args, arena, max_length));
 #endif
-  if (args.dtype == DType::kBFloat16) return f(Forward<Bf16Dot, bf16>(args, arena, max_length));
+  if (args.dtype == DType::kBFloat16) return f(Forward<Bf16Blocks, bf16>(args, arena, max_length));
   f(Forward<Plain<Vec>, float>(args, arena, max_length));
 }
 

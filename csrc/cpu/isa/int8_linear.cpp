@@ -2,11 +2,78 @@
 // torch, no standard library.
 #include "../int8_linear.h"
 #include "panels.h"
+#if defined(__AMX_TILE__)
+#include "amx_panels.h"
+#endif
 
 namespace {
 
 using hbert::DType;
 using hbert::Int8Linear;
+
+#if defined(__AMX_TILE__)
+constexpr int kPanel = kRegisterPanel;
+#else
+constexpr int kPanel = kLanes<Vec>;
+#endif
+// The second cache of processors with AVX-512 is larger, and fewer tasks read the weight less often.
+constexpr int64_t kMaxRows = Vec::kWidth == 16 ? 256 : 96, kMaxBytes = (Vec::kWidth == 16 ? 640 : 192) << 10;
+
+template <class Out, class Other>
+void finish_rows(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t count, const int32_t* sums) {
+  for (int64_t row = begin; row < end; ++row, sums += kPanel) {
+    const Vec scale = Vec::set(a.x_scale[row]);
+    const float* weight_scale = a.weight_scale + column;
+    const float* bias = a.bias + column;
+    const Other* other = a.other == nullptr ? nullptr : static_cast<const Other*>(a.other) + row * a.columns + column;
+    Out* out = static_cast<Out*>(a.out) + row * a.columns + column;
+    for_each<Vec>(count, [&](int64_t i, auto part) {
+      const Vec y =
+          fma(Vec::load(sums + i, part) * scale, Vec::load(weight_scale + i, part), Vec::load(bias + i, part));
+      Vec::store(out + i, other == nullptr ? y : y + Vec::load(other + i, part), part);
+    });
+  }
+}
+
+using FinishRows = void (*)(const Int8Linear&, int64_t, int64_t, int64_t, int64_t, const int32_t*);
+
+FinishRows finish_for(const Int8Linear& a) {
+  const bool narrow_other = a.other_dtype == DType::kBFloat16;
+  if (a.out_dtype == DType::kBFloat16) return narrow_other ? finish_rows<bf16, bf16> : finish_rows<bf16, float>;
+  return narrow_other ? finish_rows<float, bf16> : finish_rows<float, float>;
+}
+
+#if defined(__AMX_TILE__)
+
+int64_t padded_row_bytes(int64_t width) { return round_up(width, kRegisterBytes); }
+
+const void* pack_for_registers(const Int8Linear& a, int64_t begin, int64_t end, void* space) {
+  return rows_for_registers(a.x, a.width, begin, end, space);
+}
+
+void multiply_by_registers(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t columns,
+                           const void* rows, int32_t* sums) {
+  const FinishRows finish = finish_for(a);
+  multiply_panels_by_registers<Int8Registers>(
+      end - begin, rows, padded_row_bytes(a.width), a.weight, column, columns, sums,
+      [&](int64_t first, int64_t last, int64_t c, int64_t count, const void* done) {
+        finish(a, begin + first, begin + last, c, count, static_cast<const int32_t*>(done));
+      });
+}
+
+// Both operands are signed: rows carry no offset, and sums start from zero.
+constexpr hbert::Int8LinearKernels kKernels = {kPanel,
+                                               4,
+                                               kRegisterRows,
+                                               false,
+                                               false,
+                                               kMaxRows,
+                                               kMaxBytes,
+                                               padded_row_bytes,
+                                               pack_for_registers,
+                                               multiply_by_registers};
+
+#else
 
 // Per level: how rows and weights are held, and one step of the sums. Nothing saturates: vpmaddubsw's sums of two products
 // would, so where it is used weights are packed so that they fit 16 bits (kBoundedPairs).
@@ -126,23 +193,22 @@ struct Int8Dot {
 
 using Unit = Int8Dot::Unit;
 using Weight = Int8Dot::Weight;
-constexpr int kPanel = kLanes<IntVec>;
-// The second cache of processors with AVX-512 is larger, and fewer tasks read the weight less often.
-constexpr int64_t kMaxRows = IntVec::kWidth == 16 ? 256 : 96, kMaxBytes = (IntVec::kWidth == 16 ? 640 : 192) << 10;
+static_assert(IntVec::kWidth == Vec::kWidth);
 
 inline int64_t steps_in(int64_t width) { return (width + Int8Dot::kGroup - 1) / Int8Dot::kGroup; }
 
 int64_t row_bytes(int64_t width) { return steps_in(width) * static_cast<int64_t>(sizeof(Unit)); }
 
-void pack(const Int8Linear& a, int64_t begin, int64_t end, void* rows) {
+const void* pack(const Int8Linear& a, int64_t begin, int64_t end, void* space) {
   using Number = Int8Dot::Number;
   const int64_t width = a.width, padded = steps_in(width) * Int8Dot::kGroup;
-  Number* __restrict__ to = static_cast<Number*>(rows);
+  Number* __restrict__ to = static_cast<Number*>(space);
   const int8_t* x = a.x + begin * width;
   for (int64_t row = begin; row < end; ++row, to += padded, x += width) {
     for (int64_t k = 0; k < width; ++k) to[k] = Int8Dot::number(x[k]);
     for (int64_t k = width; k < padded; ++k) to[k] = 0;
   }
+  return space;
 }
 
 // Adds to the sums of kRows rows with a panel. Not inlined: inside a big function, compilers spill the tile. One loop over the
@@ -180,30 +246,6 @@ inline void add_rows(int64_t count, const Unit* rows, int64_t stride, const Weig
   }
 }
 
-template <class Out, class Other>
-void finish_rows(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t count, const int32_t* sums) {
-  for (int64_t row = begin; row < end; ++row, sums += kPanel) {
-    const Vec scale = Vec::set(a.x_scale[row]);
-    const float* weight_scale = a.weight_scale + column;
-    const float* bias = a.bias + column;
-    const Other* other = a.other == nullptr ? nullptr : static_cast<const Other*>(a.other) + row * a.columns + column;
-    Out* out = static_cast<Out*>(a.out) + row * a.columns + column;
-    for_each<Vec>(count, [&](int64_t i, auto part) {
-      const Vec y =
-          fma(Vec::load(sums + i, part) * scale, Vec::load(weight_scale + i, part), Vec::load(bias + i, part));
-      Vec::store(out + i, other == nullptr ? y : y + Vec::load(other + i, part), part);
-    });
-  }
-}
-
-using FinishRows = void (*)(const Int8Linear&, int64_t, int64_t, int64_t, int64_t, const int32_t*);
-
-FinishRows finish_for(const Int8Linear& a) {
-  const bool narrow_other = a.other_dtype == DType::kBFloat16;
-  if (a.out_dtype == DType::kBFloat16) return narrow_other ? finish_rows<bf16, bf16> : finish_rows<bf16, float>;
-  return narrow_other ? finish_rows<float, bf16> : finish_rows<float, float>;
-}
-
 void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
               int32_t* sums) {
   const FinishRows finish = finish_for(a);
@@ -224,11 +266,15 @@ void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, i
   }
 }
 
+constexpr hbert::Int8LinearKernels kKernels = {
+    kPanel, Int8Dot::kGroup, 1, Int8Dot::kOffset, kBoundedPairs, kMaxRows, kMaxBytes, row_bytes, pack, multiply};
+
+#endif
+
 }  // namespace
 
 namespace hbert {
 namespace HBERT_LEVEL {
-extern const Int8LinearKernels kInt8Linear = {
-    kPanel, Int8Dot::kGroup, Int8Dot::kOffset, kBoundedPairs, kMaxRows, kMaxBytes, row_bytes, pack, multiply};
+extern const Int8LinearKernels kInt8Linear = kKernels;
 }
 }  // namespace hbert

@@ -7,6 +7,9 @@
 #include <stddef.h>
 
 #include "vec.h"
+#if defined(__AMX_TILE__)
+#include "amx.h"
+#endif
 
 namespace {
 
@@ -15,7 +18,8 @@ struct Plain {
   using V = T;
   using Real = typename V::real;
   using Unit = Real;
-  static constexpr int kPair = 1;
+  static constexpr int kPair = 1, kSteps = 1;
+  struct Scope {};
   struct Operand {
     V v;
   };
@@ -40,7 +44,8 @@ struct Bf16Pairs {
   using V = Vec;
   using Real = float;
   using Unit = uint32_t;
-  static constexpr int kPair = 2;
+  static constexpr int kPair = 2, kSteps = 1;
+  struct Scope {};
   using Operand = __m512bh;
 
   static Operand load(const Unit* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
@@ -58,6 +63,24 @@ struct Bf16Pairs {
 };
 
 using Bf16Dot = Bf16Pairs;
+
+#endif
+
+// And how where A has whole registers of rows, and the inner dimension is whole registers, too.
+#if defined(__AMX_TILE__)
+
+struct Bf16Tiles : Bf16Pairs {
+  static constexpr int kSteps = kRegisterRows;
+  struct Scope {
+    TileRegisters registers{kRegisterRows};
+  };
+};
+
+using Bf16Blocks = Bf16Tiles;
+
+#else
+
+using Bf16Blocks = Bf16Dot;
 
 #endif
 
@@ -92,13 +115,13 @@ inline constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + mul
 
 template <class D>
 inline int64_t steps_of(int64_t n) {
-  return (n + D::kPair - 1) / D::kPair;
+  return round_up(n, D::kPair * D::kSteps) / D::kPair;
 }
 
 // Units from one row of A to the next: put_row writes whole vectors.
 template <class D>
 inline int64_t row_units(int64_t n) {
-  return round_up(n, D::V::kWidth) / D::kPair;
+  return round_up(n, D::kSteps > 1 ? D::kPair * D::kSteps : D::V::kWidth) / D::kPair;
 }
 
 // Units of B with `columns` columns.
@@ -196,6 +219,41 @@ template <class D, class F>
   }
 }
 
+// c (+)= A times a panel of B, of which the first `columns` columns are wanted. Whole tiles of c are written.
+template <class D>
+inline void multiply_into(const typename D::Unit* a, int64_t a_stride, int64_t rows, const typename D::Unit* panel,
+                          int64_t columns, int64_t steps, typename D::Real* c, int64_t c_stride, bool add) {
+  multiply_panel<D>(a, a_stride, rows, panel, columns, steps, [&](const auto& tile, int64_t row) {
+    add ? tile.add_to(c + row * c_stride, c_stride) : tile.store(c + row * c_stride, c_stride);
+  });
+}
+
+#if defined(__AMX_TILE__)
+template <>
+inline void multiply_into<Bf16Tiles>(const uint32_t* a, int64_t a_stride, int64_t rows, const uint32_t* panel,
+                                     int64_t columns, int64_t steps, float* c, int64_t c_stride, bool add) {
+  constexpr int64_t kUnit = 4, kColumns = 2 * kRegisterBytes / kUnit, kLine = kLanes<Vec>;
+  const char* const from = reinterpret_cast<const char*>(a);
+  for (int64_t lane = 0; lane < smaller(columns, kLine); lane += kColumns)
+    for (int64_t row = 0; row < rows; row += 2 * kRegisterRows) {
+      const int64_t next = row + kRegisterRows;
+      char *const first = reinterpret_cast<char*>(c + row * c_stride + lane), *const second = first + kRegisterRows *
+                                                                                                          c_stride *
+                                                                                                          kUnit;
+      const TileOperands operands{{from + row * a_stride * kUnit, from + next * a_stride * kUnit},
+                                  a_stride * kUnit,
+                                  reinterpret_cast<const char*>(panel + lane),
+                                  kLine * kUnit,
+                                  {first, second},
+                                  c_stride * kUnit,
+                                  nullptr,
+                                  0};
+      (next < rows ? multiply_registers<Bf16Registers, 2>
+                   : multiply_registers<Bf16Registers, 1>)(operands, steps / kRegisterRows, add);
+    }
+}
+#endif
+
 // Rows of a packed projection lie pages apart, where no hardware prefetcher follows; the next head lies right behind.
 template <class T>
 inline void prefetch_next_head(const T* row, int64_t width) {
@@ -209,6 +267,8 @@ inline void pack_rows(const T* x, int64_t x_stride, int64_t rows, int64_t width,
   for (int64_t r = 0; r < rows; ++r, x += x_stride, a += row_units<D>(width)) {
     prefetch_next_head(x, width);
     for_each<V>(width, [&](int64_t i, auto part) { D::put_row(a + i / D::kPair, V::load(x + i, part)); });
+    const int64_t there = round_up(width, V::kWidth) / D::kPair;
+    fill(a + there, row_units<D>(width) - there, typename D::Unit(0));
   }
 }
 

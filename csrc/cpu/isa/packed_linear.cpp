@@ -4,6 +4,9 @@
 
 #include "activation.h"
 #include "panels.h"
+#if defined(__AMX_TILE__)
+#include "amx_panels.h"
+#endif
 
 namespace {
 
@@ -112,7 +115,7 @@ struct Identity {
 };
 
 // What becomes of the sums of rows [begin, end) with `count` columns of a panel.
-template <class Number, class Act>
+template <class Number, class Act, int kPanel>
 void finish_rows(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t count, const float* sums) {
   Number* out = static_cast<Number*>(a.out) + column;
   const Number* other = a.other == nullptr ? nullptr : static_cast<const Number*>(a.other) + column;
@@ -131,22 +134,22 @@ void finish_rows(const PackedLinear& a, int64_t begin, int64_t end, int64_t colu
 
 using FinishRows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t, int64_t, const float*);
 
-template <class Number>
+template <class Number, int kPanel>
 FinishRows finish_for(const PackedLinear& a) {
-  if (!a.activated) return finish_rows<Number, Identity>;
+  if (!a.activated) return finish_rows<Number, Identity, kPanel>;
   switch (a.activation) {
-    case Activation::kGelu: return finish_rows<Number, Gelu>;
-    case Activation::kGeluTanh: return finish_rows<Number, GeluTanh>;
+    case Activation::kGelu: return finish_rows<Number, Gelu, kPanel>;
+    case Activation::kGeluTanh: return finish_rows<Number, GeluTanh, kPanel>;
     case Activation::kRelu: break;
   }
-  return finish_rows<Number, Relu>;
+  return finish_rows<Number, Relu, kPanel>;
 }
 
 template <class D, class Number>
 void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
               float* sums) {
   using Unit = typename D::Unit;
-  const FinishRows finish = finish_for<Number>(a);
+  const FinishRows finish = finish_for<Number, kPanel>(a);
   const int64_t steps = steps_of<D>(a.width);
   const Tiles tiles(end - begin);
   for (int64_t c = column; c < column + columns; c += kPanel) {
@@ -165,15 +168,40 @@ void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column,
 
 template <class D, class Number>
 constexpr hbert::PackedLinearKernels kernels() {
-  return {kPanel, D::kPair, kMaxRows, row_bytes<D>, pack<D, Number>, multiply<D, Number>};
+  return {kPanel, D::kPair, 1, kMaxRows, row_bytes<D>, pack<D, Number>, multiply<D, Number>};
 }
+
+#if defined(__AMX_TILE__)
+
+int64_t padded_row_bytes(int64_t width) { return round_up(width * 2, kRegisterBytes); }
+
+const void* pack_for_registers(const PackedLinear& a, int64_t begin, int64_t end, void* space) {
+  return rows_for_registers(static_cast<const bf16*>(a.x), a.width, begin, end, space);
+}
+
+void multiply_by_registers(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t columns,
+                           const void* rows, float* sums) {
+  const FinishRows finish = finish_for<bf16, kRegisterPanel>(a);
+  multiply_panels_by_registers<Bf16Registers>(
+      end - begin, rows, padded_row_bytes(a.width), a.weight, column, columns, sums,
+      [&](int64_t first, int64_t last, int64_t c, int64_t count, const void* done) {
+        finish(a, begin + first, begin + last, c, count, static_cast<const float*>(done));
+      });
+}
+
+constexpr hbert::PackedLinearKernels kByRegisters = {
+    kRegisterPanel, 2, kRegisterRows, 128, padded_row_bytes, pack_for_registers, multiply_by_registers};
+
+#endif
 
 }  // namespace
 
 namespace hbert {
 namespace HBERT_LEVEL {
 extern const PackedLinearKernels kPackedLinear = kernels<Float, float>();
-#if defined(__AVX512BF16__)
+#if defined(__AMX_TILE__)
+extern const PackedLinearKernels kPackedLinearBFloat16 = kByRegisters;
+#elif defined(__AVX512BF16__)
 extern const PackedLinearKernels kPackedLinearBFloat16 = kernels<Bf16Pairs, bf16>();
 #else
 extern const PackedLinearKernels kPackedLinearBFloat16 = {};
