@@ -67,9 +67,10 @@ struct TileOperands {
 };
 
 // sums[i] (+)= rows[i] times the columns, i < kCount, over `steps` registers. Not inlined: what it leaves in registers must
-// not be mixed with what others do.
+// not be mixed with what others do. By reference: a copy by vectors would wait for all stores before it.
 template <class D, int kCount>
-[[gnu::noinline]] void multiply_registers(TileOperands at, int64_t steps, bool add) {
+[[gnu::noinline]] void multiply_registers(const TileOperands& at, int64_t steps, bool add) {
+  const char *columns = at.columns, *fetch = at.fetch;
   asm volatile("" : : : "memory");  // the compiler does not see that registers are loaded from memory
   if (add) {
     _tile_loadd(0, at.sums[0], at.sum_bytes);
@@ -84,16 +85,16 @@ template <class D, int kCount>
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t step = 0; step < steps; ++step, at.columns += kRegisterRows * at.column_bytes) {
-    _tile_loadd(6, at.columns, at.column_bytes);
-    _tile_loadd(7, at.columns + kRegisterBytes, at.column_bytes);
+  for (int64_t step = 0; step < steps; ++step, columns += kRegisterRows * at.column_bytes) {
+    _tile_loadd(6, columns, at.column_bytes);
+    _tile_loadd(7, columns + kRegisterBytes, at.column_bytes);
     _tile_loadd(4, at.rows[0] + step * kRegisterBytes, at.row_bytes);
     D::multiply_first_rows();
     if (kCount > 1) {
       _tile_loadd(5, at.rows[1] + step * kRegisterBytes, at.row_bytes);
       D::multiply_second_rows();
     }
-    for (int64_t i = 0; i < at.lines; ++i, at.fetch += 64) __builtin_prefetch(at.fetch, 0, 3);
+    for (int64_t i = 0; i < at.lines; ++i, fetch += 64) __builtin_prefetch(fetch, 0, 3);
   }
   _tile_stored(0, at.sums[0], at.sum_bytes);
   _tile_stored(1, at.sums[0] + kRegisterBytes, at.sum_bytes);
