@@ -1,8 +1,6 @@
 // Op int8_linear on the CPU: checks, allocation, division of the work among threads.
 #include "int8_linear.h"
 
-#include <algorithm>
-
 #include "linear_plan.h"
 #include "ops.h"
 
@@ -13,7 +11,6 @@ namespace {
 constexpr const Int8LinearKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
-constexpr int64_t kMinRows = 24;        // of a task
 constexpr int64_t kMaxWidth = 1 << 17;  // sums of more products of int8 numbers may leave 32 bits
 
 bool is_vector(const Tensor& t, int64_t count, ScalarType dtype) {
@@ -42,8 +39,7 @@ DType output_dtype(ScalarType dtype) {
 }
 
 void run(const Int8LinearKernels& k, const Int8Linear& args, int64_t rows) {
-  const int64_t most = std::clamp(k.max_bytes / k.row_bytes(args.width), kMinRows, k.max_rows);
-  const LinearPlan plan(rows, args.width, args.columns, most);
+  const LinearPlan plan(rows, args.width, args.columns, k.max_rows(args.width));
   const size_t packed_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
   const size_t sums_bytes = plan.sum_rows() * k.panel * sizeof(int32_t);
   torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {

@@ -25,7 +25,7 @@ struct Int8LinearKernels {
   // The positive ones of w[n, 2 k] and w[n, 2 k + 1] add up to 128 at most, and so do the magnitudes of the negative ones:
   // then the sum of their products with numbers from 0 to 255 fits 16 bits.
   bool bounded_pairs;
-  int64_t max_rows, max_bytes;  // of the packed rows of a task: they stay in the second cache
+  int64_t (*max_rows)(int64_t width);  // of a task
 
   // Bytes of one row as pack leaves it.
   int64_t (*row_bytes)(int64_t width);

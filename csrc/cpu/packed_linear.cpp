@@ -34,7 +34,7 @@ void check_weight(const Tensor& weight, ScalarType dtype, int64_t width, int64_t
 }
 
 void run(const PackedLinearKernels& k, const PackedLinear& args, int64_t rows) {
-  const LinearPlan plan(rows, args.width, args.columns, k.max_rows);
+  const LinearPlan plan(rows, args.width, args.columns, k.max_rows(args.width));
   const size_t rows_bytes = (plan.block_rows * k.row_bytes(args.width) + 63) / 64 * 64;
   const size_t sums_bytes = plan.sum_rows() * k.panel * sizeof(float);
   torch::stable::parallel_for(0, plan.tasks(), plan.grain, [&](int64_t begin, int64_t end) {

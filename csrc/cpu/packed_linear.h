@@ -18,9 +18,9 @@ struct PackedLinear {
 
 // Of one dtype at one level; panel is 0 where there is none.
 struct PackedLinearKernels {
-  int64_t panel, group;  // the layout of the weight: columns side by side, and numbers of each
-  int64_t steps;         // a multiple of so many: those behind the width are zero
-  int64_t max_rows;      // of a task
+  int64_t panel, group;                // the layout of the weight: columns side by side, and numbers of each
+  int64_t steps;                       // a multiple of so many: those behind the width are zero
+  int64_t (*max_rows)(int64_t width);  // of a task
 
   // Bytes of one row as pack leaves it.
   int64_t (*row_bytes)(int64_t width);

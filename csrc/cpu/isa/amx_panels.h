@@ -10,6 +10,10 @@ constexpr int kRegisterPanel = 32, kPanelBytes = 4 * kRegisterPanel;
 // Steps of a panel that stay in the first cache while the rows pass by.
 constexpr int64_t kBlockSteps = 8;
 
+// Rows of a task: they stay in the second cache, and what is read of the weight for one block of them is read again for the
+// next, which with fewer takes longer than the products.
+inline int64_t rows_in_cache(int64_t row_bytes) { return smaller(512, (768 << 10) / row_bytes + kRegisterRows); }
+
 // Rows [begin, end) of x, whole registers wide: where they are, or in `space`, filled up with zeros.
 template <class T>
 const void* rows_for_registers(const T* x, int64_t width, int64_t begin, int64_t end, void* space) {

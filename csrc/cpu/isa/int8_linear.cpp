@@ -16,8 +16,6 @@ constexpr int kPanel = kRegisterPanel;
 #else
 constexpr int kPanel = kLanes<Vec>;
 #endif
-// The second cache of processors with AVX-512 is larger, and fewer tasks read the weight less often.
-constexpr int64_t kMaxRows = Vec::kWidth == 16 ? 256 : 96, kMaxBytes = (Vec::kWidth == 16 ? 640 : 192) << 10;
 
 template <class Out, class Other>
 void finish_rows(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, int64_t count, const int32_t* sums) {
@@ -61,17 +59,11 @@ void multiply_by_registers(const Int8Linear& a, int64_t begin, int64_t end, int6
       });
 }
 
+int64_t max_rows(int64_t width) { return rows_in_cache(padded_row_bytes(width)); }
+
 // Both operands are signed: rows carry no offset, and sums start from zero.
-constexpr hbert::Int8LinearKernels kKernels = {kPanel,
-                                               4,
-                                               kRegisterRows,
-                                               false,
-                                               false,
-                                               kMaxRows,
-                                               kMaxBytes,
-                                               padded_row_bytes,
-                                               pack_for_registers,
-                                               multiply_by_registers};
+constexpr hbert::Int8LinearKernels kKernels = {
+    kPanel, 4, kRegisterRows, false, false, max_rows, padded_row_bytes, pack_for_registers, multiply_by_registers};
 
 #else
 
@@ -199,6 +191,14 @@ inline int64_t steps_in(int64_t width) { return (width + Int8Dot::kGroup - 1) / 
 
 int64_t row_bytes(int64_t width) { return steps_in(width) * static_cast<int64_t>(sizeof(Unit)); }
 
+// Packed rows stay in the second cache. That of processors with AVX-512 is larger, and fewer tasks read the weight less often.
+int64_t max_rows(int64_t width) {
+  constexpr int64_t kMinRows = 24, kMaxRows = Vec::kWidth == 16 ? 256 : 96;
+  constexpr int64_t kMaxBytes = (Vec::kWidth == 16 ? 640 : 192) << 10;
+  const int64_t fitting = smaller(kMaxBytes / row_bytes(width), kMaxRows);
+  return fitting < kMinRows ? kMinRows : fitting;
+}
+
 const void* pack(const Int8Linear& a, int64_t begin, int64_t end, void* space) {
   using Number = Int8Dot::Number;
   const int64_t width = a.width, padded = steps_in(width) * Int8Dot::kGroup;
@@ -266,8 +266,8 @@ void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, i
   }
 }
 
-constexpr hbert::Int8LinearKernels kKernels = {
-    kPanel, Int8Dot::kGroup, 1, Int8Dot::kOffset, kBoundedPairs, kMaxRows, kMaxBytes, row_bytes, pack, multiply};
+constexpr hbert::Int8LinearKernels kKernels = {kPanel,   Int8Dot::kGroup, 1,    Int8Dot::kOffset, kBoundedPairs,
+                                               max_rows, row_bytes,       pack, multiply};
 
 #endif
 

@@ -24,6 +24,8 @@ constexpr int64_t kMaxRows = kInterleaved ? 96 : 256;
 
 using Float = Plain<Vec>;
 
+int64_t max_rows(int64_t) { return kMaxRows; }
+
 // The next two are x[t, k] as a step of the sums reads it.
 inline float unit_at(const float* x, int64_t step, int64_t) { return x[step]; }
 
@@ -168,12 +170,14 @@ void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column,
 
 template <class D, class Number>
 constexpr hbert::PackedLinearKernels kernels() {
-  return {kPanel, D::kPair, 1, kMaxRows, row_bytes<D>, pack<D, Number>, multiply<D, Number>};
+  return {kPanel, D::kPair, 1, max_rows, row_bytes<D>, pack<D, Number>, multiply<D, Number>};
 }
 
 #if defined(__AMX_TILE__)
 
 int64_t padded_row_bytes(int64_t width) { return round_up(width * 2, kRegisterBytes); }
+
+int64_t max_register_rows(int64_t width) { return rows_in_cache(padded_row_bytes(width)); }
 
 const void* pack_for_registers(const PackedLinear& a, int64_t begin, int64_t end, void* space) {
   return rows_for_registers(static_cast<const bf16*>(a.x), a.width, begin, end, space);
@@ -190,7 +194,7 @@ void multiply_by_registers(const PackedLinear& a, int64_t begin, int64_t end, in
 }
 
 constexpr hbert::PackedLinearKernels kByRegisters = {
-    kRegisterPanel, 2, kRegisterRows, 128, padded_row_bytes, pack_for_registers, multiply_by_registers};
+    kRegisterPanel, 2, kRegisterRows, max_register_rows, padded_row_bytes, pack_for_registers, multiply_by_registers};
 
 #endif
 
