@@ -65,7 +65,7 @@ def packed_linear(
     the number of threads.
 
     Args:
-        x: [T, K], float32 or bfloat16. The kernel for bfloat16 needs a processor with AVX512-BF16.
+        x: [T, K], float32 or bfloat16. The kernel for bfloat16 needs a processor with AVX512-BF16 or AMX.
         weight: from :func:`pack_weight`, of this process and in x's dtype.
         bias: [N] or None, float32 or bfloat16.
         other: [T, N] or None, added behind the activation, in x's dtype.
@@ -117,7 +117,7 @@ def unpack_weight(weight: PackedWeight) -> Tensor:
 
 def _cpp_refusal(x: Tensor | None = None, bias: Tensor | None = None, other: Tensor | None = None) -> str | None:
     if x is not None and x.dtype == torch.bfloat16 and _library.packed_weight_layout(True) is None:
-        return "needs a processor with AVX512-BF16 for bfloat16"
+        return "needs a processor with AVX512-BF16 or AMX for bfloat16"
     return _dispatch.cpp_refusal(x, bias, other)
 
 

@@ -55,14 +55,15 @@ class TileRegisters {
 };
 
 // Operands in memory: two registers of rows, two of columns side by side, four of sums; and what is fetched meanwhile.
+// Distances are in bytes.
 struct TileOperands {
-  const char* rows[2];
-  int64_t row_bytes;
-  const char* columns;  // a step of the inner dimension is 16 of column_bytes, of which these are the first 128
-  int64_t column_bytes;
-  char* sums[2];
-  int64_t sum_bytes;
-  const char* fetch;  // this many lines a step
+  const void* rows[2];
+  int64_t row_distance;
+  const void* columns;  // a register of the inner dimension is 16 lines, of which these are the first 128 bytes
+  int64_t column_distance;
+  void* sums[2];
+  int64_t sum_distance;
+  const void* fetch;  // `lines` lines for each register of the inner dimension
   int64_t lines;
 };
 
@@ -70,14 +71,16 @@ struct TileOperands {
 // not be mixed with what others do. By reference: a copy by vectors would wait for all stores before it.
 template <class D, int kCount>
 [[gnu::noinline]] void multiply_registers(const TileOperands& at, int64_t steps, bool add) {
-  const char *columns = at.columns, *fetch = at.fetch;
+  const char *columns = static_cast<const char*>(at.columns), *fetch = static_cast<const char*>(at.fetch);
+  const char* const rows[2] = {static_cast<const char*>(at.rows[0]), static_cast<const char*>(at.rows[1])};
+  char* const sums[2] = {static_cast<char*>(at.sums[0]), static_cast<char*>(at.sums[1])};
   asm volatile("" : : : "memory");  // the compiler does not see that registers are loaded from memory
   if (add) {
-    _tile_loadd(0, at.sums[0], at.sum_bytes);
-    _tile_loadd(1, at.sums[0] + kRegisterBytes, at.sum_bytes);
+    _tile_loadd(0, sums[0], at.sum_distance);
+    _tile_loadd(1, sums[0] + kRegisterBytes, at.sum_distance);
     if (kCount > 1) {
-      _tile_loadd(2, at.sums[1], at.sum_bytes);
-      _tile_loadd(3, at.sums[1] + kRegisterBytes, at.sum_bytes);
+      _tile_loadd(2, sums[1], at.sum_distance);
+      _tile_loadd(3, sums[1] + kRegisterBytes, at.sum_distance);
     }
   } else {
     _tile_zero(0);
@@ -85,23 +88,29 @@ template <class D, int kCount>
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t step = 0; step < steps; ++step, columns += kRegisterRows * at.column_bytes) {
-    _tile_loadd(6, columns, at.column_bytes);
-    _tile_loadd(7, columns + kRegisterBytes, at.column_bytes);
-    _tile_loadd(4, at.rows[0] + step * kRegisterBytes, at.row_bytes);
+  for (int64_t step = 0; step < steps; ++step, columns += kRegisterRows * at.column_distance) {
+    _tile_loadd(6, columns, at.column_distance);
+    _tile_loadd(7, columns + kRegisterBytes, at.column_distance);
+    _tile_loadd(4, rows[0] + step * kRegisterBytes, at.row_distance);
     D::multiply_first_rows();
     if (kCount > 1) {
-      _tile_loadd(5, at.rows[1] + step * kRegisterBytes, at.row_bytes);
+      _tile_loadd(5, rows[1] + step * kRegisterBytes, at.row_distance);
       D::multiply_second_rows();
     }
     for (int64_t i = 0; i < at.lines; ++i, fetch += 64) __builtin_prefetch(fetch, 0, 3);
   }
-  _tile_stored(0, at.sums[0], at.sum_bytes);
-  _tile_stored(1, at.sums[0] + kRegisterBytes, at.sum_bytes);
+  _tile_stored(0, sums[0], at.sum_distance);
+  _tile_stored(1, sums[0] + kRegisterBytes, at.sum_distance);
   if (kCount > 1) {
-    _tile_stored(2, at.sums[1], at.sum_bytes);
-    _tile_stored(3, at.sums[1] + kRegisterBytes, at.sum_bytes);
+    _tile_stored(2, sums[1], at.sum_distance);
+    _tile_stored(3, sums[1] + kRegisterBytes, at.sum_distance);
   }
+}
+
+// The same for one or two registers of rows.
+template <class D>
+inline void multiply_registers(int64_t count, const TileOperands& at, int64_t steps, bool add) {
+  count > 1 ? multiply_registers<D, 2>(at, steps, add) : multiply_registers<D, 1>(at, steps, add);
 }
 
 }  // namespace

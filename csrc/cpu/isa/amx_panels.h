@@ -51,15 +51,16 @@ inline void multiply_panel_by_registers(const RegisterRows& parts, const char* r
     for (int64_t i = 0; i < parts.count; i += 2, fetch += steps * lines * 64) {
       const int64_t count = smaller(2, parts.count - i), last = i + count - 1;
       char* const to = sums + i * kSumBytes;
-      const TileOperands operands{{here + parts.first(i) * row_bytes, here + parts.first(last) * row_bytes},
-                                  row_bytes,
-                                  columns,
-                                  kPanelBytes,
-                                  {to, to + kSumBytes},
-                                  kPanelBytes,
-                                  fetch,
-                                  lines};
-      (count == 2 ? multiply_registers<D, 2> : multiply_registers<D, 1>)(operands, steps, step > 0);
+      multiply_registers<D>(count,
+                            {{here + parts.first(i) * row_bytes, here + parts.first(last) * row_bytes},
+                             row_bytes,
+                             columns,
+                             kPanelBytes,
+                             {to, to + kSumBytes},
+                             kPanelBytes,
+                             fetch,
+                             lines},
+                            steps, step > 0);
       if (step + steps < all_steps) continue;
       for (int64_t part = i; part <= last; ++part) {
         const int64_t begin = part * kRegisterRows, skipped = begin - parts.first(part);

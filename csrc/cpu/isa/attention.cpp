@@ -17,7 +17,7 @@ class Forward {
   using V = typename D::V;
   using Real = typename D::Real;
   using Unit = typename D::Unit;
-  static constexpr int64_t kQueries = D::kSteps > 1 ? 2 * D::kSteps : 4 * kTileRows;
+  static constexpr int64_t kQueries = rows_of_block<D>;
 
  public:
   Forward(const AttentionForward& args, Arena& arena, int64_t max_length) : args_(args), size_(args.head_size) {
@@ -139,7 +139,7 @@ void with_kernel(const AttentionForward& args, Arena& arena, int64_t max_length,
 #if defined(HBERT_HAS_FLOAT64)
   if (args.dtype == DType::kFloat64) return f(Forward<Plain<Lanes<double>>, double>(args, arena, max_length));
 #endif
-  if (args.dtype == DType::kBFloat16) return f(Forward<Bf16Blocks, bf16>(args, arena, max_length));
+  if (args.dtype == DType::kBFloat16) return f(Forward<Bf16Dot, bf16>(args, arena, max_length));
   f(Forward<Plain<Vec>, float>(args, arena, max_length));
 }
 

@@ -12,7 +12,7 @@ using hbert::AttentionBackward;
 using hbert::AttentionTask;
 using hbert::DType;
 
-constexpr int64_t kKeys = 32 * kTileRows;
+constexpr int64_t kKeys = 192;     // a multiple of every rows_of_block
 constexpr int64_t kQueries = 128;  // a multiple of every kLanes
 
 template <class D, class T>
@@ -20,6 +20,7 @@ class Backward {
   using V = typename D::V;
   using Real = typename D::Real;
   using Unit = typename D::Unit;
+  static constexpr int64_t kRows = rows_of_block<D>;
 
  public:
   Backward(const AttentionBackward& args, Arena& arena, int64_t max_length)
@@ -30,13 +31,15 @@ class Backward {
     dout_by_row_ = arena.take<Unit>(panels_size<D>(size_, steps_of<D>(max_length)));
     keys_ = arena.take<Unit>(kKeys * units_);
     values_ = arena.take<Unit>(kKeys * units_);
-    keys_transposed_ = arena.take<Unit>(round_up(size_, kTileRows) * row_units<D>(kKeys));
+    keys_transposed_ = arena.take<Unit>(size_rows() * row_units<D>(kKeys));
     weights_ = arena.take<Unit>(kKeys * kQueries / D::kPair);
     dscores_ = arena.take<Unit>(kKeys * kQueries / D::kPair);
     dscores_panels_ = arena.take<Unit>(panels_size<D>(kQueries, steps_of<D>(kKeys)));
     spare_units_ = arena.take<Unit>(panels_size<D>(size_, steps_of<D>(kKeys)) + V::kWidth * units_);
     spare_ = arena.take<Real>(kLanes<V> * stride());
-    dqueries_ = arena.take<Real>(round_up(max_length, kLanes<V>) * round_up(size_, kTileRows));
+    scores_ = arena.take<Real>(kRows * kLanes<V>);
+    dweights_of_rows_ = arena.take<Real>(kRows * kLanes<V>);
+    dqueries_ = arena.take<Real>(round_up(max_length, kLanes<V>) * size_rows());
     dkeys_ = arena.take<Real>(kKeys * stride());
     dvalues_ = arena.take<Real>(kKeys * stride());
     log_sum_exp_ = arena.take<Real>(round_up(max_length, kLanes<V>));
@@ -44,6 +47,7 @@ class Backward {
   }
 
   void run(const AttentionTask& task) {
+    [[maybe_unused]] const typename D::Scope scope;
     prepare(task);
     for (int64_t key = 0; key < task.length; key += kKeys) {
       const int64_t num_keys = smaller(kKeys, task.length - key);
@@ -61,6 +65,7 @@ class Backward {
  private:
   int64_t width() const { return args_.num_heads * size_; }
   int64_t stride() const { return round_up(size_, kLanes<V>); }
+  int64_t size_rows() const { return round_up(size_, kRows); }
 
   // Where the queries (0), keys (1) or values (2) of the task begin, from `row` on, in qkv and dqkv.
   int64_t offset(const AttentionTask& task, int which, int64_t row) const {
@@ -93,7 +98,7 @@ class Backward {
     // Columns behind the last query get weight 0.
     fill(log_sum_exp_ + n, end - n, Real(__builtin_inf()));
     fill(delta_ + n, end - n, Real(0));
-    fill(dqueries_, end * round_up(size_, kTileRows), Real(0));
+    fill(dqueries_, end * size_rows(), Real(0));
   }
 
   void pack_keys(const AttentionTask& task, int64_t key, int64_t num_keys) {
@@ -119,33 +124,32 @@ class Backward {
       add_product(dscores_, num_keys, queries_by_row_ + at, columns, num_queries, dkeys_ + lane);
     }
     for (int64_t lane = 0; lane < num_queries; lane += kLanes<V>) {
-      Real* dqueries = dqueries_ + (query + lane) * round_up(size_, kTileRows);
-      multiply_panel<D>(keys_transposed_, row_units<D>(kKeys), size_, dscores_panels_ + lane * steps_of<D>(kKeys),
-                        num_queries - lane, steps_of<D>(num_keys),
-                        [&](const auto& tile, int64_t row) { tile.add_to(dqueries + row * kLanes<V>, kLanes<V>); });
+      Real* dqueries = dqueries_ + (query + lane) * size_rows();
+      multiply_into<D>(keys_transposed_, row_units<D>(kKeys), size_, dscores_panels_ + lane * steps_of<D>(kKeys),
+                       num_queries - lane, steps_of<D>(num_keys), dqueries, kLanes<V>, true);
     }
   }
 
   // c += a b over num_queries.
   void add_product(const Unit* a, int64_t num_rows, const Unit* panel, int64_t columns, int64_t num_queries, Real* c) {
-    multiply_panel<D>(a, kQueries / D::kPair, num_rows, panel, columns, steps_of<D>(num_queries),
-                      [&](const auto& tile, int64_t row) { tile.add_to(c + row * stride(), stride()); });
+    multiply_into<D>(a, kQueries / D::kPair, num_rows, panel, columns, steps_of<D>(num_queries), c, stride(), true);
   }
 
   // Weights and gradients of the scores of all keys of the block and one panel of queries.
   void weigh(int64_t num_keys, int64_t query, int64_t lane, int64_t num_columns) {
     const Unit* queries = queries_by_size_ + (query + lane) * steps_;
     const Unit* dout = dout_by_size_ + (query + lane) * steps_;
-    multiply_panel<D>(keys_, units_, num_keys, queries, num_columns, steps_, [&](auto scores, int64_t row) {
-      constexpr int kColumns = decltype(scores)::kColumns;
-      alignas(64) Real weights[kTileRows * kColumns], dweights[kTileRows * kColumns];
-      scores.store(weights, kColumns);
-      tile_of<D, kColumns / V::kWidth>(values_ + row * units_, units_, dout, steps_).store(dweights, kColumns);
-      for (int r = 0; r < kTileRows; r += D::kPair)
-        for (int c = 0; c < kColumns; c += V::kWidth)
-          put_weights(weights + r * kColumns + c, dweights + r * kColumns + c, kColumns, query, lane + c, row + r,
-                      num_keys);
-    });
+    const int64_t columns = smaller(round_up(num_columns, D::kPair * D::kSteps), kLanes<V>);
+    for (int64_t row = 0; row < num_keys; row += kRows) {
+      const int64_t count = smaller(kRows, num_keys - row);
+      multiply_into<D>(keys_ + row * units_, units_, count, queries, columns, steps_, scores_, kLanes<V>, false);
+      multiply_into<D>(values_ + row * units_, units_, count, dout, columns, steps_, dweights_of_rows_, kLanes<V>,
+                       false);
+      for (int64_t r = 0; r < round_up(count, D::kPair * D::kSteps); r += D::kPair)
+        for (int64_t c = 0; c < columns; c += V::kWidth)
+          put_weights(scores_ + r * kLanes<V> + c, dweights_of_rows_ + r * kLanes<V> + c, kLanes<V>, query, lane + c,
+                      row + r, num_keys);
+    }
   }
 
   // One vector of queries, kPair keys.
@@ -177,7 +181,7 @@ class Backward {
 
   void store_dqueries(const AttentionTask& task) {
     for (int64_t query = 0; query < task.length; query += kLanes<V>) {
-      const Real* transposed = dqueries_ + query * round_up(size_, kTileRows);
+      const Real* transposed = dqueries_ + query * size_rows();
       for (int64_t i = 0; i < size_; i += V::kWidth)
         transpose(transposed + i * kLanes<V>, kLanes<V>, smaller(V::kWidth, size_ - i), kLanes<V>, spare_ + i,
                   stride());
@@ -189,7 +193,7 @@ class Backward {
   const int64_t size_, steps_, units_;
   Unit *queries_by_size_, *dout_by_size_, *queries_by_row_, *dout_by_row_;
   Unit *keys_, *values_, *keys_transposed_, *weights_, *dscores_, *dscores_panels_, *spare_units_;
-  Real *spare_, *dqueries_, *dkeys_, *dvalues_, *log_sum_exp_, *delta_;
+  Real *spare_, *scores_, *dweights_of_rows_, *dqueries_, *dkeys_, *dvalues_, *log_sum_exp_, *delta_;
 };
 
 // f(Backward) for the dtype of the problem.

@@ -1,8 +1,9 @@
 // Small matrix products C = A B whose operands are repacked to fit in cache: A by rows, B by panels of kLanes columns.
 //
 // The inner dimension is counted in steps. A Dot policy says what a step is: one number multiplied and added in the
-// compute type (Plain), or a pair of bfloat16 numbers (Bf16Pairs, AVX512-BF16). Unit is what A and B hold per step: A is
-// [rows, steps], B is [panels, steps, kLanes]. Whoever packs fills the last pair of an odd inner dimension with zero.
+// compute type (Plain), or a pair of bfloat16 numbers (Bf16Pairs, AVX512-BF16; Bf16Tiles, AMX). Unit is what A and B
+// hold per step: A is [rows, steps], B is [panels, steps, kLanes]. Whoever packs fills the last pair of an odd inner
+// dimension with zero, and steps up to a multiple of kSteps.
 #pragma once
 #include <stddef.h>
 
@@ -33,13 +34,7 @@ struct Plain {
   static void put_step(Unit* p, const V (&rows)[kPair]) { V::store(p, rows[0], Full{}); }
 };
 
-// How products of bfloat16 numbers are computed at this level.
-#if !defined(__AVX512BF16__)
-
-using Bf16Dot = Plain<Vec>;
-
-#else
-
+#if defined(__AVX512BF16__)
 struct Bf16Pairs {
   using V = Vec;
   using Real = float;
@@ -62,13 +57,11 @@ struct Bf16Pairs {
   }
 };
 
-using Bf16Dot = Bf16Pairs;
-
 #endif
 
-// And how where A has whole registers of rows, and the inner dimension is whole registers, too.
 #if defined(__AMX_TILE__)
 
+// For multiply_into alone, by registers of AMX: A has room for an even number of them, and steps are whole ones.
 struct Bf16Tiles : Bf16Pairs {
   static constexpr int kSteps = kRegisterRows;
   struct Scope {
@@ -76,12 +69,15 @@ struct Bf16Tiles : Bf16Pairs {
   };
 };
 
-using Bf16Blocks = Bf16Tiles;
+#endif
 
+// How products of bfloat16 numbers are computed at this level.
+#if defined(__AMX_TILE__)
+using Bf16Dot = Bf16Tiles;
+#elif defined(__AVX512BF16__)
+using Bf16Dot = Bf16Pairs;
 #else
-
-using Bf16Blocks = Bf16Dot;
-
+using Bf16Dot = Plain<Vec>;
 #endif
 
 template <int n>
@@ -98,6 +94,10 @@ constexpr int kTileVectors = 2;
 #else
 constexpr int kTileVectors = 1;
 #endif
+
+// Rows of A that are multiplied at a time where what is made of them comes next.
+template <class D>
+constexpr int64_t rows_of_block = D::kSteps > 1 ? 2 * D::kSteps : 4 * kTileRows;
 
 constexpr int64_t kChain = 64;
 
@@ -232,24 +232,21 @@ inline void multiply_into(const typename D::Unit* a, int64_t a_stride, int64_t r
 template <>
 inline void multiply_into<Bf16Tiles>(const uint32_t* a, int64_t a_stride, int64_t rows, const uint32_t* panel,
                                      int64_t columns, int64_t steps, float* c, int64_t c_stride, bool add) {
-  constexpr int64_t kUnit = 4, kColumns = 2 * kRegisterBytes / kUnit, kLine = kLanes<Vec>;
-  const char* const from = reinterpret_cast<const char*>(a);
-  for (int64_t lane = 0; lane < smaller(columns, kLine); lane += kColumns)
+  constexpr int64_t kUnit = sizeof(uint32_t), kLine = kLanes<Vec>;
+  for (int64_t lane = 0; lane < smaller(columns, kLine); lane += 2 * kRegisterBytes / kUnit)
     for (int64_t row = 0; row < rows; row += 2 * kRegisterRows) {
       const int64_t next = row + kRegisterRows;
-      char *const first = reinterpret_cast<char*>(c + row * c_stride + lane), *const second = first + kRegisterRows *
-                                                                                                          c_stride *
-                                                                                                          kUnit;
-      const TileOperands operands{{from + row * a_stride * kUnit, from + next * a_stride * kUnit},
-                                  a_stride * kUnit,
-                                  reinterpret_cast<const char*>(panel + lane),
-                                  kLine * kUnit,
-                                  {first, second},
-                                  c_stride * kUnit,
-                                  nullptr,
-                                  0};
-      (next < rows ? multiply_registers<Bf16Registers, 2>
-                   : multiply_registers<Bf16Registers, 1>)(operands, steps / kRegisterRows, add);
+      float* to = c + row * c_stride + lane;
+      multiply_registers<Bf16Registers>(next < rows ? 2 : 1,
+                                        {{a + row * a_stride, a + next * a_stride},
+                                         a_stride * kUnit,
+                                         panel + lane,
+                                         kLine * kUnit,
+                                         {to, to + kRegisterRows * c_stride},
+                                         c_stride * kUnit,
+                                         nullptr,
+                                         0},
+                                        steps / kRegisterRows, add);
     }
 }
 #endif
@@ -352,8 +349,9 @@ inline void pack_panels_transposed(const T* x, int64_t x_stride, int64_t rows, i
                                    typename D::Unit* rows_of_a) {
   using V = typename D::V;
   const int64_t steps = steps_of<D>(width), units = row_units<D>(width);
-  for (int64_t lane = 0; lane < rows; lane += V::kWidth) {
-    const int64_t there = smaller(V::kWidth, rows - lane);
+  // Columns behind the last row are zero as far as steps of a product over these columns go.
+  for (int64_t lane = 0; lane < round_up(rows, D::kPair * D::kSteps); lane += V::kWidth) {
+    const int64_t there = lane < rows ? smaller(V::kWidth, rows - lane) : 0;
     pack_rows<D>(x + lane * x_stride, x_stride, there, width, rows_of_a);
     fill(rows_of_a + there * units, (V::kWidth - there) * units, typename D::Unit(0));
     typename D::Unit* to = b + lane / kLanes<V> * kLanes<V> * steps + lane % kLanes<V>;
