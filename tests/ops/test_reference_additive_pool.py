@@ -111,15 +111,16 @@ def test_equal_lengths_take_the_same_values_as_padding(scorer):
 @each_output
 @each_scorer
 @pytest.mark.parametrize("place", [0, 2, 3])
-def test_neighbours_change_no_bit(scorer, output, place):
+def test_neighbours_change_nothing_but_rounding(scorer, output, place):
+    """Sequences are padded to the longest, and how torch sums depends on that length (MKL on Intel's processors)."""
     lengths = [3, 40, 21, 9]
     op, _, inputs = problem(lengths, 64, 4, scorer, output)
-    x, vectors = (t.float() for t in inputs)
+    x, vectors = (t.double() for t in inputs)
     rows = formulas.sequences(cu_of(lengths))[place]
     own = vectors[place : place + 1] if scorer == "per_sequence" else vectors
     alone = bind(hk.additive_pool, lengths[place : place + 1], 4, output)(x[rows], own)
     many = op(x, vectors)[place]
-    assert torch.equal(alone[0], many)
+    checks.assert_equal_to_rounding({"y": alone[0]}, {"y": many})
 
 
 @each_scorer
