@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BRIEF = 0.25  # seconds: a call below this is estimated from the best of three
 SMALL = 0.01  # seconds: in a shorter call on a GPU the host's work counts, and a captured graph is without it
+EXIT_SECONDS = 10
 SAMPLES = 100  # a slice of more calls is timed in this many groups: microseconds are too short for the clock
 
 
@@ -173,6 +175,8 @@ def serve(greet: Callable[[], dict[str, Any]], server_of: Callable[[], Any]) -> 
     server = server_of()
     for line in sys.stdin:
         send(_guarded(_answer, server, json.loads(line)))
+    # What runtimes do at exit may wait for their threads without end: nobody is left then who would kill this process.
+    signal.alarm(EXIT_SECONDS)
 
 
 def main(module: str, cpus: str, device: str, heap: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -91,6 +92,19 @@ def test_a_worker_that_says_nothing_is_ended(worker_of):
     with pytest.raises(WorkerError, match="no answer"):
         worker.ask("check", timeout=0.1)
     worker.close()
+
+
+def test_a_worker_whose_libraries_do_not_end_ends_with_its_input():
+    source = """
+    import atexit, time
+    from bench import worker
+    worker.EXIT_SECONDS = 1
+    atexit.register(time.sleep, 600)
+    worker.serve(dict, object)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    ended = subprocess.run(command, input="", capture_output=True, cwd=machine.ROOT, text=True, timeout=60, check=False)
+    assert ended.stdout == "{}\n" and ended.returncode == -signal.SIGALRM
 
 
 WELL = """
