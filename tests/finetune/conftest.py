@@ -34,7 +34,7 @@ def toy(tmp_path_factory):
     """Flags of three headerless TSV files: the label follows from one word of the text."""
     folder = tmp_path_factory.mktemp("toy")
     flags = ["--columns", "label", "text"]
-    for number, (split, count) in enumerate({"train": 480, "valid": 96, "test": 120}.items()):
+    for number, (split, count) in enumerate({"train": 960, "valid": 96, "test": 120}.items()):
         flags += [f"--{split}", write_tsv(folder / f"{split}.tsv", toy_rows(count, seed=number))]
     return flags
 
