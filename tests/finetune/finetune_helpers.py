@@ -12,7 +12,7 @@ FILLER = "the a of on sea boat wind sails under old stone bridge and then".split
 DECIDES = {"good": ("happy", "bright"), "bad": ("sad", "dark"), "odd": ("strange", "green")}
 PIECES = [*SPECIAL_TOKENS, *FILLER, *(word for words in DECIDES.values() for word in words)]
 VOCAB, LENGTH = len(PIECES), 24
-FAST = ("--epochs", 4, "--lr", 5e-3, "--batch-size", 16, "--dtype", "fp32")
+FAST = ("--epochs", 4, "--lr", 2e-3, "--batch-size", 16, "--dtype", "fp32")
 
 
 def hbert_model(vocab_size=VOCAB, **fields):

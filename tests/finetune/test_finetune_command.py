@@ -28,7 +28,7 @@ def learned(hbert_folder, toy, tmp_path_factory):
     out = tmp_path_factory.mktemp("learned") / "out"
     torch.set_num_threads(1)
     words = ["finetune", "--model", hbert_folder, *toy, "--out", out, *FAST]
-    words += ["--lr", "1e-5", "5e-3", "--seeds", "3", "4"]
+    words += ["--lr", "1e-5", "2e-3", "--seeds", "3", "4"]
     assert cli.main([str(word) for word in words]) == 0
     return out
 
@@ -43,8 +43,8 @@ def test_a_separable_task_is_learned(learned):
 def test_the_sweep_is_chosen_on_validation_and_tested_once(learned):
     record = results(learned)
     runs = [(run["lr"], run["seed"]) for run in record["runs"]]
-    assert runs == [(1e-5, 3), (5e-3, 3), (5e-3, 4)]
-    assert record["lr"] == 5e-3
+    assert runs == [(1e-5, 3), (2e-3, 3), (2e-3, 4)]
+    assert record["lr"] == 2e-3
     assert record["runs"][0]["validation"]["accuracy"] < record["runs"][1]["validation"]["accuracy"]
     assert sorted(path.name for path in (learned / "predictions").iterdir()) == [
         "naive-bayes.tsv",
@@ -91,7 +91,7 @@ def test_the_folder_is_a_model_of_transformers(learned, toy):
 def test_card_and_picture(learned):
     card = (learned / "README.md").read_text(encoding="utf-8")
     record = results(learned)
-    for text in ("HBertForSequenceClassification", "seed 4", "naive Bayes", "0.005", "train.tsv", "import hbert"):
+    for text in ("HBertForSequenceClassification", "seed 4", "naive Bayes", "0.002", "train.tsv", "import hbert"):
         assert text in card
     for split in record["data"].values():
         assert split["sha256"][:16] in card and split["truncated"] == 0
