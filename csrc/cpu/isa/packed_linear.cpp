@@ -19,12 +19,18 @@ constexpr int64_t kLongChain = 128;
 // Whether what a step reads of the rows of a tile is laid side by side. A tile of many vectors reads rows where they are at
 // the same speed.
 constexpr bool kInterleaved = kTileVectors < 4;
-// Rows laid side by side have to stay in the second cache; others are read in the order in which they are.
-constexpr int64_t kMaxRows = kInterleaved ? 96 : 256;
 
 using Float = Plain<Vec>;
 
-int64_t max_rows(int64_t) { return kMaxRows; }
+// Of a task. Rows laid side by side have to stay in the second cache; others are read in the order in which they are, by Intel's
+// processors (those with AMX) more slowly the more they are.
+int64_t max_rows(int64_t) {
+#if defined(__AMX_TILE__)
+  return 128;
+#else
+  return kInterleaved ? 96 : 256;
+#endif
+}
 
 // The next two are x[t, k] as a step of the sums reads it.
 inline float unit_at(const float* x, int64_t step, int64_t) { return x[step]; }
