@@ -155,7 +155,9 @@ class Toolchain:
         for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
             for level, flags in self.levels.items():
                 objects.append(f"isa/{source.stem}.{level}.o")
-                lines.append(f"build {objects[-1]}: cxx {source}\n extra = -DHBERT_LEVEL={level} -fno-exceptions {flags}")
+                lines.append(
+                    f"build {objects[-1]}: cxx {source}\n extra = -DHBERT_LEVEL={level} -fno-exceptions {flags}"
+                )
         lines.append(f"build {output}: link {' '.join(objects)}\n")
         return "\n".join(lines)
 
