@@ -20,7 +20,7 @@ from patch_helpers import MASKS, assert_equal_where_valid, batch_of, small
 import hbert.inference.linear
 from hbert import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification, optimize
 from hbert.inference.kernels import CompiledKernels, Kernels
-from hbert.inference.linear import BFLOAT16_LEVELS, KernelLinear, TorchLinear, own_product_is_faster, pack, row_count
+from hbert.inference.linear import KernelLinear, TorchLinear, own_product_is_faster, pack, row_count
 from hbert_kernels import use_backend
 from hbert_kernels._library import packed_weight_layout
 from hbert_kernels.packing import Packing
@@ -219,10 +219,11 @@ def test_linear_layers_are_packed_and_add(dtype, rows):
 
 
 def test_our_product_runs_where_it_was_measured(monkeypatch):
-    weight, vectors = torch.randn(24, 40), ("avx2", "avx512", *BFLOAT16_LEVELS)
+    weight, bf16_levels = torch.randn(24, 40), ("avx512_bf16", "avx512_amx")
+    vectors = ("avx2", "avx512", *bf16_levels)
     for level in ("none", "scalar", *vectors):
         monkeypatch.setattr(hbert.inference.linear, "cpu_capability", lambda level=level: level)
-        for dtype, own in ((torch.float32, level in vectors), (torch.bfloat16, level in BFLOAT16_LEVELS)):
+        for dtype, own in ((torch.float32, level in vectors), (torch.bfloat16, level in bf16_levels)):
             assert own_product_is_faster(dtype) == own
             assert type(pack(weight, None, dtype)) is (KernelLinear if own else TorchLinear)
 
