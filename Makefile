@@ -53,7 +53,7 @@ check-gpu: $(VENV)/installed-all
 
 # All kernel tests at every instruction set level; `make test` runs a selection of them.
 check-levels: $(VENV)/installed-all
-	for level in scalar avx2 avx512 avx512_bf16 avx512_amx; do HBERT_CPU_CAPABILITY=$$level $(BIN)/pytest $(PARALLEL) tests/ops || exit 1; done
+	for level in scalar avx2 avx2_vnni avx512 avx512_vnni avx512_bf16 avx512_amx; do HBERT_CPU_CAPABILITY=$$level $(BIN)/pytest $(PARALLEL) tests/ops || exit 1; done
 
 # All kernel tests at every level against a build with sanitizers: a quarter of an hour; .ci/run runs a selection.
 check-sanitizers: $(VENV)/installed-all

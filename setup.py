@@ -41,13 +41,18 @@ TORCH_TARGET_VERSION = "0x020a000000000000"
 _AVX2 = "-mavx2 -mfma -mf16c"
 _AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"
 _AVX512_BF16 = f"{_AVX512} -mavx512bf16 -mavx512vnni"
+# Narrowest first, as in csrc/cpu/level.h.
 X86_LEVELS = {
     "scalar": "",
     "avx2": _AVX2,
+    "avx2_vnni": f"{_AVX2} -mavxvnni",
     "avx512": _AVX512,
+    "avx512_vnni": f"{_AVX512} -mavx512vnni",
     "avx512_bf16": _AVX512_BF16,
     "avx512_amx": f"{_AVX512_BF16} -mamx-tile -mamx-bf16 -mamx-int8",
 }
+# These instructions multiply int8 numbers, and nothing else uses them.
+VNNI_LEVELS, VNNI_SOURCES = ("avx2_vnni", "avx512_vnni"), ("int8_linear",)
 # GCC warns of its own AVX-512 headers, whose undefined vectors are meant to be.
 WARNINGS = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
 CXX_FLAGS = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno {WARNINGS}"
@@ -138,7 +143,7 @@ class Toolchain:
         return X86_LEVELS if platform.machine() == "x86_64" else {"scalar": ""}
 
     def ninja_file(self, output: Path) -> str:
-        """The build: each file of csrc/cpu/isa once per level, the rest once, one shared library."""
+        """The build: each file of csrc/cpu/isa once per level that it differs at, the rest once, one shared library."""
         x86 = "-DHBERT_X86" if "avx2" in self.levels else ""
         lines = [
             f"cxx = {self.compiler}",
@@ -154,6 +159,8 @@ class Toolchain:
         # Nothing is thrown there, and what unwinding would need is a weak symbol of each object.
         for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
             for level, flags in self.levels.items():
+                if level in VNNI_LEVELS and source.stem not in VNNI_SOURCES:
+                    continue
                 objects.append(f"isa/{source.stem}.{level}.o")
                 lines.append(
                     f"build {objects[-1]}: cxx {source}\n extra = -DHBERT_LEVEL={level} -fno-exceptions {flags}"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-CPU_CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_amx")
+CPU_CAPABILITIES = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
 _HERE = Path(__file__).resolve().parent
 _BINARY = _HERE / "_cpu.so"
 _CUDA_BINARY = _HERE / "_cuda.so"
@@ -129,13 +129,12 @@ class PackedWeightLayout(NamedTuple):
 
 
 @functools.cache
-def packed_weight_layout(bfloat16: bool) -> PackedWeightLayout | None:
-    """The layout of this process's instruction set level; None: no kernel for this dtype, so that any would do."""
+def packed_weight_layout(bfloat16: bool) -> PackedWeightLayout:
+    """The layout of this process's instruction set level; any would do without compiled kernels."""
     if load_failure() is not None:
-        return None
+        return PackedWeightLayout(8, 1, 1)
     field = compiled_function("hbert_packed_weight_layout", ctypes.c_int64, ctypes.c_bool, ctypes.c_int32)
-    layout = PackedWeightLayout(*(field(bfloat16, i) for i in range(3)))
-    return layout if layout.panel else None
+    return PackedWeightLayout(*(field(bfloat16, i) for i in range(3)))
 
 
 class Int8WeightLayout(NamedTuple):

@@ -15,7 +15,10 @@ from hbert_kernels._library import CPU_CAPABILITIES
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_OPS = [op for op in hk.OPS if refusal(op, "cpp") is None]
 KERNEL_TESTS = [f"tests/ops/test_{op}.py" for op in KERNEL_OPS if op != "add_layer_norm"]  # tested with layer_norm
-KERNEL_TESTS += ["tests/ops/test_int8_norm.py", "tests/ops/test_int8_linear.py"]
+INT8_TESTS = ["tests/ops/test_int8_linear.py"]
+KERNEL_TESTS += ["tests/ops/test_int8_norm.py", "tests/ops/test_packed_linear.py", *INT8_TESTS]
+# What these levels add to the one below.
+VNNI_LEVELS = ("avx2_vnni", "avx512_vnni")
 # What no level changes: float64 has one code path for all, and the rest is about what surrounds the kernels.
 THE_SAME_AT_ALL_LEVELS = " or ".join(
     ["float64", "formula", "gradcheck", "compile", "opcheck", "refuses", "autocast", "65536", "chunks"]
@@ -36,14 +39,22 @@ def level_of_subprocess(cap):
 
 
 def levels_here():
-    return CPU_CAPABILITIES[: CPU_CAPABILITIES.index(level_of_subprocess(CPU_CAPABILITIES[-1])) + 1]
+    return [level for level in CPU_CAPABILITIES if level_of_subprocess(level) == level]
 
 
 def test_the_cap_is_obeyed_and_never_exceeds_the_cpu():
+    """The levels are those that Linux tells of, and a cap takes the widest of them up to it."""
+    has = set(Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split())
     here = levels_here()
-    for cap in CPU_CAPABILITIES:
-        expected = cap if cap in here else here[-1]
-        assert level_of_subprocess(cap) == expected
+    assert [level in here for level in CPU_CAPABILITIES[:5]] == [
+        True,
+        has >= {"avx2", "fma", "f16c"},
+        has >= {"avx2", "fma", "f16c", "avx_vnni"},
+        has >= {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        has >= {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    ]
+    for i, cap in enumerate(CPU_CAPABILITIES):
+        assert level_of_subprocess(cap) == [level for level in CPU_CAPABILITIES[: i + 1] if level in here][-1]
 
 
 def test_an_unknown_level_is_an_error():
@@ -54,10 +65,10 @@ def test_an_unknown_level_is_an_error():
 
 @pytest.mark.parametrize("level", CPU_CAPABILITIES)
 def test_kernels_pass_at_every_level(level):
-    if CPU_CAPABILITIES.index(level) >= CPU_CAPABILITIES.index(hk.cpu_capability()):
-        return  # this very process runs the suite at that level, or would at any above it
+    if level not in levels_here() or level == hk.cpu_capability():
+        return  # this very process runs the suite at its level
     chosen = ("-k", f"not ({THE_SAME_AT_ALL_LEVELS})", "-p", "no:cacheprovider")
-    result = run(level, "-m", "pytest", *KERNEL_TESTS, *chosen)
+    result = run(level, "-m", "pytest", *(INT8_TESTS if level in VNNI_LEVELS else KERNEL_TESTS), *chosen)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 

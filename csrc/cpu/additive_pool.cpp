@@ -7,7 +7,7 @@ namespace hbert {
 namespace {
 
 #define HBERT_TABLE(level) &level::kPool,
-constexpr const PoolKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const PoolKernels* kTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 int64_t output_width(const PoolProblem& p) { return p.full_output ? p.width : p.head_dim; }

@@ -59,7 +59,7 @@ struct PoolKernels {
   namespace level {               \
   extern const PoolKernels kPool; \
   }
-HBERT_FOR_LEVELS(HBERT_DECLARE)
+HBERT_FOR_CODE_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 
 }  // namespace hbert

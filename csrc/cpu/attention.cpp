@@ -15,10 +15,10 @@ namespace {
 constexpr int64_t kTaskQueries = 192;
 
 #define HBERT_TABLE(level) &level::kAttention,
-constexpr const AttentionKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const AttentionKernels* kTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 #define HBERT_TABLE(level) &level::kAttentionBackward,
-constexpr const AttentionBackwardKernels* kBackwardTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const AttentionBackwardKernels* kBackwardTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 struct Problem {

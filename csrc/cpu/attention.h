@@ -54,7 +54,7 @@ struct AttentionBackwardKernels {
   extern const AttentionKernels kAttention;                 \
   extern const AttentionBackwardKernels kAttentionBackward; \
   }
-HBERT_FOR_LEVELS(HBERT_DECLARE)
+HBERT_FOR_CODE_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 
 }  // namespace hbert

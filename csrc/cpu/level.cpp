@@ -1,7 +1,9 @@
 #include "level.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 #if defined(HBERT_X86)
 #include <cpuid.h>
@@ -20,39 +22,63 @@ constexpr const char* kNames[] = {HBERT_FOR_LEVELS(HBERT_NAME)};
 
 #if defined(HBERT_X86)
 
-// Whether the processor has AMX with bfloat16 and int8, and this process may use it, which Linux has to be asked for.
-bool has_amx() {
+// Instructions that not every compiler has a name for: leaf 7 of cpuid.
+struct Features {
+  unsigned eax1 = 0, edx = 0;
+
+  Features() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0) edx = d;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) eax1 = a;
+  }
+  bool avx_vnni() const { return (eax1 & (1u << 4)) != 0; }
+  bool avx512_fp16() const { return (edx & (1u << 23)) != 0; }
+  // AMX with bfloat16 and int8, which a process may use if Linux, when asked, lets it.
+  bool amx() const {
 #if defined(__linux__)
-  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBFloat16 | kTile | kInt8;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAll) == kAll &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBFloat16 | kTile | kInt8;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return (edx & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
-  return false;
+    return false;
 #endif
-}
+  }
+};
 
 #endif
 
-int best_level() {
+struct Levels {
+  bool there[std::size(kNames)] = {true};
+
+  Levels() {
 #if defined(HBERT_X86)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  return avx2 + avx512 + bf16 + (bf16 && has_amx());
-#else
-  return 0;
+    const Features more;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16"), amx = bf16 && more.amx();
+    // Intel's processors since AMX have vdpbf16ps at half of the rate of float32's products: where a virtual machine hides
+    // AMX, it is of no use.
+    const bool slow_bf16 = __builtin_cpu_is("intel") && more.avx512_fp16() && !amx;
+    const bool found[] = {true, avx2, avx2 && more.avx_vnni(), avx512, vnni, bf16 && !slow_bf16, amx};
+    static_assert(sizeof(found) == sizeof(there));
+    std::copy(std::begin(found), std::end(found), there);
 #endif
-}
+  }
+
+  int best_up_to(int level) const {
+    while (!there[level]) --level;
+    return level;
+  }
+};
 
 int capped_level() {
-  const int best = best_level();
   const char* cap = std::getenv("HBERT_CPU_CAPABILITY");
-  for (int i = 0; cap != nullptr && i < best; ++i)
-    if (std::strcmp(cap, kNames[i]) == 0) return i;
-  return best;
+  int most = static_cast<int>(std::size(kNames)) - 1;
+  for (int i = 0; cap != nullptr && i < most; ++i)
+    if (std::strcmp(cap, kNames[i]) == 0) most = i;
+  return Levels().best_up_to(most);
 }
 
 }  // namespace

@@ -2,11 +2,14 @@
 #pragma once
 #include <stdint.h>
 
-// X(level) for every level that is compiled for this architecture, narrowest first.
+// X(level) for every level that is compiled for this architecture, narrowest first; the second one for what is the same with
+// VNNI: those levels are compiled for products of int8 numbers alone, and otherwise are the level below.
 #if defined(HBERT_X86)
-#define HBERT_FOR_LEVELS(X) X(scalar) X(avx2) X(avx512) X(avx512_bf16) X(avx512_amx)
+#define HBERT_FOR_LEVELS(X) X(scalar) X(avx2) X(avx2_vnni) X(avx512) X(avx512_vnni) X(avx512_bf16) X(avx512_amx)
+#define HBERT_FOR_CODE_LEVELS(X) X(scalar) X(avx2) X(avx2) X(avx512) X(avx512) X(avx512_bf16) X(avx512_amx)
 #else
 #define HBERT_FOR_LEVELS(X) X(scalar)
+#define HBERT_FOR_CODE_LEVELS(X) X(scalar)
 #endif
 
 namespace hbert {

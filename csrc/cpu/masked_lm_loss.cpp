@@ -8,7 +8,7 @@ namespace hbert {
 namespace {
 
 #define HBERT_TABLE(level) &level::kMaskedLmLoss,
-constexpr const MaskedLmLossKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const MaskedLmLossKernels* kTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 constexpr int64_t kAddGrain = 65536;  // elements per task

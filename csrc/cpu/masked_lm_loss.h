@@ -38,7 +38,7 @@ struct MaskedLmLossKernels {
   namespace level {                               \
   extern const MaskedLmLossKernels kMaskedLmLoss; \
   }
-HBERT_FOR_LEVELS(HBERT_DECLARE)
+HBERT_FOR_CODE_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 
 }  // namespace hbert

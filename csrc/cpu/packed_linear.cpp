@@ -12,7 +12,7 @@ struct Tables {
 };
 
 #define HBERT_TABLE(level) {&level::kPackedLinear, &level::kPackedLinearBFloat16},
-constexpr Tables kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr Tables kTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 const PackedLinearKernels& kernels_of(ScalarType dtype) {
@@ -58,7 +58,6 @@ Tensor packed_linear(const Tensor& x, const Tensor& weight, int64_t columns, con
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, ": x must be float32 or bfloat16");
   const PackedLinearKernels& k = kernels_of(dtype);
-  STD_TORCH_CHECK(k.panel > 0, op, ": this processor has no products of bfloat16 numbers");
   check_weight(weight, dtype, rows.width, columns, k);
   PackedLinear args{};
   args.width = rows.width;
@@ -90,7 +89,7 @@ STABLE_TORCH_LIBRARY_IMPL(hbert_kernels, CPU, m) { m.impl("packed_linear", TORCH
 
 }  // namespace hbert
 
-// The layout of a weight that this process reads: panel, group and steps (see packed_linear.h); zeros for no kernel.
+// The layout of a weight that this process reads: panel, group and steps (see packed_linear.h).
 extern "C" __attribute__((visibility("default"))) int64_t hbert_packed_weight_layout(bool bfloat16, int32_t field) {
   using hbert::ScalarType;
   const hbert::PackedLinearKernels& k = hbert::kernels_of(bfloat16 ? ScalarType::BFloat16 : ScalarType::Float);

@@ -16,7 +16,7 @@ struct PackedLinear {
   void* out;           // [rows, columns]
 };
 
-// Of one dtype at one level; panel is 0 where there is none.
+// Of one dtype at one level.
 struct PackedLinearKernels {
   int64_t panel, group;                // the layout of the weight: columns side by side, and numbers of each
   int64_t steps;                       // a multiple of so many: those behind the width are zero
@@ -36,7 +36,7 @@ struct PackedLinearKernels {
   namespace level {                                                      \
   extern const PackedLinearKernels kPackedLinear, kPackedLinearBFloat16; \
   }
-HBERT_FOR_LEVELS(HBERT_DECLARE)
+HBERT_FOR_CODE_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 
 }  // namespace hbert

@@ -8,7 +8,7 @@ namespace hbert {
 namespace {
 
 #define HBERT_TABLE(level) &level::kRowNorm,
-constexpr const RowNormKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const RowNormKernels* kTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 constexpr int64_t kMinBlockRows = 16;

@@ -116,7 +116,7 @@ struct ConvNormKernels {
   extern const RowNormKernels kRowNorm;   \
   extern const ConvNormKernels kConvNorm; \
   }
-HBERT_FOR_LEVELS(HBERT_DECLARE)
+HBERT_FOR_CODE_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 
 }  // namespace hbert

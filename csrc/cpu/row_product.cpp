@@ -8,7 +8,7 @@ namespace hbert {
 namespace {
 
 #define HBERT_TABLE(level) &level::kRowProduct,
-constexpr const RowProductKernels* kTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const RowProductKernels* kTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 constexpr int64_t kMaxRows = 96;  // of a task

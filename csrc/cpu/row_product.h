@@ -27,7 +27,7 @@ struct RowProductKernels {
   namespace level {                           \
   extern const RowProductKernels kRowProduct; \
   }
-HBERT_FOR_LEVELS(HBERT_DECLARE)
+HBERT_FOR_CODE_LEVELS(HBERT_DECLARE)
 #undef HBERT_DECLARE
 
 }  // namespace hbert

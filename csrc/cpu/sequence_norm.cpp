@@ -5,10 +5,10 @@ namespace hbert {
 namespace {
 
 #define HBERT_TABLE(level) &level::kRowNorm,
-constexpr const RowNormKernels* kRowTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const RowNormKernels* kRowTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 #define HBERT_TABLE(level) &level::kConvNorm,
-constexpr const ConvNormKernels* kConvTables[] = {HBERT_FOR_LEVELS(HBERT_TABLE)};
+constexpr const ConvNormKernels* kConvTables[] = {HBERT_FOR_CODE_LEVELS(HBERT_TABLE)};
 #undef HBERT_TABLE
 
 void zero_dead_outputs(const Tensor& y, const StatisticsTensors& statistics, int64_t alive) {

@@ -21,9 +21,11 @@ from hbert_kernels.nn import ConvLayerNorm
 
 from .embedding import Int8Embedding
 from .kernels import Kernels
-from .linear import BFLOAT16_LEVELS, Int8Linear, own_product_is_faster, pack
+from .linear import Int8Linear, own_product_is_faster, pack
 from .smoothing import smoothing_scale
 
+# Instruction set levels whose kernels multiply bfloat16 numbers as such; the others widen them.
+BFLOAT16_LEVELS = ("avx512_bf16", "avx512_amx")
 # By arithmetic: KernelLinear or TorchLinear, or Int8Linear, and what that reads, a tensor or Int8Rows.
 Packed = Any
 Rows = Any
@@ -75,7 +77,7 @@ class Floating:
         self.kernels, self.dtype = kernels, dtype
         self.packs_key_free = dtype == torch.bfloat16
         # Whether linear layers are kernels of our library, as all that a program calls.
-        self.is_recordable = own_product_is_faster(dtype)
+        self.is_recordable = own_product_is_faster()
 
     def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:
         """A norm of the residual stream, and the linear layers that read it; ``name`` is that of the first of these."""
@@ -149,7 +151,8 @@ class Int8:
     def __init__(self, kernels: Kernels, magnitudes: Mapping[str, Tensor]):
         self.kernels, self.magnitudes = kernels, magnitudes
         # Queries, keys, values and what is between the feed-forward's layers are rounded to int8 or go into a softmax
-        # next: half the bytes, and attention in bfloat16, where the processor has products of such numbers.
+        # next: half the bytes, and attention in bfloat16, where the processor has products of such numbers; elsewhere
+        # that is no faster.
         self.inner_dtype = torch.bfloat16 if cpu_capability() in BFLOAT16_LEVELS else torch.float32
 
     def read(self, norm: Any, linears: Sequence[nn.Linear], name: str) -> tuple[Norm, list[Affine]]:

@@ -14,8 +14,6 @@ from hbert_kernels import cpu_capability, pack_int8_weight, pack_weight
 from .kernels import Kernels
 
 _OPS = torch.ops.mkldnn
-# Instruction set levels whose kernels multiply bfloat16 numbers.
-BFLOAT16_LEVELS = ("avx512_bf16", "avx512_amx")
 
 
 class KernelLinear:
@@ -91,15 +89,14 @@ class Int8Linear:
 
 def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> KernelLinear | TorchLinear:
     """The fastest layer for this weight, dtype and processor."""
-    if weight.device.type == "cpu" and own_product_is_faster(dtype):
+    if weight.device.type == "cpu" and own_product_is_faster():
         return KernelLinear(weight, bias, dtype)
     return TorchLinear(weight, bias, dtype)
 
 
-def own_product_is_faster(dtype: torch.dtype) -> bool:
+def own_product_is_faster() -> bool:
     """Whether linear layers on the CPU run our kernel, not oneDNN's: where it was measured (docs/inference.md)."""
-    levels = BFLOAT16_LEVELS if dtype == torch.bfloat16 else ("avx2", "avx512", *BFLOAT16_LEVELS)
-    return cpu_capability() in levels
+    return cpu_capability() not in ("none", "scalar")
 
 
 def row_count(rows: int) -> int:

@@ -45,7 +45,7 @@ def pack_weight(weight: Tensor) -> PackedWeight:
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"{op}: weight must be [N, K] with N, K > 0, got shape {tuple(weight.shape)}")
     columns, width = weight.shape
-    panel, group, steps = _library.packed_weight_layout(weight.dtype == torch.bfloat16) or (8, 1, 1)
+    panel, group, steps = _library.packed_weight_layout(weight.dtype == torch.bfloat16)
     return PackedWeight(to_panels(weight.detach(), panel, group, steps), columns, width)
 
 
@@ -65,7 +65,7 @@ def packed_linear(
     the number of threads.
 
     Args:
-        x: [T, K], float32 or bfloat16. The kernel for bfloat16 needs a processor with AVX512-BF16 or AMX.
+        x: [T, K], float32 or bfloat16.
         weight: from :func:`pack_weight`, of this process and in x's dtype.
         bias: [N] or None, float32 or bfloat16.
         other: [T, N] or None, added behind the activation, in x's dtype.
@@ -115,12 +115,6 @@ def unpack_weight(weight: PackedWeight) -> Tensor:
     return from_panels(weight.data, weight.out_features, weight.in_features)
 
 
-def _cpp_refusal(x: Tensor | None = None, bias: Tensor | None = None, other: Tensor | None = None) -> str | None:
-    if x is not None and x.dtype == torch.bfloat16 and _library.packed_weight_layout(True) is None:
-        return "needs a processor with AVX512-BF16 or AMX for bfloat16"
-    return _dispatch.cpp_refusal(x, bias, other)
-
-
 def _fake(
     x: Tensor, weight: Tensor, columns: int, bias: Tensor | None, other: Tensor | None, activation: int | None
 ) -> Tensor:
@@ -130,4 +124,4 @@ def _fake(
 _library.define(
     "packed_linear(Tensor x, Tensor weight, int columns, Tensor? bias, Tensor? other, int? activation) -> Tensor", _fake
 )
-_dispatch.register("packed_linear", "cpp", _cpp_refusal)
+_dispatch.register("packed_linear", "cpp", _dispatch.cpp_refusal)

@@ -150,7 +150,9 @@ def test_the_layout_is_that_of_the_level():
     levels = {
         "scalar": (8, 1, 1, False, False),
         "avx2": (16, 4, 1, True, True),
+        "avx2_vnni": (16, 4, 1, True, False),
         "avx512": (64, 4, 1, True, True),
+        "avx512_vnni": (64, 4, 1, True, False),
         "avx512_bf16": (64, 4, 1, True, False),
         "avx512_amx": (32, 4, 16, False, False),
     }

@@ -95,10 +95,16 @@ struct IntVec {
 
 #endif
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool kBoundedPairs = false;
 
-inline IntVec add_products(IntVec x, IntVec w, IntVec sum) { return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)}; }
+inline IntVec add_products(IntVec x, IntVec w, IntVec sum) {
+#if defined(__AVX512VNNI__)
+  return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)};
+#else
+  return {_mm256_dpbusd_avx_epi32(sum.v, x.v, w.v)};
+#endif
+}
 
 #else
 constexpr bool kBoundedPairs = true;
@@ -262,7 +268,8 @@ void multiply(const Int8Linear& a, int64_t begin, int64_t end, int64_t column, i
       if (step + block == steps)
         finish(a, begin + first, begin + first + size, c, smaller(kPanel, column + columns - c), sums + first * kPanel);
     };
-    for_each_tile(tiles, reinterpret_cast<const Weight*>(a.weight) + c * steps, steps, kPanel * sizeof(Weight), add);
+    constexpr int64_t kStepBytes = kPanel * sizeof(Weight);
+    for_each_tile(tiles, reinterpret_cast<const Weight*>(a.weight) + c * steps, steps, kStepBytes, kStepBytes, add);
   }
 }
 

@@ -20,7 +20,30 @@ constexpr int64_t kLongChain = 128;
 // the same speed.
 constexpr bool kInterleaved = kTileVectors < 4;
 
-using Float = Plain<Vec>;
+// How numbers are multiplied; Stored is what a packed weight holds per step, unit_of(x, step, width) what the rows give for it.
+struct Float : Plain<Vec> {
+  using Stored = float;
+  static Unit unit_of(const float* x, int64_t step, int64_t) { return x[step]; }
+};
+
+// As float32, which they become once they are read: the weight block by block, for all tiles.
+struct Widened : Plain<Vec> {
+  using Stored = bf16;
+  static Unit unit_of(const bf16* x, int64_t step, int64_t) { return widen(x[step]); }
+};
+
+#if defined(__AVX512BF16__)
+struct Pairs : Bf16Pairs {
+  using Stored = Unit;
+  static Unit unit_of(const bf16* x, int64_t step, int64_t width) {
+    const uint32_t low = x[2 * step].bits;
+    return 2 * step + 1 < width ? low | static_cast<uint32_t>(x[2 * step + 1].bits) << 16 : low;
+  }
+};
+#endif
+
+template <class D>
+constexpr bool kWidens = sizeof(typename D::Stored) < sizeof(typename D::Unit);
 
 // Of a task. Rows laid side by side have to stay in the second cache; others are read in the order in which they are, by Intel's
 // processors (those with AMX) more slowly the more they are.
@@ -30,14 +53,6 @@ int64_t max_rows(int64_t) {
 #else
   return kInterleaved ? 96 : 256;
 #endif
-}
-
-// The next two are x[t, k] as a step of the sums reads it.
-inline float unit_at(const float* x, int64_t step, int64_t) { return x[step]; }
-
-inline uint32_t unit_at(const bf16* x, int64_t step, int64_t width) {
-  const uint32_t low = x[2 * step].bits;
-  return 2 * step + 1 < width ? low | static_cast<uint32_t>(x[2 * step + 1].bits) << 16 : low;
 }
 
 template <class D>
@@ -56,13 +71,13 @@ const void* pack(const PackedLinear& a, int64_t begin, int64_t end, void* space)
   using Unit = typename D::Unit;
   const int64_t steps = steps_of<D>(a.width);
   const Number* x = static_cast<const Number*>(a.x) + begin * a.width;
-  if (!kInterleaved && a.width % D::kPair == 0) return x;
+  if (!kInterleaved && !kWidens<D> && a.width % D::kPair == 0) return x;
   const Tiles tiles(end - begin);
   Unit* to = static_cast<Unit*>(space);
   for (int64_t tile = 0; tile < tiles.count; ++tile) {
     const int64_t size = tiles.size(tile);
     for (int64_t r = 0; r < size; ++r, x += a.width)
-      for (int64_t k = 0; k < steps; ++k) to[kInterleaved ? k * size + r : r * steps + k] = unit_at(x, k, a.width);
+      for (int64_t k = 0; k < steps; ++k) to[kInterleaved ? k * size + r : r * steps + k] = D::unit_of(x, k, a.width);
     to += size * steps;
   }
   return space;
@@ -153,10 +168,16 @@ FinishRows finish_for(const PackedLinear& a) {
   return finish_rows<Number, Relu, kPanel>;
 }
 
+inline void widen_block(const bf16* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += Vec::kWidth) Vec::store(to + i, Vec::load(from + i, Full{}), Full{});
+}
+
 template <class D, class Number>
 void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column, int64_t columns, const void* rows,
               float* sums) {
   using Unit = typename D::Unit;
+  using Stored = typename D::Stored;
+  alignas(64) Unit widened[kWidens<D> ? kBlockBytes / sizeof(Unit) : 1];
   const FinishRows finish = finish_for<Number, kPanel>(a);
   const int64_t steps = steps_of<D>(a.width);
   const Tiles tiles(end - begin);
@@ -166,11 +187,17 @@ void multiply(const PackedLinear& a, int64_t begin, int64_t end, int64_t column,
     const auto add = [&](int64_t tile, int64_t step, int64_t block, const char* weights, Fetch fetch) {
       const int64_t first = tiles.first(tile), size = tiles.size(tile);
       const Unit* here = static_cast<const Unit*>(rows) + first * steps + (kInterleaved ? step * size : step);
-      add_rows<D>(size, here, steps, reinterpret_cast<const Unit*>(weights), block, fetch, sums + first * kPanel);
+      const Unit* read = reinterpret_cast<const Unit*>(weights);
+      if constexpr (kWidens<D>) {
+        if (tile == 0) widen_block(reinterpret_cast<const Stored*>(weights), block * kPanel, widened);
+        read = widened;
+      }
+      add_rows<D>(size, here, steps, read, block, fetch, sums + first * kPanel);
       if (step + block == steps)
         finish(a, begin + first, begin + first + size, c, smaller(kPanel, column + columns - c), sums + first * kPanel);
     };
-    for_each_tile(tiles, static_cast<const Unit*>(a.weight) + c * steps, steps, kPanel * sizeof(Unit), add);
+    const Stored* panel = static_cast<const Stored*>(a.weight) + c * steps;
+    for_each_tile(tiles, panel, steps, kPanel * sizeof(Stored), kPanel * sizeof(Unit), add);
   }
 }
 
@@ -212,9 +239,9 @@ extern const PackedLinearKernels kPackedLinear = kernels<Float, float>();
 #if defined(__AMX_TILE__)
 extern const PackedLinearKernels kPackedLinearBFloat16 = kByRegisters;
 #elif defined(__AVX512BF16__)
-extern const PackedLinearKernels kPackedLinearBFloat16 = kernels<Bf16Pairs, bf16>();
+extern const PackedLinearKernels kPackedLinearBFloat16 = kernels<Pairs, bf16>();
 #else
-extern const PackedLinearKernels kPackedLinearBFloat16 = {};
+extern const PackedLinearKernels kPackedLinearBFloat16 = kernels<Widened, bf16>();
 #endif
 }
 }  // namespace hbert

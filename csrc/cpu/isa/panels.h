@@ -29,11 +29,12 @@ struct Fetch {
 };
 
 // f(tile, first step, steps, weights of these steps, fetch) for each tile of the rows and each block of steps of a panel, whose
-// steps are `bytes` long. Panels lie in the order in which they are read: while the rows pass by one block, the next one is
-// fetched from memory.
+// steps are `bytes` long, and `read_bytes` as the tiles read them. Panels lie in the order in which they are read: while the
+// rows pass by one block, the next one is fetched from memory.
 template <class F>
-inline void for_each_tile(const Tiles& tiles, const void* panel, int64_t steps, int64_t bytes, F f) {
-  const int64_t block_steps = kBlockBytes / bytes, fetching = smaller(kMaxFetching, tiles.count);
+inline void for_each_tile(const Tiles& tiles, const void* panel, int64_t steps, int64_t bytes, int64_t read_bytes,
+                          F f) {
+  const int64_t block_steps = kBlockBytes / read_bytes, fetching = smaller(kMaxFetching, tiles.count);
   const char* weights = static_cast<const char*>(panel);
   for (int64_t step = 0; step < steps; step += block_steps) {
     const int64_t block = smaller(block_steps, steps - step);
