@@ -140,16 +140,17 @@ def keep(name: str, path: Path) -> Path:
 
 
 def measured_blocks() -> dict[Path, dict[str, str]]:
-    """The block of every CSV in docs/results/bench, by the page that shows it; latency in brief in README, too.
+    """The block of every CSV in docs/results/bench, by the page that shows it; README has in brief what it has a place for.
 
     Raises:
         HbertError: a file cannot be read, or is not one of bench/run.py.
     """
     pages: dict[Path, dict[str, str]] = {}
+    in_brief = set(names(README.read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("*.csv")):
         name, results = path.stem.rsplit("-", 1)[0], read_results(path)
         pages.setdefault(DOCS / MEASURED[name].page, {})[path.stem] = measured_block(results)
-        if name.startswith("latency-"):
+        if path.stem in in_brief:
             pages.setdefault(README, {})[path.stem] = brief(results, _IN_BRIEF)
     return pages
 
