@@ -35,24 +35,32 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+# What is built for: _PYTHON_HOST_PLATFORM names another one for cross-compilers.
+MACHINE = sysconfig.get_platform().rpartition("-")[2]
 MIN_TORCH = (2, 10)
 # The oldest torch that the binary runs on: newer stable-ABI functions are then hidden by torch's headers.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 _AVX2 = "-mavx2 -mfma -mf16c"
 _AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"
 _AVX512_BF16 = f"{_AVX512} -mavx512bf16 -mavx512vnni"
-# Narrowest first, as in csrc/cpu/level.h.
-X86_LEVELS = {
-    "scalar": "",
-    "avx2": _AVX2,
-    "avx2_vnni": f"{_AVX2} -mavxvnni",
-    "avx512": _AVX512,
-    "avx512_vnni": f"{_AVX512} -mavx512vnni",
-    "avx512_bf16": _AVX512_BF16,
-    "avx512_amx": f"{_AVX512_BF16} -mamx-tile -mamx-bf16 -mamx-int8",
+# By architecture: its macro, and its levels, narrowest first, as in csrc/cpu/level.h.
+ARCHITECTURES = {
+    "x86_64": (
+        "HBERT_X86",
+        {
+            "scalar": "",
+            "avx2": _AVX2,
+            "avx2_vnni": f"{_AVX2} -mavxvnni",
+            "avx512": _AVX512,
+            "avx512_vnni": f"{_AVX512} -mavx512vnni",
+            "avx512_bf16": _AVX512_BF16,
+            "avx512_amx": f"{_AVX512_BF16} -mamx-tile -mamx-bf16 -mamx-int8",
+        },
+    ),
+    "aarch64": ("HBERT_ARM", {"scalar": "", "neon_dot": "-march=armv8.2-a+dotprod"}),
 }
-# These instructions multiply int8 numbers, and nothing else uses them.
-VNNI_LEVELS, VNNI_SOURCES = ("avx2_vnni", "avx512_vnni"), ("int8_linear",)
+# What these add are dot products of int8 numbers, which nothing else uses.
+DOT_LEVELS, DOT_SOURCES = ("avx2_vnni", "avx512_vnni", "neon_dot"), ("int8_linear",)
 # GCC warns of its own AVX-512 headers, whose undefined vectors are meant to be.
 WARNINGS = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
 CXX_FLAGS = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno {WARNINGS}"
@@ -133,21 +141,20 @@ class Toolchain:
     compiler: str = field(default_factory=find_compiler)
 
     def __post_init__(self) -> None:
-        if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
-            where = f"{sys.platform} {platform.machine()}"
+        if sys.platform != "linux" or MACHINE not in ARCHITECTURES:
+            where = f"{sys.platform} {MACHINE}"
             raise CannotBuild(f"kernels are compiled on Linux x86-64 and aarch64 only, not on {where}", "none needed")
 
     @cached_property
     def levels(self) -> dict[str, str]:
         """Instruction set levels and their compiler flags."""
-        return X86_LEVELS if platform.machine() == "x86_64" else {"scalar": ""}
+        return ARCHITECTURES[MACHINE][1]
 
     def ninja_file(self, output: Path) -> str:
         """The build: each file of csrc/cpu/isa once per level that it differs at, the rest once, one shared library."""
-        x86 = "-DHBERT_X86" if "avx2" in self.levels else ""
         lines = [
             f"cxx = {self.compiler}",
-            f"flags = {CXX_FLAGS} {x86} {os.environ.get('CXXFLAGS', '')}",
+            f"flags = {CXX_FLAGS} -D{ARCHITECTURES[MACHINE][0]} {os.environ.get('CXXFLAGS', '')}",
             f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {self.torch}/include",
             "rule cxx\n command = $cxx $flags $extra -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
             f"rule link\n command = $cxx $flags -shared $in -o $out {link_line(self.torch, '-Wl,')}",
@@ -159,7 +166,7 @@ class Toolchain:
         # Nothing is thrown there, and what unwinding would need is a weak symbol of each object.
         for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
             for level, flags in self.levels.items():
-                if level in VNNI_LEVELS and source.stem not in VNNI_SOURCES:
+                if level in DOT_LEVELS and source.stem not in DOT_SOURCES:
                     continue
                 objects.append(f"isa/{source.stem}.{level}.o")
                 lines.append(

@@ -140,7 +140,7 @@ def keep(name: str, path: Path) -> Path:
 
 
 def measured_blocks() -> dict[Path, dict[str, str]]:
-    """The block of every CSV in docs/results/bench, by the page that shows it; README has in brief what it has a place for.
+    """The block of every CSV in docs/results/bench, by the page that shows it; README has some of them in brief.
 
     Raises:
         HbertError: a file cannot be read, or is not one of bench/run.py.

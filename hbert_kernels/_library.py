@@ -1,8 +1,8 @@
 """The torch library "hbert_kernels": where schemas are defined, and the compiled library that implements them.
 
 Schemas are defined once, here in Python; C++ registers implementations through torch's stable ABI, so that one binary
-serves
-every torch from 2.10 on. Nothing below raises when the binary is absent or unusable: :func:`load_failure` says why.
+serves every torch from 2.10 on. Nothing below raises when the binary is absent or unusable: :func:`load_failure` says
+why.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ import ctypes
 import functools
 import json
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-CPU_CAPABILITIES = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
+CPU_CAPABILITIES = (
+    ("scalar", "neon_dot")
+    if platform.machine() == "aarch64"
+    else ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
+)
 _HERE = Path(__file__).resolve().parent
 _BINARY = _HERE / "_cpu.so"
 _CUDA_BINARY = _HERE / "_cuda.so"

@@ -18,7 +18,7 @@ KERNEL_TESTS = [f"tests/ops/test_{op}.py" for op in KERNEL_OPS if op != "add_lay
 INT8_TESTS = ["tests/ops/test_int8_linear.py"]
 KERNEL_TESTS += ["tests/ops/test_int8_norm.py", "tests/ops/test_packed_linear.py", *INT8_TESTS]
 # What these levels add to the one below.
-VNNI_LEVELS = ("avx2_vnni", "avx512_vnni")
+DOT_LEVELS = ("avx2_vnni", "avx512_vnni", "neon_dot")
 # What no level changes: float64 has one code path for all, and the rest is about what surrounds the kernels.
 THE_SAME_AT_ALL_LEVELS = " or ".join(
     ["float64", "formula", "gradcheck", "compile", "opcheck", "refuses", "autocast", "65536", "chunks"]
@@ -68,7 +68,7 @@ def test_kernels_pass_at_every_level(level):
     if level not in levels_here() or level == hk.cpu_capability():
         return  # this very process runs the suite at its level
     chosen = ("-k", f"not ({THE_SAME_AT_ALL_LEVELS})", "-p", "no:cacheprovider")
-    result = run(level, "-m", "pytest", *(INT8_TESTS if level in VNNI_LEVELS else KERNEL_TESTS), *chosen)
+    result = run(level, "-m", "pytest", *(INT8_TESTS if level in DOT_LEVELS else KERNEL_TESTS), *chosen)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 

@@ -171,7 +171,7 @@ Tensor project_key(const Core& c, const Tensor& x, const Tensor& key_weight, con
   std::array<StableIValue, 3> stack{torch::stable::detail::from(cast(alive(x, cu_seqlens, op), c.products)),
                                     torch::stable::detail::from(cast(key_weight, c.products)),
                                     torch::stable::detail::from(bias)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor key = torch::stable::detail::to<Tensor>(stack[0]);
   if (key.size(0) == x.size(0)) return key;
   const Tensor padded = allocate_zeros(x.sizes(), c.products);

@@ -1,6 +1,6 @@
 #include "level.h"
 
-#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(HBERT_ARM)
+#include <sys/auxv.h>
 #endif
 
 namespace hbert {
@@ -47,38 +49,34 @@ struct Features {
 
 #endif
 
-struct Levels {
-  bool there[std::size(kNames)] = {true};
-
-  Levels() {
+// Which of the levels this processor has.
+std::array<bool, std::size(kNames)> levels_here() {
 #if defined(HBERT_X86)
-    const Features more;
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16"), amx = bf16 && more.amx();
-    // Intel's processors since AMX have vdpbf16ps at half of the rate of float32's products: where a virtual machine hides
-    // AMX, it is of no use.
-    const bool slow_bf16 = __builtin_cpu_is("intel") && more.avx512_fp16() && !amx;
-    const bool found[] = {true, avx2, avx2 && more.avx_vnni(), avx512, vnni, bf16 && !slow_bf16, amx};
-    static_assert(sizeof(found) == sizeof(there));
-    std::copy(std::begin(found), std::end(found), there);
+  const Features more;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16"), amx = bf16 && more.amx();
+  // Intel's processors since AMX have vdpbf16ps at half of the rate of float32's products: where a virtual machine hides
+  // AMX, it is of no use.
+  const bool slow_bf16 = __builtin_cpu_is("intel") && more.avx512_fp16() && !amx;
+  return {true, avx2, avx2 && more.avx_vnni(), avx512, vnni, bf16 && !slow_bf16, amx};
+#elif defined(HBERT_ARM)
+  return {true, (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0};
+#else
+  return {true};
 #endif
-  }
-
-  int best_up_to(int level) const {
-    while (!there[level]) --level;
-    return level;
-  }
-};
+}
 
 int capped_level() {
   const char* cap = std::getenv("HBERT_CPU_CAPABILITY");
-  int most = static_cast<int>(std::size(kNames)) - 1;
-  for (int i = 0; cap != nullptr && i < most; ++i)
-    if (std::strcmp(cap, kNames[i]) == 0) most = i;
-  return Levels().best_up_to(most);
+  const auto here = levels_here();
+  int level = static_cast<int>(here.size()) - 1;
+  for (int i = 0; cap != nullptr && i < level; ++i)
+    if (std::strcmp(cap, kNames[i]) == 0) level = i;
+  while (!here[level]) --level;
+  return level;
 }
 
 }  // namespace

@@ -2,11 +2,14 @@
 #pragma once
 #include <stdint.h>
 
-// X(level) for every level that is compiled for this architecture, narrowest first; the second one for what is the same with
-// VNNI: those levels are compiled for products of int8 numbers alone, and otherwise are the level below.
+// X(level) for every level that is compiled for this architecture, narrowest first. Those that add nothing but dot products of
+// int8 numbers are compiled for these alone: HBERT_FOR_CODE_LEVELS has the level below instead.
 #if defined(HBERT_X86)
 #define HBERT_FOR_LEVELS(X) X(scalar) X(avx2) X(avx2_vnni) X(avx512) X(avx512_vnni) X(avx512_bf16) X(avx512_amx)
 #define HBERT_FOR_CODE_LEVELS(X) X(scalar) X(avx2) X(avx2) X(avx512) X(avx512) X(avx512_bf16) X(avx512_amx)
+#elif defined(HBERT_ARM)
+#define HBERT_FOR_LEVELS(X) X(scalar) X(neon_dot)
+#define HBERT_FOR_CODE_LEVELS(X) X(scalar) X(scalar)
 #else
 #define HBERT_FOR_LEVELS(X) X(scalar)
 #define HBERT_FOR_CODE_LEVELS(X) X(scalar)

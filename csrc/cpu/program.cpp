@@ -113,7 +113,7 @@ void step(Run& run) {
 Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1); }
 
 Tensor through_dispatcher(const char* op, const char* overload, std::array<StableIValue, 2> stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

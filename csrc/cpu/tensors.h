@@ -45,7 +45,8 @@ inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarTyp
   STD_TORCH_CHECK(sizes.size() <= 4, "hbert_kernels: tensors have at most 4 dimensions");
   for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  // Not STABLE_TORCH_ERROR_CODE_CHECK, which the headers of torch 2.10 lack.
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
                                torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
                                aoti_torch_device_type_cpu(), 0, &handle));

@@ -36,7 +36,7 @@ class OnDevice {
     static const auto current = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
     STD_TORCH_CHECK(current != nullptr, "hbert_kernels: this torch was built without CUDA");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(current(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(current(index_, &stream));
     return stream;
   }
 
@@ -61,10 +61,10 @@ inline Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArray
   STD_TORCH_CHECK(sizes.size() <= 4, "hbert_kernels: tensors have at most 4 dimensions");
   for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
   int32_t device_type = 0, device_index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides,
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &handle));
   return Tensor(handle);

@@ -96,7 +96,7 @@ def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> KernelLinea
 
 def own_product_is_faster() -> bool:
     """Whether linear layers on the CPU run our kernel, not oneDNN's: where it was measured (docs/inference.md)."""
-    return cpu_capability() not in ("none", "scalar")
+    return cpu_capability().startswith("avx")
 
 
 def row_count(rows: int) -> int:

@@ -63,14 +63,14 @@ def attention_reference(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_he
 
 
 # Read once, at import: a traced graph must find an answer here, not a foreign function.
-_SCALAR = _library.cpu_capability() == "scalar"
+_SCALAR = _library.cpu_capability() in ("scalar", "neon_dot")
 
 
 def _cpp_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None) -> str | None:
     if dropout_p > 0:
         return f"has no dropout of attention weights, and dropout_p is {dropout_p}"
     if _SCALAR and qkv is not None and qkv.dtype != torch.float64:
-        return "is 4 to 10 times slower than torch's attention without vector instructions (level scalar)"
+        return "is 4 to 10 times slower than torch's attention at a level without vector code of its own"
     return _dispatch.cpp_refusal(qkv)
 
 

@@ -149,6 +149,7 @@ def test_the_layout_is_that_of_the_level():
     layout = int8_weight_layout()
     levels = {
         "scalar": (8, 1, 1, False, False),
+        "neon_dot": (8, 4, 1, False, False),
         "avx2": (16, 4, 1, True, True),
         "avx2_vnni": (16, 4, 1, True, False),
         "avx512": (64, 4, 1, True, True),

@@ -90,7 +90,7 @@ def test_the_reference_computes_bfloat16_in_float32():
 
 
 def test_the_layout_is_that_of_the_level():
-    panel = {"scalar": 8, "avx2": 16, "avx2_vnni": 16}.get(hk.cpu_capability(), 64)
+    panel = {"scalar": 8, "neon_dot": 8, "avx2": 16, "avx2_vnni": 16}.get(hk.cpu_capability(), 64)
     assert packed_weight_layout(bfloat16=False) == (panel, 1, 1)
     weight = torch.randn(panel + 1, 5)
     packed = hk.pack_weight(weight)

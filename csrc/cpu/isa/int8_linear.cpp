@@ -5,6 +5,9 @@
 #if defined(__AMX_TILE__)
 #include "amx_panels.h"
 #endif
+#if defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
 
 namespace {
 
@@ -69,7 +72,7 @@ constexpr hbert::Int8LinearKernels kKernels = {
 
 // Per level: how rows and weights are held, and one step of the sums. Nothing saturates: vpmaddubsw's sums of two products
 // would, so where it is used weights are packed so that they fit 16 bits (kBoundedPairs).
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 
 #if defined(__AVX512F__)
 
@@ -82,7 +85,7 @@ struct IntVec {
   static void store(int32_t* p, IntVec a) { _mm512_storeu_si512(p, a.v); }
 };
 
-#else
+#elif defined(__AVX2__)
 
 struct IntVec {
   static constexpr int kWidth = 8;
@@ -93,9 +96,34 @@ struct IntVec {
   static void store(int32_t* p, IntVec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
 };
 
+#else
+
+struct IntVec {
+  static constexpr int kWidth = 8;
+  int32x4_t v[2];
+
+  static IntVec set(int32_t x) { return {{vdupq_n_s32(x), vdupq_n_s32(x)}}; }
+  static IntVec load(const int32_t* p) { return {{vld1q_s32(p), vld1q_s32(p + 4)}}; }
+  static void store(int32_t* p, IntVec a) {
+    vst1q_s32(p, a.v[0]);
+    vst1q_s32(p + 4, a.v[1]);
+  }
+};
+
 #endif
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kBoundedPairs = false;
+
+inline int32x4_t add_products(int32x4_t x, int32x4_t w, int32x4_t sum) {
+  return vdotq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(w));
+}
+
+inline IntVec add_products(IntVec x, IntVec w, IntVec sum) {
+  return {{add_products(x.v[0], w.v[0], sum.v[0]), add_products(x.v[1], w.v[1], sum.v[1])}};
+}
+
+#elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool kBoundedPairs = false;
 
 inline IntVec add_products(IntVec x, IntVec w, IntVec sum) {
@@ -122,7 +150,7 @@ inline IntVec add_products(IntVec x, IntVec w, IntVec sum) {
 
 #endif
 
-// Four products a step, of unsigned and signed numbers: the rows are read as x + 128.
+// Four products a step; x86 has those of unsigned and signed numbers, and reads the rows as x + 128.
 struct Int8Dot {
   // What a row holds per step, whatever the numbers are of which it is made.
   typedef uint32_t __attribute__((may_alias)) Unit;
@@ -132,12 +160,16 @@ struct Int8Dot {
     int8_t of[4];
   };
   static constexpr int kGroup = 4;
+#if defined(__ARM_FEATURE_DOTPROD)
+  static constexpr bool kOffset = false;
+#else
   static constexpr bool kOffset = true;
+#endif
 
   static Operand load(const Weight* p) { return IntVec::load(reinterpret_cast<const int32_t*>(p)); }
   static Operand broadcast(Unit x) { return IntVec::set(static_cast<int32_t>(x)); }
   static IntVec multiply_add(Operand x, Operand w, IntVec sum) { return add_products(x, w, sum); }
-  static Number number(int8_t x) { return static_cast<Number>(x + 128); }
+  static Number number(int8_t x) { return static_cast<Number>(kOffset ? x + 128 : x); }
 };
 
 #else
