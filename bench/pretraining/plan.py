@@ -59,7 +59,7 @@ ARMS = {
         Arm("i", "control: f with the short convolution as a branch of every layer", ("--arch", "vanilla", *_BRANCH)),
         Arm("j", "additive only, with the short convolution", ("--arch", "additive-c")),
         Arm("b02", "b from BERT's own N(0, .02)", ("--arch", "vanilla", *_POST_NORM, *_BERTS_INIT), timed_as="b"),
-        Arm("g02", "g from the same", ("--arch", "v1c", *_BERTS_INIT), timed_as="g"),
+        Arm("g02", "g from BERT's own N(0, .02)", ("--arch", "v1c", *_BERTS_INIT), timed_as="g"),
         _start("normal", "from N(0, .02)", "--tokenizer", MINILM),
         _start("magneto", "from Magneto's gains", "--tokenizer", MINILM, "--set", "init=magneto"),
         _start("embeddings", "from MiniLM's token embeddings", "--init-from", MINILM, "--init-parts", "embeddings"),
