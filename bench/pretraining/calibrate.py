@@ -31,7 +31,7 @@ def calibrate(group: str, console: Console) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     arms = [arm for arm in plan.ARMS.values() if arm.group == group]
     cases = {f"{arm.name}-512": _stepper(arm, "512", accelerator) for arm in arms if arm.timed_as is None}
-    cases |= {f"{arm.name}-128": _stepper(arm, "128", accelerator) for arm in arms if arm.name in plan.PAIRED}
+    cases |= {f"{arm.name}-128": _stepper(arm, "128", accelerator) for arm in arms if arm.name in plan.SHORT}
     samples: dict[str, list[tuple[float, bool]]] = {name: [] for name in cases}
     for name, step in cases.items():
         console.print(f"warming up {name}")

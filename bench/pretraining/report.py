@@ -29,7 +29,7 @@ def report(console: Console) -> None:
 
     The clock is that of the calibration, not the time that a run took beside other load.
     """
-    done = [run for run in plan.runs() if store.is_done(run)]
+    done = finished()
     blocks = {"pretraining-sweeps": tables.sweeps()}
     for chapter, belongs in CHAPTERS.items():
         if chosen := [run for run in done if belongs(run)]:
@@ -45,6 +45,12 @@ def report(console: Console) -> None:
     blocks |= {f"pretraining-steps-{group}": tables.step_times(group) for group in groups}
     rewrite(PAGE, blocks)
     console.print(blocks["pretraining-paired"], markup=False)
+
+
+def finished() -> list[plan.Run]:
+    """The runs that have a record, sweeps left out, the highest held-out accuracy first: in tables and legends alike."""
+    accuracy = {run: store.last_evaluation(store.folder(run))["accuracy"] for run in plan.runs() if store.is_done(run)}
+    return sorted(accuracy, key=lambda run: -accuracy[run])
 
 
 def _calibrated(run: plan.Run) -> Run:

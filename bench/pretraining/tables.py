@@ -12,8 +12,8 @@ from hbert.evaluate.summary import Row, duration, markdown
 
 
 def outcomes(runs: Sequence[plan.Run], rows: Sequence[Row]) -> str:
-    """One line for each run, best accuracy first. `rows`: the report's, on the calibrated clock, in the same order."""
-    lines = [_outcome(run, row) for run, row in sorted(zip(runs, rows, strict=True), key=lambda one: -one[1].accuracy)]
+    """One line for each run. `rows`: the report's, on the calibrated clock."""
+    lines = [_outcome(run, row) for run, row in zip(runs, rows, strict=True)]
     columns = [
         "arm",
         "seed",

@@ -136,6 +136,12 @@ def test_paired_differences(results):
     assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " 1.25 "]
 
 
+def test_the_best_run_comes_first(results):
+    for name, loss in {"b": 4.0, "g": 2.0, "normal": 3.0}.items():
+        finish(main_run(name), loss)
+    assert [run.arm.name for run in report.finished()] == ["g", "normal", "b"]
+
+
 def test_the_tables_of_the_page(results):
     runs = [main_run("g"), main_run("normal")]
     for run, loss in zip(runs, (4.0, 2.0), strict=True):
@@ -146,7 +152,7 @@ def test_the_tables_of_the_page(results):
             step=1769, clock_seconds=1200.0, escape_step=step, escape_seconds=step and 240.0, **blank)
         for run, loss, step in zip(runs, (4.0, 2.0), (356, None), strict=True)
     ]  # fmt: skip
-    first, second = [line.split(" | ") for line in tables.outcomes(runs, rows).splitlines()[2:]]
+    second, first = [line.split(" | ") for line in tables.outcomes(runs, rows).splitlines()[2:]]
     assert first[0] == "| normal: from N(0, .02)" and first[1:] == [
         "0",
         "0.001",
