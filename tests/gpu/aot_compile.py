@@ -335,7 +335,7 @@ def write(runs: list[str]) -> None:
     """Measure these runs. Kernels that they no longer compile leave the budget."""
     for run in runs:
         measured = measure(sources(*run.split(), RUNS[run]), progress=True)
-        budget = json.loads(BUDGET.read_text())
+        budget = json.loads(BUDGET.read_text()) | {"triton": {"version": triton.__version__}}
         registers: dict[str, dict[str, int]] = budget["registers"]
         for title in registers.keys() | measured.keys():
             registers.setdefault(title, {}).pop(run, None)
