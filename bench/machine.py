@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -195,17 +196,38 @@ def counts_peak_memory() -> bool:
     return sys.platform.startswith("linux") and CLEAR_REFS.exists()
 
 
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+
 def git_revision(folder: Path = ROOT) -> str:
-    """Short commit hash, with "-dirty" where the files are not those of it; "unknown" outside a git checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
+    """Short commit hash, with "-dirty" where its files have been changed; "unknown" outside a git checkout."""
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        return _git(folder, "rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def measured_revision(package: Path, checkout: Path = ROOT) -> str:
+    """The revision of the `hbert_kernels` in the folder `package`: the checkout's, or what an installed one was built from.
+
+    Kernels in the checkout that were compiled before csrc changed are named behind it.
+    """
+    info = _read(str(package / "build_info.json"))
+    built = json.loads(info).get("git", "") if info else ""
+    if package.parent.resolve() != checkout.resolve():
+        return f"{built or 'unknown'} (installed)"
+    return git_revision(checkout) + (f" (kernels: {built})" if built and _is_stale(built, checkout) else "")
+
+
+def _is_stale(revision: str, checkout: Path) -> bool:
+    """Whether the sources of the kernels are others than at a revision, or it is not known here."""
+    try:
+        return bool(_git(checkout, "diff", "--name-only", revision, "--", "csrc", "setup.py"))
+    except (OSError, subprocess.SubprocessError):
+        return True
 
 
 def short_name() -> str:
@@ -220,6 +242,6 @@ def describe() -> dict[str, object]:
         "cpu": cpu_name(),
         "cores": len(cores()),
         "instructions": vector_flags(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -10,7 +10,7 @@ from bench import machine
 from bench.checkpoint import Checkpoint
 from bench.client import HEAP_OURS
 from bench.engines import not_installed
-from bench.harness import Case, Effort, Failure
+from bench.harness import Case, Failure
 from bench.names import ENGINE_PEERS, LOADED, LOADED_OPTIMIZED, OPTIMIZE, computes_in, fixed_dtype
 from bench.session import SuitePlan
 from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
@@ -56,7 +56,7 @@ def _suite_plan(suite: Suite, options: argparse.Namespace) -> SuitePlan:
     baselines = options.peers or _default_baselines(suite, options)
     if not suite.has_ops:
         cases = [_with_peers(case, suite, candidates, baselines, all_dtypes=bool(options.peers)) for case in cases]
-    return SuitePlan(suite, candidates, baselines, tuple(cases), effort(suite, options))
+    return SuitePlan(suite, candidates, baselines, tuple(cases), min_time(suite, options))
 
 
 def _default_candidates(suite: Suite, options: argparse.Namespace) -> tuple[str, ...]:
@@ -140,10 +140,9 @@ def _check_lengths(suite: Suite, options: argparse.Namespace) -> None:
         raise ValueError(f"--shapes: {whose} takes at most {most} tokens, got {too_long[0]}")
 
 
-def effort(suite: Suite, options: argparse.Namespace) -> Effort:
-    """How long to measure: --min-time, else the suite's default, or its short one for --quick."""
-    base = suite.quick_effort if options.quick else suite.effort
-    return Effort(options.min_time or base.min_time, base.min_rounds)
+def min_time(suite: Suite, options: argparse.Namespace) -> float:
+    """Seconds of calls for each peer and case: --min-time, else the suite's default, or its short one for --quick."""
+    return options.min_time or (suite.quick_min_time if options.quick else suite.min_time)
 
 
 def installed(plans: Sequence[SuitePlan]) -> tuple[list[SuitePlan], list[Failure]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import importlib.util
 import math
 import shlex
 import sys
@@ -167,11 +168,18 @@ def about(options: argparse.Namespace, cpus: list[int], argv: Sequence[str]) -> 
         "heap_kept": options.heap,
         **({"bf16": left_out} if lacks_bf16(options) else {}),
         "processors": ",".join(map(str, cpus)),
-        "git": machine.git_revision(),
+        "git": machine.measured_revision(_package()),
         "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", "bench/run.py", *argv]),
         "torch": "",
     }
+
+
+def _package() -> Path:
+    """Where the workers find hbert_kernels, which they import and this process does not."""
+    spec = importlib.util.find_spec("hbert_kernels")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def _missing_device(name: str) -> str | None:

@@ -23,7 +23,7 @@ from bench.client import (
     start_worker,
 )
 from bench.engines import OPENMP, family
-from bench.harness import ALL_PEERS, TIME, Case, Effort, Failure, is_floor, measure
+from bench.harness import ALL_PEERS, TIME, Case, Failure, is_floor, measure
 from bench.names import ENGINE_PEERS
 from bench.progress import CaseProgress
 from bench.report import Report
@@ -39,7 +39,7 @@ class SuitePlan:
     candidates: tuple[str, ...]
     baselines: tuple[str, ...]
     cases: tuple[Case, ...]
-    effort: Effort
+    min_time: float
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def _run_case(
         report.add_memory(memory, plan.candidates, plan.baselines)
         return
     workers = {peer: worker for peer, worker in crew.ready().items() if peer in part}
-    report.add(measure(case, workers, plan.effort, progress.step), plan.candidates, plan.baselines)
+    report.add(measure(case, workers, plan.min_time, progress.step), plan.candidates, plan.baselines)
 
 
 def _weigh_all(

@@ -11,6 +11,7 @@ from statistics import median
 from accelerate import Accelerator
 from rich.console import Console
 
+from bench.harness import shuffled
 from bench.pretraining import minilm, plan, store
 from hbert.data.storage import write_json
 from hbert.pretrain import machine
@@ -38,7 +39,7 @@ def calibrate(group: str, console: Console) -> None:
         for _ in range(_WARM_UP):
             step()
     for turn in range(_MOST_ROUNDS):
-        for name in _rotated(list(cases), turn):
+        for name in shuffled(list(cases), turn):
             samples[name].append(timed_step(cases[name]))
         if all(sum(quiet for _, quiet in taken) >= CLEAN_STEPS for taken in samples.values()):
             break
@@ -72,11 +73,6 @@ def _stepper(arm: plan.Arm, blocks: str, accelerator: Accelerator) -> Callable[[
         engine.step(0, batches.at(0, 0, size), 1e-3)
 
     return step
-
-
-def _rotated(names: list[str], turn: int) -> list[str]:
-    first = turn % len(names)
-    return names[first:] + names[:first]
 
 
 def _summary(taken: list[tuple[float, bool]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from bench.harness import FLOOR, MEMORY, TIME, Case, Effort, is_floor
+from bench.harness import FLOOR, MEMORY, TIME, Case, is_floor
 from bench.ops import NAMES, STREAM, Op, Setting, load
 from bench.suites.suite import BANDWIDTH, FLOP_RATE, Metric, Suite, Wanted
 
@@ -16,8 +16,8 @@ class KernelSuite(Suite):
     one_process: ClassVar[bool] = True
     has_ops: ClassVar[bool] = True
     max_seq: ClassVar[int] = 1 << 16
-    effort: ClassVar[Effort] = Effort(min_time=0.1, min_rounds=5)
-    quick_effort: ClassVar[Effort] = Effort(min_time=0.05, min_rounds=5)
+    min_time: ClassVar[float] = 0.1
+    quick_min_time: ClassVar[float] = 0.05
 
     def cases(self, wanted: Wanted) -> list[Case]:
         """One case for each op, dtype, variant, shape and step; `quick`: the first shape of each, in the last dtype."""

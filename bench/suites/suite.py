@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.harness import FEWEST, TIME, Case, Effort
+from bench.harness import TIME, Case
 
 Shape = tuple[int, int]
 
@@ -64,7 +64,7 @@ class Suite:
     """A suite. `module` is imported by the workers and offers builder(case); `inputs` makes what all peers share.
 
     `candidates` are ours, `baselines` are what they are held against; both list everything that can be asked for.
-    With `one_process` all peers work in one process, else each in its own. `effort` is the default of --min-time.
+    With `one_process` all peers work in one process, else each in its own. `min_time` is the default of --min-time, in seconds.
     `shapes` are those of each size of model.
     """
 
@@ -84,8 +84,8 @@ class Suite:
     dtypes: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     takes_checkpoint: ClassVar[bool] = False
     max_seq: ClassVar[int] = 512
-    effort: ClassVar[Effort] = Effort(min_time=2.0, min_rounds=5)
-    quick_effort: ClassVar[Effort] = Effort(min_time=0.5, min_rounds=FEWEST)
+    min_time: ClassVar[float] = 2.0
+    quick_min_time: ClassVar[float] = 0.5
 
     def cases(self, wanted: Wanted) -> list[Case]:
         """One case for each model, dtype and shape."""

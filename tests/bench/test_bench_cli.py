@@ -12,7 +12,7 @@ from bench_results import SECONDS, measured
 
 import bench.report
 from bench import engines, machine, run, session
-from bench.harness import FEWEST, MEMORY, TIME, Effort, Failure
+from bench.harness import MEMORY, TIME, Failure
 from bench.report import Report, save
 from bench.suites import SUITES
 
@@ -205,7 +205,7 @@ def test_without_bf16_products_the_default_is_less_of_fp32(flags):
     latency, throughput = planned()
     assert [(case.name, case.dtype) for case in latency.cases] == [("base/1x128", "fp32")]
     assert [(case.name, case.dtype) for case in throughput.cases] == [("base/2x128", "fp32")]
-    assert latency.effort == SUITES["latency"].effort
+    assert latency.min_time == SUITES["latency"].min_time
     (kernels,) = planned("--suite", "kernels")
     assert {case.dtype for case in kernels.cases} == {"fp32"} and len({case.batch for case in kernels.cases}) > 1
     (asked,) = planned("--suite", "throughput", "--dtype", "bf16")
@@ -242,10 +242,10 @@ def test_flags_override_the_defaults_and_those_of_quick():
 def test_quick_is_less_of_the_same():
     assert sum(len(plan.cases) for plan in planned("--quick")) < sum(len(plan.cases) for plan in planned())
     for suite in SUITES:
-        (quick,), (full,) = ({p.effort for p in planned("--suite", suite, *flags)} for flags in (["--quick"], []))
-        assert quick.min_rounds >= FEWEST and quick.min_time < full.min_time
+        (quick,), (full,) = ({p.min_time for p in planned("--suite", suite, *flags)} for flags in (["--quick"], []))
+        assert quick < full
         (given,) = planned("--suite", suite, "--quick", "--min-time", "7")
-        assert given.effort == Effort(7, quick.min_rounds)
+        assert given.min_time == 7
 
 
 def results(folder):
@@ -333,17 +333,51 @@ def test_it_runs_as_a_script_from_any_folder(tmp_path):
         assert suite in done.stdout
 
 
-def test_the_revision_says_dirty(tmp_path):
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder that may become a checkout of one commit, and git in it."""
+
     def git(*arguments):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
-        subprocess.run(["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+        command = ["git", *identity, "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert machine.git_revision(tmp_path) == "unknown"
+    return tmp_path, git
+
+
+def test_the_revision_says_dirty(checkout):
+    folder, git = checkout
+    assert machine.git_revision(folder) == "unknown"
     git("init")
-    (tmp_path / "a").write_text("1")
+    (folder / "a").write_text("1")
     git("add", "a")
     git("commit", "-m", "one")
-    clean = machine.git_revision(tmp_path)
+    clean = machine.git_revision(folder)
     assert len(clean) == 12
-    (tmp_path / "b").write_text("2")
-    assert machine.git_revision(tmp_path) == f"{clean}-dirty"
+    (folder / "b").write_text("of the user")
+    assert machine.git_revision(folder) == clean
+    (folder / "a").write_text("2")
+    assert machine.git_revision(folder) == f"{clean}-dirty"
+
+
+def test_the_revision_is_that_of_what_is_measured(checkout, tmp_path_factory):
+    folder, git = checkout
+    here, elsewhere = folder / "hbert_kernels", tmp_path_factory.mktemp("site-packages") / "hbert_kernels"
+    for name in (here, elsewhere, folder / "csrc"):
+        name.mkdir()
+    git("init")
+    (folder / "csrc" / "a.cpp").write_text("1")
+    git("add", "csrc")
+    git("commit", "-m", "one")
+    built = git("rev-parse", "--short=12", "HEAD")
+    assert machine.measured_revision(here, folder) == built  # nothing is compiled
+    for package in (here, elsewhere):
+        (package / "build_info.json").write_text(json.dumps({"git": built}))
+    git("commit", "--allow-empty", "-m", "two")
+    now = git("rev-parse", "--short=12", "HEAD")
+    assert machine.measured_revision(here, folder) == now != built
+    assert machine.measured_revision(elsewhere, folder) == f"{built} (installed)"
+    (folder / "csrc" / "a.cpp").write_text("2")
+    git("commit", "-am", "three")
+    now = git("rev-parse", "--short=12", "HEAD")
+    assert machine.measured_revision(here, folder) == f"{now} (kernels: {built})"

@@ -11,7 +11,7 @@ import pytest
 
 from bench import machine, session
 from bench.client import Setup, WorkerError, WorkerProcess
-from bench.harness import Case, Effort
+from bench.harness import Case
 from bench.report import Report
 from bench.session import SuitePlan
 from bench.suites import SUITES
@@ -131,7 +131,7 @@ def test_a_dead_worker_is_started_anew_for_the_next_case(monkeypatch, tmp_path):
     sources = iter([script(dying), script(WELL), refuses, script(WELL), script(WELL), script(dying)])
     monkeypatch.setattr(session, "start_worker", lambda module, setup, keep: start(next(sources)))
     cases = tuple(Case("latency", name, "fp32", 1, 7, 7) for name in ("first", "second"))
-    plan = SuitePlan(LATENCY, ("hbert-v1", "hbert-v2"), ("hf",), cases, Effort(0.1, 3))
+    plan = SuitePlan(LATENCY, ("hbert-v1", "hbert-v2"), ("hf",), cases, 0.1)
     assert plan.peers == ("hf", "hbert-v1", "hbert-v2", "floor-hbert-v1", "floor-hbert-v2")
     about = dict.fromkeys(("threads", "heap_kept", "torch", "cpu", "git", "date"), "x")
     report = Report(about)
@@ -155,7 +155,7 @@ def test_missing_inputs_fail_their_suite_alone(monkeypatch, tmp_path):
 
     suite = dataclasses.replace(SUITES["throughput"], inputs=no_network)
     cases = tuple(suite.cases(Wanted(((1, 7),), ("bf16",), sizes=("tiny",))))
-    plan = SuitePlan(suite, ("hbert-v1",), ("hf",), cases, Effort())
+    plan = SuitePlan(suite, ("hbert-v1",), ("hf",), cases, 2.0)
     report = Report({})
     session.run([plan], Setup([0]), report, lambda: None)
     assert [(f.suite, f.peer, f.reason) for f in report.failures] == [
@@ -188,7 +188,7 @@ def test_the_heap_is_kept_by_those_who_are_told_to(heap, keeping, monkeypatch):
         return Silent()
 
     monkeypatch.setattr(session, "start_worker", begin)
-    plan = SuitePlan(SUITES["throughput"], ("hbert-v1",), ("hf",), (), Effort())
+    plan = SuitePlan(SUITES["throughput"], ("hbert-v1",), ("hf",), (), 2.0)
     with session.Crew(plan, Setup([0], heap=heap), Report({})) as crew:
         assert set(crew.ready()) == {"hf", "hbert-v1", "floor-hbert-v1"}
     assert {team for (team,), kept in asked.items() if kept} == keeping
@@ -200,7 +200,7 @@ def test_the_header_tells_of_a_heap_that_cannot_be_kept(heap, told, refused, mon
     greeting = {**GREETING, "heap_refused": refused}
     monkeypatch.setattr(session, "start_worker", lambda *_: start(script("", greeting)))
     report = Report({"heap_kept": heap})
-    plan = SuitePlan(LATENCY, ("hbert-v1",), ("hf",), (), Effort())
+    plan = SuitePlan(LATENCY, ("hbert-v1",), ("hf",), (), 2.0)
     with session.Crew(plan, Setup([0], heap=heap), report) as crew:
         crew.ready()
     assert report.about["heap_kept"] == ("none" if refused else told)

@@ -17,7 +17,7 @@ from bench.client import ENGINE_MODULE, Setup, WorkerError, start_worker
 from bench.cpu import Cpu
 from bench.engines.forward import EngineForward
 from bench.exports import Exporter, _once
-from bench.harness import Case, Effort
+from bench.harness import Case
 from bench.names import ENGINE_PEERS, fixed_dtype
 from bench.peers import build
 from bench.report import Report
@@ -35,7 +35,7 @@ INSTALLED = tuple(peer for peer in ENGINE_PEERS if engines.not_installed(peer) i
 def whole_run():
     """The rows and failures of padded batches in all runtimes that are installed here."""
     cases = SUITES["varlen"].cases(Wanted(shapes=((4, 19),), dtypes=("fp32",), sizes=("tiny",)))
-    plan = session.SuitePlan(SUITES["varlen"], ("bert+optimize",), INSTALLED, tuple(cases), Effort(0.02, 3))
+    plan = session.SuitePlan(SUITES["varlen"], ("bert+optimize",), INSTALLED, tuple(cases), 0.02)
     report = Report(dict(ABOUT))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "DISTURBED", float("inf"))  # the machine of a test run is not quiet

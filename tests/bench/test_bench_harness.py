@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from collections import Counter
+from itertools import pairwise, permutations, product
 
 import pytest
 
 from bench import harness
 from bench.client import WorkerError
-from bench.harness import ALL_PEERS, DISTURBED, FEWEST, MEMORY, TIME, TRIES, Case, Effort, measure, plan_rounds, rotated
+from bench.harness import ALL_PEERS, DISTURBED, FEWEST, MEMORY, TIME, TRIES, Case, measure, plan_rounds, shuffled
 
 CASE = Case("latency", "1x7", "fp32", 1, 7, work=7)
 TRAITS = {"isa": "none", "backend": "reference"}
@@ -39,24 +40,25 @@ class FakeWorker:
         return {"seconds": [self.seconds] * arguments["calls"], "wait": self.waits.pop(0) if self.waits else 0.0}
 
 
-def run(effort=Effort(min_time=1.0, min_rounds=4), case=CASE, **workers):  # noqa: B008 (frozen)
+def run(min_time=1.0, case=CASE, **workers):
     log = []
     made = {name: FakeWorker(name, log, **settings) for name, settings in workers.items()}
-    return measure(case, made, effort, notify=lambda text: None), log, made
+    return measure(case, made, min_time, notify=lambda text: None), log, made
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_rotation_gives_every_peer_every_place(count):
+def test_shuffled_rounds_give_every_peer_every_place_and_every_predecessor(count):
     peers = [f"p{i}" for i in range(count)]
-    orders = [rotated(peers, turn) for turn in range(count)]
-    for place in range(count):
-        assert sorted(order[place] for order in orders) == peers
+    orders = [shuffled(peers, turn) for turn in range(40)]
+    assert all(sorted(order) == peers for order in orders)
+    assert {(name, order.index(name)) for order in orders for name in peers} == set(product(peers, range(count)))
+    assert {pair for order in orders for pair in pairwise(order)} == set(permutations(peers, 2))
 
 
-def test_rounds_are_interleaved_in_rotated_order():
+def test_rounds_are_interleaved_in_shuffled_order():
     _, log, _ = run(a={}, b={}, c={})
     ran = [name for name, do in log if do == "run"]
-    assert [ran[i : i + 3] for i in range(0, len(ran), 3)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+    assert [ran[i : i + 3] for i in range(0, len(ran), 3)] == [shuffled(list("abc"), turn) for turn in range(FEWEST)]
 
 
 def test_nothing_is_timed_before_every_peer_has_passed_its_gate():
@@ -79,7 +81,7 @@ def test_the_canary_sings_in_every_round(monkeypatch):
     songs = iter(range(1, 99))
     monkeypatch.setattr(harness.canary, "sing", lambda: next(songs))
     result, _, _ = run(a={}, b={"waits": [1.0] * TRIES})
-    assert result.canary == [1, 2, 3, 4, 5] and len(result.rounds) == 4  # one round was given up
+    assert result.canary == list(range(1, FEWEST + 2)) and len(result.rounds) == FEWEST  # one round was given up
 
 
 def test_the_canary_is_a_short_computation():
@@ -93,22 +95,21 @@ def test_an_error_at_the_tolerance_passes():
 
 def test_a_disturbed_slice_is_dropped_counted_and_repeated():
     result, log, _ = run(a={"waits": [0.0, 2 * DISTURBED]}, b={"waits": [3 * DISTURBED, DISTURBED]})
-    assert (result.dropped, len(result.rounds)) == (2, 4)
+    assert (result.dropped, len(result.rounds)) == (2, FEWEST)
     assert all(part.wait <= DISTURBED for done in result.rounds for part in done.values())
-    assert Counter(name for name, do in log if do == "run") == {"a": 5, "b": 5}
+    assert Counter(name for name, do in log if do == "run") == {"a": FEWEST + 1, "b": FEWEST + 1}
 
 
 def test_a_round_without_an_undisturbed_moment_is_given_up():
     result, log, _ = run(a={}, b={"waits": [1.0] * TRIES})
-    assert (result.dropped, len(result.rounds)) == (TRIES, 4)
-    assert Counter(name for name, do in log if do == "run") == {"a": 5, "b": 4 + TRIES}
+    assert (result.dropped, len(result.rounds)) == (TRIES, FEWEST)
+    assert shuffled(["a", "b"], 0) == ["b", "a"]  # so that a had no turn in that round
+    assert Counter(name for name, do in log if do == "run") == {"a": FEWEST, "b": FEWEST + TRIES}
 
 
 def test_a_busy_machine_gives_no_figures(monkeypatch):
     monkeypatch.setattr(harness, "GRACE", 0.05)
-    result, _, _ = run(
-        Effort(min_time=0.001, min_rounds=3), a={"seconds": 1e-4, "waits": [1.0] * 10**6}, b={"seconds": 1e-4}
-    )
+    result, _, _ = run(0.001, a={"seconds": 1e-4, "waits": [1.0] * 10**6}, b={"seconds": 1e-4})
     assert not result.gates and len(result.rounds) < FEWEST and result.dropped >= FEWEST * TRIES
     (failure,) = result.failures
     assert failure.peer == ALL_PEERS and "undisturbed" in failure.reason
@@ -116,13 +117,13 @@ def test_a_busy_machine_gives_no_figures(monkeypatch):
 
 def test_nothing_is_dropped_where_waiting_is_unknown():
     result, _, _ = run(a={"waits": [None] * 99})
-    assert result.dropped == 0 and len(result.rounds) == 4
+    assert result.dropped == 0 and len(result.rounds) == FEWEST
 
 
 def test_a_peer_that_fails_leaves_the_others_their_rounds():
     result, _, workers = run(a={}, b={"fails_at": 2}, c={})
     assert [(failure.peer, failure.reason) for failure in result.failures] == [("b", "out of memory")]
-    assert list(result.gates) == ["a", "c"] and len(result.rounds) == 4
+    assert list(result.gates) == ["a", "c"] and len(result.rounds) == FEWEST
     assert all({"a", "c"} <= set(done) for done in result.rounds) and workers["b"].runs == 2
 
 
@@ -133,7 +134,7 @@ def test_memory_is_asked_for_behind_the_rounds_and_not_of_floors():
     assert [name for name, do in log if do == "peak_memory"] == ["a", "b"]
     assert log[-3][1] == "run" and result.peak == {"a": 5}
     assert [(failure.peer, failure.reason) for failure in result.failures] == [("b", "memory: not counted here")]
-    assert list(result.gates) == list(workers) and len(result.rounds) == 4
+    assert list(result.gates) == list(workers) and len(result.rounds) == FEWEST
 
 
 def test_memory_is_not_asked_for_unless_the_case_wants_it():
@@ -147,7 +148,7 @@ def test_traits_are_those_of_what_is_timed():
 
 
 def test_slow_peers_get_the_least_rounds_and_fast_ones_share_the_time():
-    calls, rounds = plan_rounds({"fast": 0.001, "slow": 1.5}, Effort(min_time=2.0, min_rounds=5))
+    calls, rounds = plan_rounds({"fast": 0.001, "slow": 1.5}, 2.0)
     assert calls == {"fast": 200, "slow": 1}
     assert rounds * calls["fast"] * 0.001 >= 2.0 and rounds == 10
-    assert plan_rounds({"slow": 1.5}, Effort(min_time=2.0, min_rounds=5)) == ({"slow": 1}, 5)
+    assert plan_rounds({"slow": 1.5}, 2.0) == ({"slow": 1}, FEWEST)
