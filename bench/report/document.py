@@ -28,7 +28,8 @@ _RATIO = (
 )
 _INTERVAL = (
     "In brackets stands its 95% bootstrap interval over the rounds. A whole interval above 1 is called better, one "
-    "below 1 worse, and one that holds 1 no difference. Memory is measured once: its ratio has no interval."
+    "below 1 worse, and one that holds 1 no difference. Memory is measured once: its ratio has no interval, and from "
+    "2% on it is a difference."
 )
 _SPREAD = (
     "Medians and percentiles are those of the calls. No candidate was timed before its output had been held against "

@@ -8,6 +8,7 @@ from bench.harness import is_floor
 from bench.report.drawing import Drawing, Looks, grouped, is_timed, once, point
 from bench.report.outcome import ratio_text
 from bench.report.results import Measurement
+from bench.suites import SUITES
 from bench.suites.suite import FLOOR_RATIO, FLOP_RATE, PEAK_MEMORY
 from hbert.reporting.lines import Line, LineChart
 from hbert.reporting.rows import Group, Point, Row, RowChart
@@ -51,7 +52,8 @@ def memory_drawings(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
         Group(place, [_bar(row, None, look) for row in same])
         for place, same in grouped(weighed, lambda row: row.place).items()
     ]
-    caption = "Less is better. Of one call, beyond weights and inputs; measured once, so there is no interval."
+    counted = SUITES[weighed[0].suite].weighs if weighed[0].suite in SUITES else "one call"
+    caption = f"Less is better. Of {counted}; measured once, so there is no interval."
     chart = RowChart(f"peak memory, {weighed[0].unit}", groups, bars=True)
     return [Drawing(chart, "Peak memory", caption)]
 

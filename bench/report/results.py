@@ -18,6 +18,8 @@ from hbert.data.errors import HbertError
 _TEXTS = ("suite", "case", "candidate", "baseline", "dtype", "metric", "unit")
 _NEEDED = (*_TEXTS, "batch", "seq", "median")
 _NUMBERS = ("p10", "p90", "ratio", "ratio_lo", "ratio_hi", "rounds", "dropped", "canary_drift")
+# Memory is measured once: what differs by less is one page or another, and no more than that.
+_SAME_MEMORY = 0.02
 _OF_THE_RUN = ("cpu", "device", "threads", "torch", "heap_kept", "isa", "git", "date")
 
 
@@ -56,13 +58,17 @@ class Measurement:
 
     @property
     def better(self) -> bool:
-        """Whether the whole interval of the ratio is above 1."""
-        return self.ratio_lo is not None and self.ratio_lo > 1
+        """Whether the whole interval of the ratio is above 1; of memory, clearly above."""
+        return self.ratio_lo is not None and self.ratio_lo > 1 + self._slack
 
     @property
     def worse(self) -> bool:
-        """Whether the whole interval of the ratio is below 1."""
-        return self.ratio_hi is not None and self.ratio_hi < 1
+        """Whether the whole interval of the ratio is below 1; of memory, clearly below."""
+        return self.ratio_hi is not None and self.ratio_hi < 1 - self._slack
+
+    @property
+    def _slack(self) -> float:
+        return _SAME_MEMORY if self.metric == PEAK_MEMORY.name else 0.0
 
     @property
     def verdict(self) -> str:

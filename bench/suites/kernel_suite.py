@@ -18,6 +18,7 @@ class KernelSuite(Suite):
     max_seq: ClassVar[int] = 1 << 16
     min_time: ClassVar[float] = 0.1
     quick_min_time: ClassVar[float] = 0.05
+    weighs: ClassVar[str] = "forward and backward, beyond inputs and gradients"
 
     def cases(self, wanted: Wanted) -> list[Case]:
         """One case for each op, dtype, variant, shape and step; `quick`: the first shape of each, in the last dtype."""

@@ -64,7 +64,7 @@ class Suite:
     """A suite. `module` is imported by the workers and offers builder(case); `inputs` makes what all peers share.
 
     `candidates` are ours, `baselines` are what they are held against; both list everything that can be asked for.
-    With `one_process` all peers work in one process, else each in its own. `min_time` is the default of --min-time, in seconds.
+    With `one_process` all peers work in one process, else each in its own. `min_time` is the default of --min-time, in seconds. `weighs` says what its peak memory is that of.
     `shapes` are those of each size of model.
     """
 
@@ -86,6 +86,7 @@ class Suite:
     max_seq: ClassVar[int] = 512
     min_time: ClassVar[float] = 2.0
     quick_min_time: ClassVar[float] = 0.5
+    weighs: ClassVar[str] = "a forward, with the weights and all that the process has kept"
 
     def cases(self, wanted: Wanted) -> list[Case]:
         """One case for each model, dtype and shape."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from bench import machine
 from bench.harness import FLOOR, MEMORY, TIME
 from bench.suites.suite import Suite
@@ -11,6 +13,8 @@ _PREFIX = f"{FLOOR}-"
 
 class TrainingSuite(Suite):
     """Steps of training, their peak memory, and as floor the products that a model's step cannot do without."""
+
+    weighs: ClassVar[str] = "a step, beyond weights and optimizer state"
 
     def measures(self) -> tuple[str, ...]:
         return (TIME, MEMORY) if machine.counts_peak_memory() else (TIME,)

@@ -11,11 +11,13 @@ from sample_results import COLUMNS, sample_rows, write_record, write_rows, write
 
 from bench import run, session
 from bench.harness import Failure
+from bench.report import model_charts
 from bench.report.__main__ import main
 from bench.report.document import make_report
 from bench.report.drawing import looks
 from bench.report.kernel_charts import kernel_drawings
 from bench.report.model_charts import model_drawings
+from bench.report.outcome import losses, wins
 from bench.report.results import read_results
 from hbert.data import HbertError
 
@@ -124,6 +126,30 @@ def test_verdicts_are_those_of_the_csv(made):
     assert set(told.values()) == {"faster", "slower", "no difference"}
     assert {key: found[key] for key in told} == told
     assert found["base/8x128/peak", "hbert-v1", "hf", "bf16"] == "less"
+
+
+def test_memory_that_is_nearly_the_same_is_no_difference(tmp_path):
+    (row,) = [
+        row
+        for row in sample_rows()
+        if row["metric"] == "peak_memory" and (row["candidate"], row["baseline"]) == ("hbert-v1", "hf")
+    ]
+    ratios = {"0.97": "more", "0.99": "the same", "1.0": "the same", "1.015": "the same", "1.03": "less"}
+    rows = [row | {"case": text, "ratio": text, "ratio_lo": text, "ratio_hi": text} for text in ratios]
+    results = read_results(write_rows(tmp_path / "memory.csv", rows))
+    assert {found.case: found.verdict for found in results.rows} == ratios
+    assert (len(wins(results.rows)), len(losses(results.rows))) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "suite, counted",
+    [("latency", "with the weights"), ("throughput", "beyond weights and optimizer state"), ("kernels", "beyond inputs")],
+)
+def test_memory_says_what_counts(tmp_path, suite, counted):
+    rows = [row | {"suite": suite} for row in sample_rows() if row["metric"] == "peak_memory"]
+    results = read_results(write_rows(tmp_path / "memory.csv", rows))
+    (drawing,) = model_charts.memory_drawings(results.rows, looks(results.rows))
+    assert counted in drawing.caption
 
 
 def test_the_header_and_what_is_missing(made):
