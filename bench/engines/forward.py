@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from bench.engines.engine import Forward, Variants
 from bench.harness import Case
 from bench.task import Task
 
-_TRIALS = 2  # of a variant; the fastest counts
+_TRIALS, _TRIAL_SECONDS = 3, 0.3  # of a variant: so many calls and so long at least; the fastest counts
 
 
 class EngineForward(Task):
@@ -35,7 +36,6 @@ class EngineForward(Task):
             self._batches = [(stored[f"ids{i}"], stored[f"mask{i}"]) for i in range(count)]
         variants = self._engine.variants(peer, params["graphs"][peer], params["cpus"])
         self._variant, self._forwards = self._fastest(variants)
-        self._threads = machine.bind(machine.busy_threads(self.step), params["cpus"])
 
     def _fastest(self, variants: Variants) -> tuple[str, list[Forward]]:
         """The variant with the shortest call. One at a time is loaded: each has its own copy of the weights."""
@@ -50,12 +50,11 @@ class EngineForward(Task):
         machine.confine(self._case.params["cpus"])  # threads begin where the one that starts them may run
         engine = load()
         forwards = [engine.prepared(ids, mask) for ids, mask in self._batches]
-        for forward in forwards:
-            forward()
+        self._threads = machine.bind(machine.busy_threads(partial(_each, forwards)), self._case.params["cpus"])
         return forwards
 
     def step(self) -> list[Any]:
-        return [forward() for forward in self._forwards]
+        return _each(self._forwards)
 
     def check(self) -> tuple[float, float]:
         """Error of the last hidden state, padding left out, by the rule of forward_gate.expected."""
@@ -76,12 +75,15 @@ class EngineForward(Task):
         return self._device.peak(self.step)
 
 
+def _each(forwards: list[Forward]) -> list[Any]:
+    return [forward() for forward in forwards]
+
+
 def _shortest(forwards: list[Forward]) -> float:
-    seconds = []
-    for _ in range(_TRIALS):
+    seconds: list[float] = []
+    while len(seconds) < _TRIALS or sum(seconds) < _TRIAL_SECONDS:
         start = time.perf_counter()
-        for forward in forwards:
-            forward()
+        _each(forwards)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
