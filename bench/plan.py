@@ -12,6 +12,7 @@ from bench.client import HEAP_OURS
 from bench.engines import not_installed
 from bench.harness import Case, Failure
 from bench.names import ENGINE_PEERS, LOADED, LOADED_OPTIMIZED, OPTIMIZE, computes_in, fixed_dtype
+from bench.ops import NAMES, ON_CPU_ONLY
 from bench.session import SuitePlan
 from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
 from bench.suites.suite import Suite, Wanted
@@ -35,6 +36,10 @@ def _default_suites(options: argparse.Namespace) -> Sequence[str]:
     return [name for name, suite in SUITES.items() if suite.takes_checkpoint]
 
 
+def _default_ops(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name for name in NAMES if options.device == DEVICES[0] or name not in ON_CPU_ONLY)
+
+
 def lacks_bf16(options: argparse.Namespace) -> bool:
     """Whether fp32 takes the place of the defaults. Models of base size then take so long that they get few tokens."""
     return options.dtype is None and options.device == DEVICES[0] and not machine.multiplies_bf16()
@@ -46,7 +51,7 @@ def _suite_plan(suite: Suite, options: argparse.Namespace) -> SuitePlan:
     wanted = Wanted(
         options.shapes,
         ("fp32",) if slow else options.dtype,
-        options.ops,
+        options.ops or _default_ops(options),
         quick=options.quick or (slow and not suite.has_ops),
         sizes=options.size or SIZES[:1],
         checkpoint=options.checkpoint and options.checkpoint.folder,
@@ -109,6 +114,8 @@ def _check_fit(suite: Suite, options: argparse.Namespace) -> None:
         raise ValueError(f"--dtype: the suite {suite.name} has no {', '.join(lacking)}")
     if options.ops and not suite.has_ops:
         raise ValueError(f"--ops: the suite {suite.name} measures models")
+    if elsewhere := set(options.ops or ()) - set(_default_ops(options)):
+        raise ValueError(f"--ops: {', '.join(sorted(elsewhere))} runs on CPUs only, not on --device {options.device}")
     if options.size and suite.has_ops:
         raise ValueError(f"--size: the suite {suite.name} measures ops, of one width")
     if options.heap == HEAP_OURS and suite.one_process:

@@ -22,6 +22,7 @@ NAMES = (
     "packed_linear",
     "int8_linear",
 )
+ON_CPU_ONLY = ("packed_linear", "int8_linear")
 HIDDEN = 768
 HEADS = 12
 FFN = 3072

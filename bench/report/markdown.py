@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.report.drawing import RATES, grouped, is_timed
-from bench.report.outcome import ratio_text
+from bench.report.outcome import losses, ratio_text
 from bench.report.results import Measurement, Results
 from bench.suites.suite import FLOOR_RATIO, PEAK_MEMORY
 from hbert.evaluate.summary import markdown
@@ -27,7 +27,10 @@ def tables(results: Results) -> str:
 
 
 def brief(results: Results, candidate: str) -> str:
-    """One candidate in all cases and dtypes: time or rate, ratio to each peer with its interval; bold: it loses."""
+    """One candidate in all cases and dtypes: time or rate, ratio to each peer with its interval; bold: it loses.
+
+    Below it stands why the machine was busy, if it was.
+    """
     compared = [row for row in results.comparisons if is_timed(row) and row.candidate == candidate]
     peers = list(dict.fromkeys(row.baseline.split("-")[0] for row in compared))
     lines = []
@@ -38,7 +41,20 @@ def brief(results: Results, candidate: str) -> str:
         lines.append(
             [f"{case.split('/', 1)[-1]} {dtype}", _median(found[0]), *(ratios.get(peer, "") for peer in peers)]
         )
-    return markdown(["case", f"{candidate}, {compared[0].unit}", *(f"against {peer}" for peer in peers)], lines)
+    table = markdown(["case", f"{candidate}, {compared[0].unit}", *(f"against {peer}" for peer in peers)], lines)
+    return "\n".join([table, *(f"*The machine was busy: {reason}.*\n" for reason in results.busy)])
+
+
+def lost(tables: Mapping[str, Results]) -> str:
+    """Every comparison of time or rate that was lost, of results by TABLE-LEVEL: where, who against whom, by how much."""
+    lines = []
+    for name, results in tables.items():
+        found = losses([row for row in results.comparisons if is_timed(row)])
+        lines += [
+            [f"{row.case} {row.dtype}", name.rsplit("-", 1)[1], f"{row.candidate} v {row.baseline}", ratio_text(row)]
+            for row in found
+        ]
+    return markdown(["case", "level", "candidate v peer", "ratio"], lines)
 
 
 def _table(rows: Sequence[Measurement]) -> str:

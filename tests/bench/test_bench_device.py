@@ -9,7 +9,7 @@ import torch
 
 from bench import device, run, session, worker
 from bench.device import Cpu, Cuda, missing, open_device, peak_extra
-from bench.ops import NAMES
+from bench.ops import NAMES, ON_CPU_ONLY
 from bench.suites.kernels import Kernel, Subject
 from bench.task import Task
 
@@ -302,3 +302,11 @@ def test_a_cold_kernel_takes_turns_where_it_cannot():
     (plan,) = run.plan(run.parser().parse_args(["--suite", "kernels", "--ops", "layer_norm", "--shapes", "1x1024"]))
     subject = Subject(plan.cases[0], Cpu())
     assert subject.turns > 1 and not subject.flushed
+
+
+def test_ops_of_cpus_are_left_out_elsewhere():
+    flags = ["--suite", "kernels", "--device", "cuda"]
+    (plan,) = run.plan(run.parser().parse_args(flags))
+    assert {case.params["op"] for case in plan.cases} == set(NAMES) - set(ON_CPU_ONLY)
+    with pytest.raises(ValueError, match="--ops: int8_linear runs on CPUs only, not on --device cuda"):
+        run.plan(run.parser().parse_args([*flags, "--ops", "layer_norm,int8_linear"]))

@@ -25,8 +25,9 @@ def docs(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(documents, "README", tmp_path / "README.md")
     monkeypatch.setattr(documents, "_IN_BRIEF", "hbert-v2")
-    for name in ("inference.md", "README.md"):
-        (tmp_path / name).write_text("<!-- table: latency-fp32-avx2 -->\n1\n<!-- end -->\n")
+    place = "<!-- table: latency-fp32-avx2 -->\n1\n<!-- end -->\n"
+    (tmp_path / "README.md").write_text(place)
+    (tmp_path / "inference.md").write_text(f"{place}<!-- table: losses -->\n<!-- end -->\n")
     return tmp_path
 
 
@@ -77,7 +78,10 @@ def test_measuring_rewrites_the_page(docs, monkeypatch):
     assert "`python bench/run.py --suite latency --dtype fp32`" in page and "| base/1x128 | hbert-v1 |" in page
     assert "2 pinned threads" in page and "2026-01-02" in page
     assert "ct2-int8" in page and "**The machine was busy**" in page
-    assert (docs / "README.md").read_text().splitlines()[1:4] == [
+    assert "| base/1x64 fp32 | avx2 | hbert-v2 v ort-fp32 | 0.88 [0.86, 0.91] |" in page.split("table: losses")[1]
+    readme = (docs / "README.md").read_text()
+    assert "*The machine was busy: 21 of 200 slices" in readme
+    assert readme.splitlines()[1:4] == [
         "| case | hbert-v2, ms | against hf | against ort | against ov |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| 1x64 fp32 | 31.3 | 1.13 [1.10, 1.16] | **0.88 [0.86, 0.91]** | **0.67 [0.65, 0.69]** |",
