@@ -1,0 +1,22 @@
+"""What a release says of itself: one version everywhere, and every public name in the API reference."""
+
+import re
+from pathlib import Path
+
+import hbert_kernels as hk
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_version_is_the_same_everywhere():
+    found = {
+        "CITATION.cff": re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE),
+        "CHANGELOG.md": re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE),
+    }
+    assert {name: match and match[1] for name, match in found.items()} == dict.fromkeys(found, hk.__version__)
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = (ROOT / "docs" / "api.md").read_text()
+    named = set(re.findall(r"\w+", reference))
+    assert {name for name in hk.__all__ if name not in named} == {"__version__"}
