@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
@@ -268,6 +269,13 @@ def masked_rows(hidden: Tensor, labels: Tensor, masked: Tensor | None = None) ->
     return hidden.index_select(0, masked), labels[masked]
 
 
+def _loss_of_logits(logits: Tensor, labels: Tensor, divisor: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of logits [M, V] over ``divisor``, in float32 or wider, and the number of hits."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / divisor, ((logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)).sum()
+
+
 class HBertForMaskedLM(HBertHeadModel):
     """HBERT with a masked-language-model head."""
 
@@ -355,15 +363,17 @@ class HBertForMaskedLM(HBertHeadModel):
         """Loss, number of labels that count, and number of hits, of tokens [..., H] and labels [...]."""
         hidden, labels = hidden.flatten(0, -2), labels.flatten()
         hidden, labels = masked_rows(hidden, labels, masked)
-        loss, num_correct = masked_lm_loss(
-            self.head.transform(hidden),
-            self.head.decoder.weight,
-            self.head.decoder.bias,
-            labels,
-            ignore_index=IGNORE_INDEX,
-            num_masked=divisor,
-        )
-        return loss, (labels != IGNORE_INDEX).sum(), num_correct
+        hidden, decoder = self.head.transform(hidden), self.head.decoder
+        counted = (labels != IGNORE_INDEX).sum()
+        if type(decoder) is not nn.Linear:
+            # The op reads the weight, which would go around whatever stands in for a linear layer.
+            shared = counted.clamp(min=1) if divisor is None else divisor
+            loss, num_correct = _loss_of_logits(decoder(hidden), labels, shared)
+        else:
+            loss, num_correct = masked_lm_loss(
+                hidden, decoder.weight, decoder.bias, labels, ignore_index=IGNORE_INDEX, num_masked=divisor
+            )
+        return loss, counted, num_correct
 
 
 # exist_ok: reloading the module (notebooks, tests) registers again.

@@ -161,6 +161,9 @@ class AdditiveAttention(nn.Module):
     ``out = transform(LN(Q o k)) + Q`` with Q = query(x) and the global key k of
     :func:`hbert_kernels.additive_attention`; no norm if ``sub_norm`` is False. The value shares the query projection.
 
+    Query, key and transform may be other modules than nn.Linear, such as adapters: they are called. With such a key
+    there is no K-free form.
+
     Args:
         hidden_size: H.
         num_heads: h; must divide H.
@@ -216,7 +219,8 @@ class AdditiveAttention(nn.Module):
             [B, N, H]; zeros at padding. What stands there does not influence any other row.
 
         Raises:
-            TypeError: the mask is not bool. ValueError: x is not [B, N, H] or the mask is not [B, N].
+            TypeError: the mask is not bool, or as in :meth:`forward_packed`. ValueError: x is not [B, N, H] or the mask
+            is not [B, N].
         """
         if x.dim() != 3 or x.shape[2] != self.query.in_features:
             raise ValueError(f"AdditiveAttention: x must be [B, N, {self.query.in_features}], got {tuple(x.shape)}")
@@ -235,16 +239,23 @@ class AdditiveAttention(nn.Module):
         return Packing.from_mask(~key_padding_mask)
 
     def forward_packed(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """Packed tokens [T, H] -> [T, H]; rows behind cu_seqlens[-1] are not defined."""
-        query = self.query(x)
-        norm = self.norm
+        """Packed tokens [T, H] -> [T, H]; rows behind cu_seqlens[-1] are not defined.
+
+        Raises:
+            TypeError: a scorer is neither nn.Linear nor :class:`HeadScorer`: the op reads its weight and does not call
+                it.
+        """
+        self._check_scorers()
+        query, norm = self.query(x), self.norm
+        # The K-free form reads the weight of the key, which would go around whatever stands in for a linear layer.
+        plain = type(self.key) is nn.Linear
         mixed = ops.additive_attention(
             query,
             # Under autocast the projection is narrower than its input, and the core reads both.
-            x.to(query.dtype),
+            (x if plain else self.key(x)).to(query.dtype),
             self.query_att.weight,
-            self.key.weight,
-            self.key.bias,
+            self.key.weight if plain else None,
+            self.key.bias if plain else None,
             self.key_att.weight,
             cu_seqlens,
             max_seqlen,
@@ -257,3 +268,12 @@ class AdditiveAttention(nn.Module):
             eps=1e-12 if norm is None else norm.eps,
         )
         return self.transform(mixed) + query
+
+    def _check_scorers(self) -> None:
+        for name in ("query_att", "key_att"):
+            kind = type(getattr(self, name))
+            if kind not in (nn.Linear, HeadScorer):
+                raise TypeError(
+                    f"AdditiveAttention: {name} is a {kind.__name__} of {kind.__module__}, but only the weight of a"
+                    " torch.nn.Linear or a HeadScorer is read: leave scorers out of adapters"
+                )

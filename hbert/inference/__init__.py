@@ -23,6 +23,7 @@ from .arithmetic import DTYPES
 from .bert import OptimizedBertModel
 from .checkpoint import InMemory, OnDisk, Original, load_model, read_recipe
 from .encoder import OptimizedHBertModel
+from .plain import check_modules
 
 __all__ = ["OptimizedBertModel", "OptimizedHBertModel", "optimize"]
 
@@ -57,8 +58,8 @@ def optimize(model: nn.Module | str | Path, dtype: str | None = None) -> nn.Modu
 
     Raises:
         TypeError: neither a module nor a path.
-        ValueError: another dtype; no encoder that can be optimized, or one that HBERT cannot express; int8 on
-            another device than a CPU, or for weights that are not finite.
+        ValueError: another dtype; no encoder that can be optimized, one that HBERT cannot express, or one that holds
+            adapters (merge them first); int8 on another device than a CPU, or for weights that are not finite.
         HbertError: no such folder, or its files are missing, damaged or of a later version.
     """
     if dtype is not None:
@@ -83,6 +84,8 @@ def _optimized(model: nn.Module, source: InMemory | OnDisk, dtype: str) -> nn.Mo
     encoders = [module for module in model.modules() if type(module) in _ENCODERS]
     if not encoders:
         raise ValueError(f"{type(model).__name__} cannot be optimized: {_why_not(model)}")
+    for encoder in encoders:
+        check_modules(encoder)
     if dtype == "int8" and any(parameter.device.type != "cpu" for e in encoders for parameter in e.parameters()):
         raise ValueError("int8 runs on CPUs, and the model is on another device: move it, or take 'bf16'")
     made: dict[int, Any] = {id(e): _ENCODERS[type(e)](e, dtype) for e in encoders}

@@ -47,17 +47,7 @@ def build(layer: nn.Module, name: str, activation: str, ops: Arithmetic) -> PreN
     Args:
         name: of the layer, as linear layers are called in ``ops``.
         activation: of its feed-forward block.
-
-    Raises:
-        ValueError: it has a linear layer of a class that is not torch's, such as that of an adapter.
     """
-    for part, module in layer.named_modules():
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            kind = type(module)
-            raise ValueError(
-                f"layer {name} cannot be optimized: its {part} is a {kind.__name__} of {kind.__module__}; merge or"
-                " remove it first"
-            )
     if isinstance(layer, HBertPreNormLayer):
         return PreNorm(layer, name, activation, ops)
     assert isinstance(layer, HBertPostNormLayer)

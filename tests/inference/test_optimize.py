@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from convert_helpers import FAMILIES
-from model_helpers import all_variants, batch, dense_twin, small_masked_lm, small_model, variant_name
+from model_helpers import all_variants, batch, dense_twin, small_masked_lm, small_model, variant_name, with_adapter
 from patch_helpers import MASKS, assert_equal_where_valid, batch_of, small
 
 import hbert.inference.linear
@@ -286,10 +286,40 @@ class Adapter(torch.nn.Linear):
     """A linear layer of somebody else."""
 
 
-def with_adapter():
+def derived():
     model = small_model()
     model.layers[1].ffn.fc1 = Adapter(12, 20)
     return model
+
+
+ADAPTED = [
+    *((None, f"layers.{i}.ffn.{name}") for i in (0, 1) for name in ("fc1", "fc2")),
+    *((None, f"layers.0.attention.{name}") for name in ("query", "query_att", "key", "key_att", "transform")),
+    *((None, f"layers.{name}") for name in ("1.attention.qkv", "1.attention.out", "1.merge.out")),
+    *((family, "encoder.layer.2.attention.self.query") for family in ("bert", "roberta", "xlm-roberta")),
+    ("distilbert", "transformer.layer.0.ffn.lin1"),
+]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize(("family", "name"), ADAPTED)
+def test_adapters_are_refused(family, name, dtype):
+    fields = {"norm_style": "merge"} if "merge" in name else {}
+    model = small(family) if family else small_model(dtype=torch.float32, **fields)
+    with_adapter(model, name)
+    message = f"{type(model).__name__} cannot be optimized: its {name} is a LoraLinear of model_helpers, .*; merge"
+    with pytest.raises(ValueError, match=rf"{message} adapters first \(merge_and_unload\(\)\)"):
+        optimize(torch.nn.Sequential(model), dtype)
+
+
+def test_what_stands_behind_the_encoder_may_have_adapters():
+    model = small_model(HBertForTokenClassification, dtype=torch.float32)
+    with_adapter(model, "classifier")
+    torch.testing.assert_close(optimize(model)(*SHORT).logits, model(*SHORT).logits, **FP32)
+    bert = small("bert").float()
+    with_adapter(bert, "pooler.dense")
+    inputs = batch_of(bert)
+    torch.testing.assert_close(optimize(bert)(**inputs).pooler_output, bert(**inputs).pooler_output, **FP32)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +333,7 @@ def with_adapter():
         (lambda: optimize(small_model()).to("meta"), ValueError, "stays torch.float32 on cpu: move or convert"),
         (lambda: copy.deepcopy(optimize(small_model())), TypeError, "cannot be copied or pickled"),
         (lambda: optimize(small_model().to("meta"), "int8"), ValueError, "int8 runs on CPUs, and the model is on"),
-        (lambda: optimize(with_adapter()), ValueError, "layer 1 .* its ffn.fc1 is a Adapter of test_optimize; merge"),
+        (lambda: optimize(derived()), ValueError, "its layers.1.ffn.fc1 is a Adapter of test_optimize, .*; merge"),
         (
             lambda: optimize(small_model(dtype=torch.float32))(*batch(), output_attentions=True),
             ValueError,

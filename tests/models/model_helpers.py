@@ -71,6 +71,36 @@ def dense_twin(model):
     return twin
 
 
+class LoraLinear(torch.nn.Module):
+    """A linear layer under an adapter: its weight and bias are those of the layer below, as PEFT has it."""
+
+    def __init__(self, base_layer: torch.nn.Linear, rank: int = 2):
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        dtype = base_layer.weight.dtype
+        self.lora_A = torch.nn.Linear(self.in_features, rank, bias=False, dtype=dtype)
+        self.lora_B = torch.nn.Linear(rank, self.out_features, bias=False, dtype=dtype)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base_layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+def with_adapter(model: torch.nn.Module, name: str) -> LoraLinear:
+    """Puts an adapter around one of the linear layers of a model."""
+    adapter = LoraLinear(model.get_submodule(name))
+    model.set_submodule(name, adapter)
+    return adapter
+
+
 def batch(rows: int = 4, length: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and a mask with holes; row 0 is full, and with more than two rows, row 1 is all padding."""
     generator = torch.Generator().manual_seed(seed)

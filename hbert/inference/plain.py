@@ -1,0 +1,53 @@
+"""What an encoder is made of: only where these classes stand do its weights say what it computes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from hbert.embeddings import HBertEmbeddings
+from hbert.layers import (
+    HBertAdditiveAttention,
+    HBertBranchConvLayerNorm,
+    HBertFeedForward,
+    HBertMerge,
+    HBertPostNormLayer,
+    HBertPreNormLayer,
+    HBertSelfAttention,
+)
+from hbert_kernels.nn import (
+    ActivationLayerNorm,
+    AddLayerNorm,
+    ConvLayerNorm,
+    HeadScorer,
+    LayerNorm,
+    SubLNFeedForward,
+)
+
+_OF_TORCH = (nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList)
+_OF_OURS = (
+    *(HBertEmbeddings, HBertPreNormLayer, HBertPostNormLayer, HBertMerge),
+    *(HBertSelfAttention, HBertAdditiveAttention, HBertFeedForward, SubLNFeedForward, HeadScorer),
+    *(LayerNorm, AddLayerNorm, ActivationLayerNorm, ConvLayerNorm, HBertBranchConvLayerNorm),
+)
+_POOLER = "pooler"
+
+
+def check_modules(encoder: nn.Module) -> None:
+    """Checks that the modules whose weights are read are what the encoder's library put there, and no adapters.
+
+    Theirs go by names of the same module of Python as the encoder's class. The pooler is called, not read.
+
+    Raises:
+        ValueError: one is of another class, a subclass included; the message names it.
+    """
+    home = type(encoder).__module__
+    for name, module in encoder.named_modules():
+        kind = type(module)
+        if kind in _OF_TORCH or kind in _OF_OURS or kind.__module__ == home or name.split(".")[0] == _POOLER:
+            continue
+        if next(module.parameters(), None) is not None:
+            raise ValueError(
+                f"{type(encoder).__name__} cannot be optimized: its {name} is a {kind.__name__} of {kind.__module__},"
+                " of which the weights do not say what it computes; merge adapters first (merge_and_unload()), or"
+                " remove it"
+            )
