@@ -146,6 +146,34 @@ class HBertConfig(PreTrainedConfig):
         _check_sizes(self)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; fields among ``kwargs`` are checked like those of ``config_dict``, whose place they take.
+
+        ``num_hidden_layers`` alone takes the first entries of the dictionary's ``layer_types``.
+
+        Raises:
+            ValueError: as for :class:`HBertConfig`.
+        """
+        own = inspect.signature(cls.__init__).parameters
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        if (depth := fields.get("num_hidden_layers")) is not None and "layer_types" not in fields:
+            _check_positive_int("num_hidden_layers", depth)
+            if given := config_dict.get("layer_types"):
+                fields["layer_types"] = given[:depth]
+        return super().from_dict({**config_dict, **fields}, **kwargs)
+
+    def check(self) -> None:
+        """Checks fields that may have been set since the configuration was made.
+
+        Raises:
+            ValueError: as for :class:`HBertConfig`; ``layer_types`` that are letters now.
+        """
+        if (names := _layer_types(self.layer_types, self.num_hidden_layers)) != list(self.layer_types or ()):
+            raise ValueError(f"layer_types is {self.layer_types!r}; set {names}, or give letters to HBertConfig")
+        _check_values(self)
+        _check_sizes(self)
+
+    @classmethod
     def v1(cls, size: str = "base", **fields: Any) -> HBertConfig:
         """HBERT-v1, (A, S) repeated. ``size``: tiny, mini, small or base; ``fields`` override any field."""
         return cls._preset("AS", size, fields)

@@ -83,9 +83,14 @@ def _init_xavier(linear: Any) -> None:
 
 
 class HBertModel(HBertPreTrainedModel):
-    """HBERT encoder without a head."""
+    """HBERT encoder without a head.
+
+    Raises:
+        ValueError: a field of the configuration was set to what :class:`HBertConfig` does not take.
+    """
 
     def __init__(self, config: HBertConfig):
+        config.check()
         super().__init__(config)
         self.embeddings = HBertEmbeddings(config)
         self.layers = nn.ModuleList(build_layer(config, layer_type) for layer_type in config.layer_types)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_helpers import small_config
-from transformers import AutoConfig
+from model_helpers import batch, small_config, small_model
+from transformers import AutoConfig, AutoModel
 
 import hbert.config
-from hbert import HBertConfig, HBertForMaskedLM
+from hbert import HBertConfig, HBertForMaskedLM, HBertForSequenceClassification, HBertModel
 
 LETTER_OF = {"linear_attention": "A", "full_attention": "S"}
 
@@ -136,6 +136,70 @@ def test_loading_a_bad_configuration_fails(tmp_path):
     path.write_text(path.read_text().replace('"sub_ln"', '"subln"'))
     with pytest.raises(ValueError, match="norm_style is 'subln'"):
         HBertConfig.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four layers, ASSA."""
+    small_model(HBertForMaskedLM, dtype=torch.float32, layer_types="ASSA").save_pretrained(tmp_path)
+    return tmp_path
+
+
+LOADERS = [HBertConfig.from_pretrained, AutoConfig.from_pretrained, AutoModel.from_pretrained]
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"norm_style": "subln"}, "norm_style is 'subln'; allowed"),
+        ({"classifier_pooling": "max"}, "classifier_pooling is 'max'; allowed"),
+        ({"layer_types": "ASB"}, "layer_types has 'B'"),
+        ({"layer_types": "AS", "num_hidden_layers": 4}, "has 2 entries, but num_hidden_layers is 4"),
+        ({"layer_types": "AS", "num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1, got 0"),
+        ({"num_hidden_layers": 5}, "has 4 entries, but num_hidden_layers is 5"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an integer of at least 1, got 2.0"),
+    ],
+)
+def test_fields_given_when_loading_are_checked(folder, load, fields, message):
+    with pytest.raises(ValueError, match=message):
+        load(folder, **fields)
+
+
+@pytest.mark.parametrize("load", LOADERS[:2])
+def test_fields_given_when_loading_take_the_place_of_the_folders(folder, load):
+    config, unused = load(folder, layer_types="SA", num_hidden_layers=2, num_labels=5, no=1, return_unused_kwargs=True)
+    assert letters(config) == "SA" and config.num_hidden_layers == 2 and config.num_labels == 5
+    assert config.layer_types == ["full_attention", "linear_attention"] and unused == {"no": 1}
+    assert letters(load(folder, layer_types="AAA", num_hidden_layers=None)) == "AAA"
+
+
+def test_fewer_layers_are_the_first_ones(folder, tmp_path):
+    whole, part = (HBertForMaskedLM.from_pretrained(folder, **fields) for fields in ({}, {"num_hidden_layers": 2}))
+    assert letters(part.config) == "AS" and len(part.hbert.layers) == part.config.num_hidden_layers == 2
+    assert torch.equal(part.hbert.layers[1].ffn.fc2.weight, whole.hbert.layers[1].ffn.fc2.weight)
+    part.save_pretrained(tmp_path / "part")
+    again = HBertForMaskedLM.from_pretrained(tmp_path / "part")
+    assert torch.equal(again(*batch()).logits, part(*batch()).logits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 1}, "has 2 entries, but num_hidden_layers is 1"),
+        ({"layer_types": "AA"}, r"layer_types is 'AA'; set \['linear_attention', 'linear_attention'\]"),
+        ({"norm_style": "subln"}, "norm_style is 'subln'"),
+        ({"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
+        ({"hidden_size": 13}, "hidden_size 13 is not divisible by num_attention_heads 3"),
+    ],
+)
+@pytest.mark.parametrize("kind", [HBertModel, HBertForSequenceClassification])
+def test_no_model_is_made_of_fields_that_were_set_wrong(kind, fields, message):
+    config = small_config()
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        kind(config)
 
 
 def test_old_transformers_are_named(monkeypatch):
