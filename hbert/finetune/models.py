@@ -56,7 +56,8 @@ def load_classifier(name: str) -> PreTrainedModel:
         HbertError: as in :func:`load_new_classifier`, or it has no trained head.
     """
     config = _config(name, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classification head")
-    if config.problem_type == "regression" or len(label_names(config)) < 2:
+    several = config.problem_type == "multi_label_classification"
+    if config.problem_type == "regression" or (not several and len(label_names(config)) < 2):
         raise HbertError(f"{name!r} predicts a number, not labels")
     model, info = _weights(name, AutoModelForSequenceClassification, config)
     _check_encoder(name, model, info)

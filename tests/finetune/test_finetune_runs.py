@@ -85,6 +85,16 @@ def test_several_labels_and_pairs(hbert, hbert_folder, tmp_path):
     assert predictions(tmp_path / "p.tsv") == {name: cells[name] for name in ("prediction", "probability")}
 
 
+def test_one_label_that_texts_have_or_have_not(hbert, hbert_folder, tmp_path):
+    rows = [{"text": text, "label": ["good"] * (label == "good")} for label, text in toy_rows(32, seed=0)]
+    flags = [f"--{split}={write_jsonl(tmp_path / 'all.jsonl', rows)}" for split in ("train", "valid", "test")]
+    words = ["--multi-label", *flags, "--out", tmp_path / "out", *FAST, "--epochs", 1]
+    status, _, stderr = hbert("finetune", "--model", hbert_folder, *words)
+    assert status == 0, stderr
+    assert results(tmp_path / "out")["labels"] == ["good"]
+    assert predictions(tmp_path / "out" / "predictions" / "seed-0.tsv")["label"] == ["".join(r["label"]) for r in rows]
+
+
 def test_long_texts_are_truncated_and_counted(hbert, hbert_folder, tmp_path):
     rows = [("good", "happy " * 40), ("bad", "sad"), ("good", "happy boat"), ("bad", "dark " * 30)]
     path = write_tsv(tmp_path / "all.tsv", rows, header=("label", "text"))
