@@ -116,7 +116,7 @@ def _arguments(
     settings: Settings, lr: float, seed: int, dtype: str, work: Path, steps_per_epoch: int
 ) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    return _OneDevice(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         learning_rate=lr,
@@ -163,6 +163,17 @@ class _StopAtNaN(TrainerCallback):
                 f"the training loss is {loss} after step {state.global_step} (lr {args.learning_rate:g}, "
                 f"seed {args.seed}): try a smaller --lr"
             )
+
+
+class _OneDevice(TrainingArguments):
+    """The Trainer's arguments, for the first GPU alone: of several it would make nn.DataParallel, with so many batches.
+
+    One batch is what the settings say it is, on any machine.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
 
 
 class _LengthTrainer(Trainer):

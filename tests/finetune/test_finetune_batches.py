@@ -5,9 +5,12 @@ import pytest
 import torch
 from finetune_helpers import LENGTH, PIECES, bert, hbert_model
 from transformers import AutoTokenizer
+from transformers.training_args import ParallelMode
 
+from hbert.finetune import training
 from hbert.finetune.encoding import encode_texts
 from hbert.finetune.inference import Runner, class_probabilities, pooled_states, token_batches
+from hbert.finetune.settings import Settings
 from hbert.finetune.training import ShuffledLengthBatches
 
 
@@ -23,6 +26,14 @@ def test_batches_of_similar_lengths():
     # Not in waves of falling length.
     falling = np.mean([a >= b for a, b in zip(longest, longest[1:], strict=False)])
     assert 0.3 < falling < 0.7
+
+
+def test_a_batch_has_its_size_on_a_machine_with_several_gpus(tmp_path):
+    arguments = training._arguments(Settings("model", tmp_path, batch_size=16), 1e-3, 0, "fp32", tmp_path, 10)
+    assert arguments.n_gpu == 0 and arguments.train_batch_size == 16
+    arguments._n_gpu = 4  # what transformers counts there
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == arguments.eval_batch_size == 16
+    assert arguments.parallel_mode == ParallelMode.NOT_PARALLEL
 
 
 @pytest.fixture(scope="module")
