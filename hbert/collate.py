@@ -26,6 +26,10 @@ class PackedCollator:
     out), token_type_ids and position_ids; its labels (or ``label``) are int [n], one for each token, or
     anything else that is one for the example: a class, a number, a row of floats.
 
+    In the Trainer, evaluate per-token heads with a padded collator: it cuts the results of the last batch to as many
+    rows as there are examples left, and theirs are [T, ...] here. Several GPUs need torchrun: nn.DataParallel would
+    split tokens and cu_seqlens by their rows.
+
     Returns:
         input_ids int64 [T], token_type_ids and position_ids likewise, cu_seqlens int32 [B+1], max_seqlen (an
         int), and labels: [T] or [B, ...]; int64, or float32 for floating ones.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from model_helpers import VOCAB, small_masked_lm, small_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from hbert import HBertForSequenceClassification, PackedCollator, PackedMaskedLMCollator
+from hbert import (
+    HBertForSequenceClassification,
+    HBertForTokenClassification,
+    PackedCollator,
+    PackedMaskedLMCollator,
+)
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(VOCAB - 4))]
 
@@ -151,6 +157,22 @@ def test_the_trainer_learns_from_packed_batches(tmp_path):
     trainer.train()
     predictions = trainer.predict(rows).predictions
     assert (predictions.argmax(1) == [row["label"] for row in rows]).mean() > 0.95
+
+
+def test_the_trainer_predicts_all_tokens_from_padded_batches(tmp_path):
+    lengths = (3, 1, 5, 4, 2, 6, 3, 2, 7, 4)  # batches of 8 and of 2
+    rows = examples(lengths, labels=[[i % 2] * n for i, n in enumerate(lengths)])
+    model = small_model(HBertForTokenClassification, dtype=torch.float32, num_labels=2).train()
+    trainer = Trainer(model, training(tmp_path, 2), data_collator=PackedCollator(), train_dataset=rows)
+    trainer.train()
+    trainer.data_collator = DataCollatorForTokenClassification(tokenizer())
+    found = trainer.predict(rows)
+    assert (found.label_ids != -100).sum() == 37
+    for row, logits, labels in zip(rows, found.predictions, found.label_ids, strict=True):
+        n = len(row["input_ids"])
+        alone = model(torch.tensor([row["input_ids"]])).logits[0].detach().numpy()
+        np.testing.assert_allclose(logits[:n], alone, rtol=1e-4, atol=1e-5)
+        assert labels[:n].tolist() == row["labels"]
 
 
 def test_the_trainer_pretrains_from_packed_batches(tmp_path):
