@@ -141,7 +141,7 @@ class _TableFile(_File):
         self._what = "--columns" if names is not None else "the header"
 
     def columns(self) -> list[str]:
-        names = next((cells for _, cells in self._records()), None) if self.names is None else list(self.names)
+        names = next((cells for _, cells in self._records() if cells), None) if self.names is None else list(self.names)
         if names is None:
             raise HbertError(f"{self.name} is empty")
         if len(set(names)) < len(names):
@@ -152,8 +152,12 @@ class _TableFile(_File):
         names = self.columns()
         records = self._records()
         if self.names is None:
-            next(records)
-        for line, cells in records:
+            next(cells for _, cells in records if cells)
+        for line, found in records:
+            if not found and len(names) > 1:
+                continue
+            # One column: a blank line is an empty text, and results stay in line with the file.
+            cells = found or [""]
             if len(cells) != len(names):
                 raise HbertError(
                     f"{self.name}, line {line}: {len(cells)} cells, but {self._what} has {len(names)} "
@@ -162,7 +166,7 @@ class _TableFile(_File):
             yield Row(line, dict(zip(names, cells, strict=True)))
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """The records that are not blank, each with the line that it begins in."""
+        """The records, each with the line that it begins in; those of blank lines are empty."""
         csv.field_size_limit(_CELL_CHARACTERS)
         if self.path.suffix == ".csv":
             reader = csv.reader(self._lines(newline=""), strict=True)
@@ -171,8 +175,7 @@ class _TableFile(_File):
         begin = 1
         try:
             for cells in reader:
-                if cells:
-                    yield begin, cells
+                yield begin, cells
                 begin = reader.line_num + 1
         except csv.Error as error:
             raise HbertError(f"{self.name}, line {begin}: {error}") from error

@@ -31,6 +31,13 @@ def test_tsv_takes_quotes_as_letters(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_blank_line_is_a_row_of_a_table_with_one_column(tmp_path, suffix):
+    path = write(tmp_path, f"a.{suffix}", "\ntext\none\n\ntwo\n\n")
+    assert cells(path) == [(3, {"text": "one"}), (4, {"text": ""}), (5, {"text": "two"}), (6, {"text": ""})]
+    assert cells(path, ["text"])[:3] == [(1, {"text": ""}), (2, {"text": "text"}), (3, {"text": "one"})]
+
+
 def test_json_lines_and_plain_lines(tmp_path):
     path = write(tmp_path, "a.jsonl", '{"text": "a\\nb", "n": 1}\n\n{"text": ""}\n')
     assert cells(path) == [(1, {"text": "a\nb", "n": 1}), (3, {"text": ""})]
