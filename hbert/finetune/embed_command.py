@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
 from hbert.data.terminal import output_console
 
@@ -42,35 +43,48 @@ def run(args: argparse.Namespace) -> None:
     stream = open_stream(args, SUFFIXES)
     model = load_encoder(args.model)
     runner, max_length = load_runner(args, model, pooled_states(args.pooling, args.normalize))
-    with writing_array(args.out, stream.count, model.config.hidden_size) as array:
-        start = 0
+    with writing_rows(args.out, stream.count, model.config.hidden_size) as write:
         for vectors in stream.results(runner, max_length, "embed"):
-            array[start : start + len(vectors)] = vectors
-            start += len(vectors)
+            write(vectors)
     for line in stream.summary(runner, max_length):
         output_console().print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def writing_array(path: Path, rows: int, columns: int) -> Iterator[np.memmap]:
-    """Yields a float32 array [rows, columns] in a file that takes its name once the block is done.
+def writing_rows(path: Path, rows: int, columns: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields what appends rows to a float32 array [rows, columns] in a file that takes its name once all are there.
 
     The file is an ``.npy``, or a ``.safetensors`` with one tensor, ``embeddings``; it need not fit into
     memory.
+
+    Raises:
+        HbertError: there were fewer rows, or more: the texts have changed since they were counted.
     """
+    written = 0
+
+    def write(part: np.ndarray) -> None:
+        nonlocal written
+        file.write(part.astype("<f4").tobytes())
+        written += len(part)
+
     with replacing(path) as temporary:
-        if path.suffix == ".npy":
-            array = np.lib.format.open_memmap(temporary, "w+", np.dtype("<f4"), (rows, columns))
-        else:
-            array = _safetensors_array(temporary, rows, columns)
-        yield array
-        array.flush()
+        # Closed before it is renamed, which Windows insists on.
+        with open(temporary, "wb") as file:
+            header = _npy_header if path.suffix == ".npy" else _safetensors_header
+            header(file, rows, columns)
+            yield write
+        if written != rows:
+            raise HbertError(f"the input has changed while it was read: {rows:,} texts, then {written:,}")
 
 
-def _safetensors_array(path: Path, rows: int, columns: int) -> np.memmap:
+def _npy_header(file: BinaryIO, rows: int, columns: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _safetensors_header(file: BinaryIO, rows: int, columns: int) -> None:
     """The format by hand (length of the header, header, data): its library writes only what is in memory."""
     entry = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [0, 4 * rows * columns]}
     header = json.dumps({TENSOR: entry}).encode()
     header += b" " * (-len(header) % 8)
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    return np.memmap(path, np.dtype("<f4"), "r+", 8 + len(header), (rows, columns))
+    file.write(len(header).to_bytes(8, "little") + header)

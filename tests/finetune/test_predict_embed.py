@@ -1,7 +1,9 @@
 """`hbert predict` and `hbert embed`: results in the order of the input, whatever the batches."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from finetune_helpers import PIECES, bert, hbert_model, predictions, save_checkp
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from hbert.finetune import stream
+from hbert.data.errors import HbertError
+from hbert.finetune import embed_command, stream
 
 NAMES = {0: "bad", 1: "good", 2: "odd"}
 TEXTS = [text for _, text in toy_rows(37, seed=5)] + ["", "happy " * 50]
@@ -88,6 +91,33 @@ def test_embeddings(hbert, classifier, texts, tmp_path, pooling):
     assert name == "embeddings" and (tmp_path / "b.safetensors").stat().st_size % 8 == 0
     unit = torch.nn.functional.normalize(expected, dim=1)
     np.testing.assert_allclose(tensors[name], unit.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_vectors_are_closed_before_they_take_their_name(tmp_path, monkeypatch, suffix):
+    """As Windows wants it."""
+    replace, path = os.replace, tmp_path / f"a{suffix}"
+
+    def replace_closed(source, target):
+        assert str(source) not in Path("/proc/self/maps").read_text()
+        assert str(source) not in [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_closed)
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    with embed_command.writing_rows(path, 5, 3) as write:
+        write(rows[:2])
+        write(rows[2:])
+    found = np.load(path) if suffix == ".npy" else load_file(path)["embeddings"]
+    np.testing.assert_array_equal(found, rows)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_texts_that_change_while_they_are_read(tmp_path, count):
+    with pytest.raises(HbertError, match=f"the input has changed while it was read: 2 texts, then {count}"):
+        with embed_command.writing_rows(tmp_path / "a.npy", 2, 3) as write:
+            write(np.zeros((count, 3), np.float32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_masked_lm_checkpoint_embeds_but_does_not_predict(hbert, hbert_folder, texts, tmp_path):
