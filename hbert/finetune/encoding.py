@@ -76,6 +76,14 @@ def encode_texts(
     return EncodedTexts(whole, np.array(lengths, np.int64), num_truncated)
 
 
+def forget_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Takes back what its last call left in a tokenizer, and would be saved with it: truncation and padding."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # tokenizers in Python keep nothing
+        backend.no_truncation()
+        backend.no_padding()
+
+
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, **options: Any
 ) -> dict[str, list[list[int]]]:

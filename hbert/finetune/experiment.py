@@ -19,7 +19,7 @@ from hbert.pretrain.machine import describe, resolve_dtype, software
 from hbert.pretrain.settings import field_values
 
 from .confusion import save_confusion_plot
-from .encoding import EncodedTexts, encode_texts
+from .encoding import EncodedTexts, encode_texts, forget_truncation
 from .examples import Examples, LabelSet, read_examples
 from .inference import Runner, class_probabilities
 from .metrics import confusion_matrix, decide, measure, per_label
@@ -289,6 +289,7 @@ def _write(
             for path in run.folder.iterdir():
                 path.rename(folder / path.name)
         shutil.rmtree(run.folder)
+    forget_truncation(prepared.tokenizer)
     prepared.tokenizer.save_pretrained(folder)
     if (counts := record["best_seed_test"].get("confusion")) is not None:
         save_confusion_plot(np.array(counts), prepared.labels.names, folder / CONFUSION)

@@ -1,5 +1,7 @@
 """Kinds of runs of `hbert finetune`: other models, other labels, stopping, overwriting, failing."""
 
+import json
+
 import datasets
 import pytest
 import torch
@@ -105,6 +107,8 @@ def test_long_texts_are_truncated_and_counted(hbert, hbert_folder, tmp_path):
     assert stderr.count("truncated to 24 tokens: 2 of train, 2 of valid, 2 of test") == 1
     assert results(tmp_path / "out")["data"]["test"]["truncated"] == 2
     assert results(tmp_path / "out")["data"]["test"]["tokens"] == 24 + 3 + 4 + 24
+    saved = json.loads((tmp_path / "out" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["truncation"] is None and saved["padding"] is None
 
 
 def test_a_data_set_by_name(hbert, hbert_folder, tmp_path, monkeypatch):
