@@ -49,8 +49,11 @@ def load_new_classifier(name: str, labels: LabelSet, fields: Mapping[str, Any], 
     return model
 
 
-def load_classifier(name: str) -> PreTrainedModel:
-    """Returns a fine-tuned sequence classifier in float32 and evaluation mode, on the device there is.
+def load_classifier(name: str, where: torch.device | None = None) -> PreTrainedModel:
+    """Returns a fine-tuned sequence classifier in float32 and evaluation mode.
+
+    Args:
+        where: the device; None: the one there is.
 
     Raises:
         HbertError: as in :func:`load_new_classifier`, or it has no trained head.
@@ -65,11 +68,14 @@ def load_classifier(name: str) -> PreTrainedModel:
         raise HbertError(
             f"{name!r} has no trained classification head ({missing[0]} is missing): hbert finetune makes one"
         )
-    return _ready(model)
+    return _ready(model, where)
 
 
-def load_encoder(name: str) -> PreTrainedModel:
-    """Returns the encoder of any checkpoint, in float32 and evaluation mode, on the device there is.
+def load_encoder(name: str, where: torch.device | None = None) -> PreTrainedModel:
+    """Returns the encoder of any checkpoint, in float32 and evaluation mode.
+
+    Args:
+        where: the device; None: the one there is.
 
     Raises:
         HbertError: no such model, or its weights are missing or incomplete.
@@ -77,7 +83,7 @@ def load_encoder(name: str) -> PreTrainedModel:
     model, info = _weights(name, AutoModel, _config(name, MODEL_MAPPING, "encoder"))
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith(_POOLER)):
         raise _incomplete(name, missing)
-    return _ready(model)
+    return _ready(model, where)
 
 
 def load_text_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -130,9 +136,9 @@ def label_names(config: PreTrainedConfig) -> list[str]:
     return [names[number] for number in sorted(names)]
 
 
-def _ready(model: PreTrainedModel) -> PreTrainedModel:
+def _ready(model: PreTrainedModel, where: torch.device | None) -> PreTrainedModel:
     module: torch.nn.Module = model
-    module.to(device()).eval()
+    module.to(where or device()).eval()
     return model
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hbert.data.errors import HbertError
-from hbert.finetune import embed_command, stream
+from hbert.finetune import embed_command, models, stream
 
 NAMES = {0: "bad", 1: "good", 2: "odd"}
 TEXTS = [text for _, text in toy_rows(37, seed=5)] + ["", "happy " * 50]
@@ -151,6 +151,14 @@ def test_optimized_for_serving(hbert, classifier, texts, tmp_path):
     assert 0 < np.abs(int8 - plain).max() < 0.1
     assert hbert("predict", *words, "--out", tmp_path / "a.tsv", "--optimize", "int8")[0] == 0
     assert len(predictions(tmp_path / "a.tsv")["prediction"]) == len(TEXTS)
+
+
+def test_int8_stays_on_the_cpu_where_there_is_a_gpu(hbert, classifier, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "device", lambda: torch.device("meta"))
+    words = ["--model", classifier, "--input", texts, "--optimize"]
+    for command, name in (("embed", "a.npy"), ("predict", "a.tsv")):
+        status, _, stderr = hbert(command, *words, "int8", "--out", tmp_path / name)
+        assert status == 0, stderr
 
 
 def test_existing_files_and_interruptions(hbert, classifier, texts, tmp_path, monkeypatch):
