@@ -79,15 +79,21 @@ class Original:
     def __init__(self, source: InMemory | OnDisk, dtype: str):
         self._source, self._dtype = source, dtype
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, push_to_hub: bool = False, **options: Any) -> None:
         """Writes the original's weights and configuration, and the recipe: what ``hbert.optimize(folder)`` loads.
 
         The folder appears when it is complete, or not at all. A tokenizer is saved beside it, afterwards.
 
+        Args:
+            options: of the original's ``save_pretrained``, such as ``max_shard_size``.
+
         Raises:
             HbertError: the folder is there and not empty, or it cannot be written.
-            ValueError: the original has changed since it was optimized, or cannot be saved.
+            TypeError: the original's ``save_pretrained`` takes no such option.
+            ValueError: the original has changed since it was optimized, or cannot be saved; ``push_to_hub``.
         """
+        if push_to_hub:
+            raise ValueError("push_to_hub=True would leave the recipe behind: call push_to_hub(repo_id) of the model")
         folder, model = Path(folder), self._source.model()
         save: Any = getattr(model, "save_pretrained", None)
         if save is None:
@@ -97,7 +103,7 @@ class Original:
             raise HbertError(f"{folder} is not an empty folder; choose another")
         try:
             with complete_folder(folder) as temporary:
-                save(str(temporary))
+                save(str(temporary), **options)
                 write_json(temporary / RECIPE, self._recipe())
         except WRITE_ERRORS as error:
             raise HbertError(f"{folder} could not be written: {error}") from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +119,28 @@ def test_a_folder_that_has_changed_is_not_saved(change, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
+def test_options_of_saving_are_passed_on(tmp_path):
+    fast = optimize(small_masked_lm(dtype=torch.float32))
+    fast.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert (tmp_path / "shards" / "model.safetensors.index.json").is_file()
+    assert torch.equal(optimize(tmp_path / "shards")(*batch()).logits, fast(*batch()).logits)
+    with pytest.raises(ValueError, match="would leave the recipe behind: call push_to_hub"):
+        fast.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    assert not (tmp_path / "pushed").exists()
+
+
+def test_what_is_pushed_to_the_hub_has_the_recipe(monkeypatch):
+    fast, uploaded = optimize(small_model(HBertForSequenceClassification, dtype=torch.float32), "bf16"), []
+    hub, repo = transformers.utils.hub, SimpleNamespace(repo_id="me/fast")
+    monkeypatch.setattr(hub, "hf_api", lambda: SimpleNamespace(create_repo=lambda *_, **__: repo))
+    card = SimpleNamespace(save=lambda path: Path(path).write_text(""))
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: card)
+    upload = lambda self, folder, repo_id, **_: uploaded.extend([repo_id, *sorted(os.listdir(folder))])  # noqa: E731
+    monkeypatch.setattr(HBertForSequenceClassification, "_upload_modified_files", upload)
+    fast.push_to_hub("fast", max_shard_size="1GB")
+    assert uploaded == ["me/fast", "README.md", "config.json", RECIPE, "model.safetensors"]
+
+
 def sentence_transformer(folder):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling, Transformer
@@ -133,7 +157,8 @@ def test_a_folder_of_sentence_transformers(minilm, tmp_path):
     model.save_pretrained(str(tmp_path / "plain"))
     fast = optimize(tmp_path / "plain", "fp32")
     np.testing.assert_allclose(fast.encode(texts), model.encode(texts), atol=1e-5)
-    fast.save(tmp_path / "saved")
+    fast.save(tmp_path / "saved", create_model_card=False)
+    assert not (tmp_path / "saved" / "README.md").exists()
     assert (tmp_path / "saved" / RECIPE).is_file()
     np.testing.assert_array_equal(optimize(tmp_path / "saved").encode(texts), fast.encode(texts))
 
