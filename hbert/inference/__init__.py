@@ -58,8 +58,9 @@ def optimize(model: nn.Module | str | Path, dtype: str | None = None) -> nn.Modu
 
     Raises:
         TypeError: neither a module nor a path.
-        ValueError: another dtype; no encoder that can be optimized, one that HBERT cannot express, or one that holds
-            adapters (merge them first); int8 on another device than a CPU, or for weights that are not finite.
+        ValueError: another dtype; no encoder that can be optimized, one that HBERT cannot express, that holds adapters
+            (merge them first), or whose configuration asks for attentions; int8 on another device than a CPU, or for
+            weights that are not finite.
         HbertError: no such folder, or its files are missing, damaged or of a later version.
     """
     if dtype is not None:
@@ -86,6 +87,11 @@ def _optimized(model: nn.Module, source: InMemory | OnDisk, dtype: str) -> nn.Mo
         raise ValueError(f"{type(model).__name__} cannot be optimized: {_why_not(model)}")
     for encoder in encoders:
         check_modules(encoder)
+        if encoder.config.output_attentions:
+            raise ValueError(
+                f"{type(encoder).__name__} cannot be optimized: its configuration asks for attentions, which no fused"
+                " kernel holds; set config.output_attentions = False"
+            )
     if dtype == "int8" and any(parameter.device.type != "cpu" for e in encoders for parameter in e.parameters()):
         raise ValueError("int8 runs on CPUs, and the model is on another device: move it, or take 'bf16'")
     made: dict[int, Any] = {id(e): _ENCODERS[type(e)](e, dtype) for e in encoders}

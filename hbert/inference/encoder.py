@@ -33,6 +33,8 @@ class OptimizedHBertModel(HBertModel):
     def __init__(self, source: HBertModel, dtype: str):
         # Not the constructor of HBertModel, which would draw weights.
         HBertPreTrainedModel.__init__(self, copy.deepcopy(source.config))
+        # "eager" computes the same, but not packed.
+        self.set_attn_implementation("sdpa")
         self._arithmetic = _arithmetic(source, dtype)
         ops = self._arithmetic(Kernels())
         words = source.embeddings.word_embeddings

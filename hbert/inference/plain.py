@@ -14,14 +14,7 @@ from hbert.layers import (
     HBertPreNormLayer,
     HBertSelfAttention,
 )
-from hbert_kernels.nn import (
-    ActivationLayerNorm,
-    AddLayerNorm,
-    ConvLayerNorm,
-    HeadScorer,
-    LayerNorm,
-    SubLNFeedForward,
-)
+from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, HeadScorer, LayerNorm, SubLNFeedForward
 
 _OF_TORCH = (nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList)
 _OF_OURS = (

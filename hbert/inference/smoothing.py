@@ -26,6 +26,7 @@ _LEAST = 1e-5
 def input_magnitudes(model: HBertModel) -> dict[str, Tensor]:
     """Returns, by the name of each linear layer, the largest magnitude of each of its input channels, float32 [K]."""
     twin = copy.deepcopy(model).eval().float()
+    twin.set_attn_implementation("sdpa")
     found: dict[str, Tensor] = {}
 
     def record(name: str) -> Callable[[nn.Module, Any], None]:

@@ -14,11 +14,17 @@ import numpy as np
 import pytest
 import torch
 from convert_helpers import FAMILIES
-from model_helpers import all_variants, batch, dense_twin, small_masked_lm, small_model, variant_name, with_adapter
+from model_helpers import all_variants, batch, dense_twin, small_masked_lm, small_model, variant_name
 from patch_helpers import MASKS, assert_equal_where_valid, batch_of, small
 
 import hbert.inference.linear
-from hbert import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification, optimize
+from hbert import (
+    HBertForQuestionAnswering,
+    HBertForSequenceClassification,
+    HBertForTokenClassification,
+    HBertModel,
+    optimize,
+)
 from hbert.inference.kernels import CompiledKernels, Kernels
 from hbert.inference.linear import KernelLinear, TorchLinear, own_product_is_faster, pack, row_count
 from hbert_kernels import use_backend
@@ -145,6 +151,27 @@ def test_pipelines(minilm):
     )
     assert [row["label"] for row in found] == [row["label"] for row in expected]
     np.testing.assert_allclose([row["score"] for row in found], [row["score"] for row in expected], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", [HBertModel, HBertForTokenClassification])
+def test_a_model_that_runs_eager(kind, dtype):
+    model = small_model(kind, dtype=torch.float32, **HYBRID)
+    eager = dense_twin(model)
+    assert torch.equal(optimize(eager, dtype)(*SHORT)[0], optimize(model, dtype)(*SHORT)[0])
+    assert eager.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: dense_twin(small_model()), lambda: small("bert", attn_implementation="eager")]
+)
+def test_a_configuration_that_asks_for_attentions_is_refused(build):
+    model = build().float()
+    model.config.output_attentions = True
+    with pytest.raises(ValueError, match="asks for attentions, .*; set config.output_attentions = False"):
+        optimize(model)
+    model.config.output_attentions = False
+    optimize(model)
 
 
 def test_autocast_around_a_call_changes_nothing():
@@ -290,36 +317,6 @@ def derived():
     model = small_model()
     model.layers[1].ffn.fc1 = Adapter(12, 20)
     return model
-
-
-ADAPTED = [
-    *((None, f"layers.{i}.ffn.{name}") for i in (0, 1) for name in ("fc1", "fc2")),
-    *((None, f"layers.0.attention.{name}") for name in ("query", "query_att", "key", "key_att", "transform")),
-    *((None, f"layers.{name}") for name in ("1.attention.qkv", "1.attention.out", "1.merge.out")),
-    *((family, "encoder.layer.2.attention.self.query") for family in ("bert", "roberta", "xlm-roberta")),
-    ("distilbert", "transformer.layer.0.ffn.lin1"),
-]
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
-@pytest.mark.parametrize(("family", "name"), ADAPTED)
-def test_adapters_are_refused(family, name, dtype):
-    fields = {"norm_style": "merge"} if "merge" in name else {}
-    model = small(family) if family else small_model(dtype=torch.float32, **fields)
-    with_adapter(model, name)
-    message = f"{type(model).__name__} cannot be optimized: its {name} is a LoraLinear of model_helpers, .*; merge"
-    with pytest.raises(ValueError, match=rf"{message} adapters first \(merge_and_unload\(\)\)"):
-        optimize(torch.nn.Sequential(model), dtype)
-
-
-def test_what_stands_behind_the_encoder_may_have_adapters():
-    model = small_model(HBertForTokenClassification, dtype=torch.float32)
-    with_adapter(model, "classifier")
-    torch.testing.assert_close(optimize(model)(*SHORT).logits, model(*SHORT).logits, **FP32)
-    bert = small("bert").float()
-    with_adapter(bert, "pooler.dense")
-    inputs = batch_of(bert)
-    torch.testing.assert_close(optimize(bert)(**inputs).pooler_output, bert(**inputs).pooler_output, **FP32)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import DataCollatorForTokenClassification, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from hbert import (
-    HBertForSequenceClassification,
-    HBertForTokenClassification,
-    PackedCollator,
-    PackedMaskedLMCollator,
-)
+from hbert import HBertForSequenceClassification, HBertForTokenClassification, PackedCollator, PackedMaskedLMCollator
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(VOCAB - 4))]
 
