@@ -80,10 +80,10 @@ def read_state_dict(
     """Reads the state dict of an encoder of another library.
 
     Args:
-        config: of the HBERT encoder with the same layers and norm style.
+        config: of the HBERT encoder with the same layers, norm style and epsilon (torchscale: 1e-5).
         writer: ``"fastformer"`` (A layers, post_ln) or ``"torchscale"`` (S layers, any style but merge).
-        embedding_scale: what that encoder multiplies token embeddings by: torchscale sqrt(H), unless told not
-            to (``no_scale_embedding``).
+        embedding_scale: what that encoder multiplies token embeddings by: torchscale 1, or sqrt(H) with
+            ``no_scale_embedding=False``.
 
     Raises:
         ValueError: an unknown writer, or a tensor that is missing, unknown or of a wrong shape.

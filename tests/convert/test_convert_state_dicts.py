@@ -10,6 +10,7 @@ from convert_helpers import HEADS, LENGTH, VOCAB, WIDTH, small_target
 from hbert.convert import build, read_state_dict
 
 LAYERS, INNER = 2, 20
+EPS = 1e-5  # of torchscale
 
 
 def random_state(shapes):
@@ -29,8 +30,8 @@ def linear(state, name, x):
     return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
-def norm(state, name, x):
-    return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-12)
+def norm(state, name, x, eps=1e-12):
+    return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
 
 
 def heads_of(x):
@@ -96,23 +97,23 @@ def torchscale_state(style):
 
 def torchscale(state, ids, style, scale):
     x = scale * state["embed_tokens.weight"][ids] + state["embed_positions.weight"][2 : 2 + ids.shape[1]]
-    x = norm(state, "layernorm_embedding", x)
+    x = norm(state, "layernorm_embedding", x, EPS)
     for index in range(LAYERS):
         layer = f"layers.{index}."
         before, attention = style != "post_ln", f"{layer}self_attn."
-        y = norm(state, f"{layer}self_attn_layer_norm", x) if before else x
+        y = norm(state, f"{layer}self_attn_layer_norm", x, EPS) if before else x
         q, k, v = (heads_of(linear(state, f"{attention}{name}_proj", y)) for name in "qkv")
         scores = q @ k.transpose(-1, -2) / math.sqrt(WIDTH // HEADS)
         y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-        y = norm(state, f"{attention}inner_attn_ln", y) if style == "sub_ln" else y
+        y = norm(state, f"{attention}inner_attn_ln", y, EPS) if style == "sub_ln" else y
         x = x + linear(state, f"{attention}out_proj", y)
-        x = x if before else norm(state, f"{layer}self_attn_layer_norm", x)
-        y = norm(state, f"{layer}final_layer_norm", x) if before else x
+        x = x if before else norm(state, f"{layer}self_attn_layer_norm", x, EPS)
+        y = norm(state, f"{layer}final_layer_norm", x, EPS) if before else x
         y = F.gelu(linear(state, f"{layer}ffn.fc1", y))
-        y = norm(state, f"{layer}ffn.ffn_layernorm", y) if style == "sub_ln" else y
+        y = norm(state, f"{layer}ffn.ffn_layernorm", y, EPS) if style == "sub_ln" else y
         x = x + linear(state, f"{layer}ffn.fc2", y)
-        x = x if before else norm(state, f"{layer}final_layer_norm", x)
-    return norm(state, "layer_norm", x) if before else x
+        x = x if before else norm(state, f"{layer}final_layer_norm", x, EPS)
+    return norm(state, "layer_norm", x, EPS) if before else x
 
 
 def target(letters, style, **fields):
@@ -135,7 +136,7 @@ def outputs(source, ids):
 @pytest.mark.parametrize("style", ["sub_ln", "pre_ln", "post_ln"])
 def test_torchscale(ids, style):
     state, scale = torchscale_state(style), math.sqrt(WIDTH)
-    source = read_state_dict(state, target("S", style), "torchscale", embedding_scale=scale)
+    source = read_state_dict(state, target("S", style, layer_norm_eps=EPS), "torchscale", embedding_scale=scale)
     found, report = outputs(source, ids)
     assert (found - torchscale(state, ids, style, scale)).abs().max() < 1e-5
     assert not report.fresh and list(report.left_out) == ["output_projection.weight"]
