@@ -35,8 +35,8 @@ class PackedCollator:
         int), and labels: [T] or [B, ...]; int64, or float32 for floating ones.
 
     Raises:
-        ValueError: no examples; one without input_ids; some with and some without another column; lengths
-            within an example differ.
+        ValueError: no examples; one without input_ids; some with and some without another column; both
+            ``label`` and ``labels``; lengths within an example differ.
     """
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -46,6 +46,8 @@ class PackedCollator:
         missing = [name for name in sorted({*columns, "input_ids"}) if any(name not in e for e in examples)]
         if missing:
             raise ValueError(f"examples without {missing[0]}; columns found: {', '.join(sorted(columns))}")
+        if {"label", "labels"} <= columns:
+            raise ValueError("examples have both label and labels: keep the one that is meant")
         kept = [_kept_tokens(example) for example in examples]
         lengths = [int(keep.sum()) for keep in kept]
         batch: dict[str, Any] = {
@@ -125,8 +127,15 @@ def _per_token(name: str, values: Any, keep: Tensor) -> Tensor:
 
 def _labels(values: Sequence[Any], kept: Sequence[Tensor]) -> Tensor:
     rows = [torch.as_tensor(value) for value in values]
-    if any(row.is_floating_point() for row in rows):
-        return torch.stack([row.float() for row in rows])
-    if all(row.shape == keep.shape for row, keep in zip(rows, kept, strict=True)):
+    floating = any(row.is_floating_point() for row in rows)
+    others = [i for i, (row, keep) in enumerate(zip(rows, kept, strict=True)) if row.shape != keep.shape]
+    if not floating and not others:
         return torch.cat([row.long()[keep] for row, keep in zip(rows, kept, strict=True)])
-    return torch.stack([row.long() for row in rows])
+    if any(row.shape != rows[0].shape for row in rows):
+        index = others[0] if others else 0
+        shape, tokens = tuple(rows[index].shape), tuple(kept[index].shape)
+        raise ValueError(
+            f"labels of example {index} of the batch have shape {shape}, its input_ids {tokens}; what is not an int for"
+            " each token must have the same shape in all examples"
+        )
+    return torch.stack([row.float() if floating else row.long() for row in rows])

@@ -39,6 +39,7 @@ _TYPES = "embeddings.token_type_embeddings.weight"
 _LAYER = re.compile(r"layers\.(\d+)\.(.*)")
 _ADDITIVE_FROM_SELF = {"query": "self_value", "key": "self_key", "transform": "out"}
 _NOT_ASKED = "not asked for"
+_NOTHING = "nothing in the checkpoint corresponds"
 
 
 def check_fits(source: Source, config: PreTrainedConfig) -> None:
@@ -118,7 +119,7 @@ class _Correspondence:
     def plan(self, name: str) -> _Plan:
         plan = self._corresponding(name)
         if any(piece not in self._source.pieces for piece in plan.pieces):
-            return _Plan(why="nothing in the checkpoint corresponds")
+            return _Plan(why=_NOTHING)
         return plan
 
     def why_unused(self, piece: str) -> str:
@@ -167,10 +168,12 @@ class _Correspondence:
         return _Plan((WORDS if name == DECODER and DECODER not in self._source.pieces else name,))
 
     def _attention(self, index: int, rest: str) -> _Plan:
+        there, here = self._types_of(index)
+        if there is None:
+            return _Plan(why=_NOTHING)
         heads = self._there.num_attention_heads, self._here.num_attention_heads
         if heads[0] != heads[1]:
             return _Plan(why=f"{heads[0]} heads in the checkpoint, {heads[1]} here")
-        there, here = self._types_of(index)
         module, _, leaf = rest.rpartition(".")
         if there == here:
             modules = SELF_BLOCKS if module == "qkv" else (module,)

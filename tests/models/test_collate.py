@@ -114,6 +114,14 @@ def test_bad_masked_positions(changes, error, message):
         ([{"input_ids": [5], "label": 1}, {"input_ids": [5]}], "examples without label"),
         ([{"input_ids": [5, 6], "token_type_ids": [0]}], "token_type_ids has shape"),
         ([{"input_ids": [5, 6], "attention_mask": [1]}], "attention_mask has shape"),
+        ([{"input_ids": [5], "label": 1, "labels": 0}], "both label and labels"),
+        (
+            examples(labels=[[1, 2, 3], [4], [5, 6]]),
+            r"labels of example 2 of the batch have shape \(2,\), its .* \(5,\)",
+        ),
+        (examples(labels=[[1, 2], [4], [5] * 5]), r"labels of example 0 of the batch have shape \(2,\), its .* \(3,\)"),
+        (examples(labels=[[0.5] * 3, [1.0], [0.0] * 5]), "an int for each token must have the same shape"),
+        (examples(labels=[[0.5, 1.0], [1.0], [0.0]]), r"labels of example 0 of the batch have shape \(2,\)"),
     ],
 )
 def test_bad_examples(rows, message):
