@@ -82,7 +82,7 @@ def _check_dtype(dtype: str) -> str:
 
 
 def _optimized(model: nn.Module, source: InMemory | OnDisk, dtype: str) -> nn.Module:
-    encoders = [module for module in model.modules() if type(module) in _ENCODERS]
+    encoders: list[Any] = [module for module in model.modules() if type(module) in _ENCODERS]
     if not encoders:
         raise ValueError(f"{type(model).__name__} cannot be optimized: {_why_not(model)}")
     for encoder in encoders:
