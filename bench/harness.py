@@ -19,8 +19,8 @@ TRIES = 3  # a disturbed slice of a round is repeated, at most this often in all
 PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine,
 GRACE = 4.0  # and this many seconds: one burst of other load is longer than a whole case of the kernels
 INT8_ERROR = 0.5  # relative, of a peer in int8: tells the function from another one; how close it comes is in the row
-# Fewer undisturbed rounds than this give no row: the range of five values holds the median of what they are drawn from in 94% of
-# all cases only, so that there would be no 95% interval.
+# Fewer undisturbed rounds than this give no row: the range of five values holds the median of what they are drawn from
+# in 94% of all cases only, so that there would be no 95% interval.
 FEWEST = 6
 ALL_PEERS = "all peers"
 FLOOR = "floor"

@@ -211,7 +211,7 @@ def git_revision(folder: Path = ROOT) -> str:
 
 
 def measured_revision(package: Path, checkout: Path = ROOT) -> str:
-    """The revision of the `hbert_kernels` in the folder `package`: the checkout's, or what an installed one was built from.
+    """The revision of the `hbert_kernels` in a folder: the checkout's, or what an installed one was built from.
 
     Kernels in the checkout that were compiled before csrc changed are named behind it.
     """

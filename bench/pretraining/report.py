@@ -48,7 +48,7 @@ def report(console: Console) -> None:
 
 
 def finished() -> list[plan.Run]:
-    """The runs that have a record, sweeps left out, the highest held-out accuracy first: in tables and legends alike."""
+    """The runs that have a record, sweeps left out; the highest held-out accuracy first, in legends too."""
     accuracy = {run: store.last_evaluation(store.folder(run))["accuracy"] for run in plan.runs() if store.is_done(run)}
     return sorted(accuracy, key=lambda run: -accuracy[run])
 

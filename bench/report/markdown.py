@@ -46,7 +46,7 @@ def brief(results: Results, candidate: str) -> str:
 
 
 def lost(tables: Mapping[str, Results]) -> str:
-    """Every comparison of time or rate that was lost, of results by TABLE-LEVEL: where, who against whom, by how much."""
+    """Every comparison of time or rate that was lost, of results by TABLE-LEVEL: where, by whom to whom, how much."""
     lines = []
     for name, results in tables.items():
         found = losses([row for row in results.comparisons if is_timed(row)])

@@ -64,8 +64,8 @@ class Suite:
     """A suite. `module` is imported by the workers and offers builder(case); `inputs` makes what all peers share.
 
     `candidates` are ours, `baselines` are what they are held against; both list everything that can be asked for.
-    With `one_process` all peers work in one process, else each in its own. `min_time` is the default of --min-time, in seconds. `weighs` says what its peak memory is that of.
-    `shapes` are those of each size of model.
+    With `one_process` all peers work in one process, else each in its own. `min_time` is the default of --min-time, in
+    seconds. `weighs` says what its peak memory is that of. `shapes` are those of each size of model.
     """
 
     name: str

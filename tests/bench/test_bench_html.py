@@ -143,7 +143,11 @@ def test_memory_that_is_nearly_the_same_is_no_difference(tmp_path):
 
 @pytest.mark.parametrize(
     "suite, counted",
-    [("latency", "with the weights"), ("throughput", "beyond weights and optimizer state"), ("kernels", "beyond inputs")],
+    [
+        ("latency", "with the weights"),
+        ("throughput", "beyond weights and optimizer state"),
+        ("kernels", "beyond inputs"),
+    ],
 )
 def test_memory_says_what_counts(tmp_path, suite, counted):
     rows = [row | {"suite": suite} for row in sample_rows() if row["metric"] == "peak_memory"]

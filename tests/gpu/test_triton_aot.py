@@ -1,8 +1,8 @@
 """The Triton kernels compiled ahead of time: registers, spills, shared memory, wide loads (aot_compile.py).
 
-Their budget (triton_budget.json) is for the version of Triton that it names; conftest.py leaves this file out beside another one.
-``spills`` and ``narrow`` excuse kernels, each with the reason; ``python tests/gpu/aot_compile.py --write`` measures
-``registers`` again.
+Their budget (triton_budget.json) is for the version of Triton that it names; conftest.py leaves this file out beside
+another one. ``spills`` and ``narrow`` excuse kernels, each with the reason; ``python tests/gpu/aot_compile.py --write``
+measures ``registers`` again.
 """
 
 import functools
