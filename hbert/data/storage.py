@@ -21,18 +21,48 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "hbert"
 
 
-def _temporary_sibling(path: Path) -> Path:
+def temporary_sibling(path: Path) -> Path:
+    """Returns an unused name beside ``path``, ``.NAME.XXXXXXXX.tmp``, and makes their folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a directory, to the disk."""
+    directory = path.is_dir()
+    if directory and os.name == "nt":
+        return  # Windows opens no directories
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if directory else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move_complete(temporary: Path, folder: Path) -> None:
+    """Brings a directory to the disk and gives it its name.
+
+    Raises:
+        OSError: ``folder`` is there and not empty, or a file could not be written.
+    """
+    for path in [*temporary.rglob("*"), temporary]:
+        sync(path)
+    if folder.is_dir():
+        folder.rmdir()  # only POSIX renames onto an empty folder
+    os.rename(temporary, folder)
+    sync(folder.parent)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path that takes the place of ``path`` if the block succeeds, else is removed."""
-    temporary = _temporary_sibling(path)
+    temporary = temporary_sibling(path)
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,12 +73,12 @@ def building(folder: Path) -> Iterator[Path]:
 
     ``folder`` is named by its content: if another process finished it meanwhile, ours is dropped.
     """
-    temporary = _temporary_sibling(folder)
+    temporary = temporary_sibling(folder)
     temporary.mkdir()
     try:
         yield temporary
         try:
-            os.rename(temporary, folder)
+            move_complete(temporary, folder)
         except OSError:
             if not folder.is_dir():
                 raise

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from hbert.data.errors import HbertError
-from hbert.data.storage import read_json, sha256_file, write_json
+from hbert.data.storage import move_complete, read_json, sha256_file, temporary_sibling, write_json
 
 from .optimizers import Optimizers
 
@@ -31,15 +29,11 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary directory that becomes ``folder``, absent or empty before, once it is on the disk."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_sibling(folder)
     temporary.mkdir()
     try:
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        os.rename(temporary, folder)
-        _sync(folder.parent)
+        move_complete(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -128,11 +122,3 @@ def remove_remains(out: Path) -> None:
     """Removes what a killed run left of checkpoints that it had not finished."""
     for path in (out / CHECKPOINTS).glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

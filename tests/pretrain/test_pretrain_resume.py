@@ -11,7 +11,7 @@ from hbert.pretrain.checkpoint import checkpoints
 # of the resumed run, with the last checkpoint half written, with the model half written.
 MOMENTS = [
     ("hbert.pretrain.engine", "Optimizers.step", 2),
-    ("hbert.pretrain.checkpoint", "_sync", 6),
+    ("hbert.data.storage", "sync", 12),
     ("hbert.pretrain.checkpoint", "shutil.rmtree", 4),
     ("hbert.evaluate.held_out", "evaluate", 1),
     ("hbert.pretrain.engine", "get_total_norm", 2),
