@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hbert.data.errors import HbertError
+
 from .engine import StepResult
 
 
@@ -48,6 +50,18 @@ class Meter:
         return self.tokens / self.seconds
 
 
+def check_log(path: Path, offset: int) -> None:
+    """Checks that the lines up to ``offset`` are there, before a run goes on behind them.
+
+    Raises:
+        HbertError: the file is missing or shorter.
+    """
+    found = path.stat().st_size if path.is_file() else None
+    if found is None or found < offset:
+        state = "is missing" if found is None else f"has {found:,} bytes"
+        raise HbertError(f"--resume: {path} {state}, but the checkpoint was saved behind {offset:,}; put it back")
+
+
 class MetricsLog:
     """metrics.jsonl: one JSON object a line. Opening it at ``offset`` drops what stands behind."""
 
@@ -85,7 +99,8 @@ class Events:
         except ImportError:
             self._writer = None
         else:
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            # Also at step 0: the attempt before may have died behind it.
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
         self.installed = self._writer is not None
 
     def write(self, entry: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from .budget import StepTime, measure_step, steps_in
 from .checkpoint import load_weights, newest_checkpoint, read_state, remove_remains
 from .engine import Engine
 from .loop import INTERRUPTED, Outlets, Plan, State, Training
-from .metrics import Events, MetricsLog, read_metrics
+from .metrics import Events, MetricsLog, check_log, read_metrics
 from .model_card import model_card
 from .models import build_model, model_config, model_fields, parameter_counts
 from .progress import Display
@@ -257,6 +257,7 @@ class _Run:
         stored = read_state(checkpoint)
         if stored["run"] != folder.record_digest(record):
             raise HbertError(f"the checkpoint {checkpoint} belongs to another run than {out / folder.RUN}")
+        check_log(out / folder.METRICS, stored["metrics_bytes"])
         load_weights(checkpoint, engine.model, engine.optimizers)
         spent, self.state = self.state.seconds, State.of(stored)
         for activity, seconds in spent.items():

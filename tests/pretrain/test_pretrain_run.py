@@ -80,8 +80,9 @@ def test_events(finished):
         (length,) = struct.unpack_from("<Q", content, position)
         position += length + 16
         records += 1
-    # The version, then six lines of training with six numbers and three evaluations with three.
-    assert records == 1 + 6 * 6 + 3 * 3
+    # The version, twice, and the step from which these are valid; then six lines of training with six numbers and three
+    # evaluations with three.
+    assert records == 3 + 6 * 6 + 3 * 3
     assert b"eval/accuracy" in content and b"train/lr" in content
 
 
@@ -224,6 +225,34 @@ def test_resume_with_damaged_checkpoints(finished, pretrain):
     shutil.rmtree(out / "checkpoints")
     status, _, stderr = pretrain(resume=True)
     assert status == 2 and "--resume: no checkpoint" in stderr
+
+
+@pytest.mark.parametrize(("size", "message"), [(None, "is missing"), (10, "has 10 bytes")])
+def test_resume_without_its_lines(finished, pretrain, size, message):
+    out, *_ = finished
+    (out / "metrics.jsonl").unlink() if size is None else (out / "metrics.jsonl").write_bytes(b"{" * size)
+    before = files_of(out)
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and f"metrics.jsonl {message}, but the checkpoint was saved behind" in stderr
+    assert files_of(out) == before
+
+
+def test_events_of_an_attempt_that_died_before_its_first_checkpoint(pretrain, out, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def broken(self, step, *args):
+        if step == 4:
+            raise RuntimeError("the machine died")
+        return original(self, step, *args)
+
+    original = engine.Engine.step
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine died"):
+        patch.setattr(engine.Engine, "step", broken)
+        pretrain(save_every=None, max_steps=50)
+    assert pretrain(save_every=None, max_steps=50, resume=True)[0] == 0
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    steps = [event.step for event in events.Scalars("train/loss")]
+    assert steps == sorted(set(steps)) and steps[0] == 2
 
 
 def test_resume_with_a_checkpoint_of_another_run(finished, pretrain, tmp_path):
