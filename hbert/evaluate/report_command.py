@@ -11,7 +11,7 @@ from typing import Any
 from hbert.data.errors import HbertError
 from hbert.data.ngram import NgramMarks
 from hbert.data.storage import replacing, write_json
-from hbert.data.terminal import output_console
+from hbert.data.terminal import output_console, print_table
 from hbert.reporting import page
 from hbert.reporting.lines import Line, LineChart
 from hbert.reporting.style import Series, save_chart
@@ -19,7 +19,6 @@ from hbert.reporting.style import Series, save_chart
 from . import summary
 from .marks import DRAWN, marks_of
 from .run_folder import Run, read_runs
-from .tables import print_table
 
 AXES = ("steps", "tokens", "clock")
 METRICS = {"accuracy": "held-out accuracy", "loss": "held-out loss, nats per masked token"}

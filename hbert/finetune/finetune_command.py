@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hbert.data.terminal import output_console
-from hbert.evaluate.tables import print_table
+from hbert.data.terminal import output_console, print_table
 from hbert.pretrain.settings import DTYPES
 
 from .experiment import finetune

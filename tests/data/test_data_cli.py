@@ -26,6 +26,16 @@ def test_list_shows_every_source_with_its_licence(capsys):
     assert "recipe pypi: wiki_vital" in out
 
 
+def test_columns_of_text_begin_and_those_of_numbers_end_together(capsys):
+    head, *lines = run(capsys, "corpus", "--list")[1].splitlines()
+    # An attribution may be wrapped.
+    rows = {line.split()[0]: line for line in lines if line and not line.startswith(" ")}
+    for source in SOURCES.values():
+        row = rows[source.name]
+        assert row[head.index("licence") :].startswith(source.licence)
+        assert row[: head.index("wheel MB") + len("wheel MB")].endswith(f" {source.package.size / 1e6:.1f}")
+
+
 def test_corpus_table_and_marks(capsys, corpus):
     status, out, _ = run(capsys, "corpus", "--text", *files_of(corpus), "--ngram")
     assert status == 0
