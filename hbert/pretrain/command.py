@@ -41,13 +41,11 @@ def resolve_run(options: dict[str, Any]) -> tuple[Settings, dict[str, Any] | Non
     With --resume, options that are not given are those that the run began with.
 
     Raises:
-        ValueError, HbertError: a wrong option, --out is not what it should be, or other settings than those
-            that the run began with.
+        ValueError, HbertError: a wrong option, --out is no run to take up, or other settings than those that
+            the run began with.
     """
     if not options.get("resume"):
-        settings = resolve(options)
-        folder.check_new(settings.out)
-        return settings, None
+        return resolve(options), None
     out = Path(options["out"]) if "out" in options else resolve(options).out
     record = folder.read_record(out)
     settings = resolve(overridden(record["options"], {**options, "out": str(out)}))

@@ -89,7 +89,8 @@ class Outlets:
 class Training:
     """One run from its state to ``max_steps``, the deadline or a signal.
 
-    ``evaluate`` is called by the speaking process alone; ``deadline`` is a ``time.monotonic()``.
+    ``evaluate`` is called by the speaking process alone; ``deadline`` is a ``time.monotonic()``. Signals count
+    inside ``signals``, which whoever runs it leaves when everything is written.
     """
 
     engine: Engine
@@ -116,8 +117,7 @@ class Training:
             NonFiniteError: a loss, gradient or parameter is not finite; the last checkpoint is from before.
             HbertError: a checkpoint could not be written.
         """
-        with self.signals:
-            status = self._train()
+        status = self._train()
         if status != INTERRUPTED and self.state.evaluated != self.state.step:
             self._evaluate()
         self._save()

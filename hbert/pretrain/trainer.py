@@ -6,13 +6,14 @@ import errno
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from hbert.convert.initial import InitialWeights
 from hbert.data.errors import HbertError
@@ -38,6 +39,8 @@ EVAL_RATE = 0.15
 _EVALUATIONS = 20
 # Held-out blocks of an evaluation: 1/50 of those trained on keeps all evaluations below a quarter of the training.
 _BLOCK_SHARE, _FEWEST_BLOCKS, _MOST_BLOCKS = 50, 64, 1024
+# How long a process waits for the others: the first one alone prepares the text and evaluates.
+_WAIT = timedelta(days=1)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LINES = 400
 _SAVE_SHARE, _SAVE_SECONDS = 10, 600.0
@@ -65,14 +68,17 @@ def pretrain(
 
     Args:
         options: what the settings were made of; kept in run.json.
-        record: run.json of the run to go on with; None for a new one, whose folder is empty.
+        record: run.json of the run to go on with; None for a new one.
         started: ``time.monotonic()`` of the start, from which the deadline counts.
 
     Raises:
-        ValueError, HbertError: as its parts do; a new run's folder stays empty until training begins.
+        ValueError, HbertError: as its parts do. A new run's folder is made, or refused if it is not empty, before
+            any work, and stays empty until training begins.
     """
     # The engine does its own autocast: not one more from accelerate's configuration.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=_WAIT)]
+    )
     with Display(silent=not accelerator.is_main_process) as display:
         try:
             return _Run(settings, options, record, started, accelerator, display).run()
@@ -129,6 +135,8 @@ class _Run:
 
     def run(self) -> Outcome:
         settings, main = self.settings, self.accelerator.is_main_process
+        if self.record is None:
+            self._make_folder()
         initial = self._initial_weights()
         with self.state.timed("data"), self.accelerator.main_process_first():
             text = prepare_text(settings, self.display.say if main else _silent)
@@ -143,15 +151,28 @@ class _Run:
         record = self._begin(text, engine, batches) if self.record is None else self._take_up(text, engine)
         training = self._training(text, engine, batches, record)
         self.display.say(self._opening(record))
-        try:
-            status = training.run()
-        finally:
-            _close(training.outlets)
-        if main:
-            self._finish(text, engine, status)
+        with training.signals:
+            try:
+                status = training.run()
+            finally:
+                _close(training.outlets)
+            if main:
+                self._finish(text, engine, status)
+            # torchrun kills all as soon as one has left with the status of a signal.
+            self.accelerator.wait_for_everyone()
         # Another process may have been the one that was told to stop.
         number = (training.signals.received or signal.SIGTERM) if status == INTERRUPTED else None
         return Outcome(status, self.state.step, number, self.state.last_eval, main)
+
+    def _make_folder(self) -> None:
+        refusal: HbertError | None = None
+        if self.accelerator.is_main_process:
+            try:
+                folder.check_new(self.settings.out)
+            except HbertError as error:
+                refusal = error
+        if refusal := self._shared(refusal):
+            raise refusal
 
     def _initial_weights(self) -> InitialWeights | None:
         """The weights of --init-from for a new run, read before any work and checked against its model."""

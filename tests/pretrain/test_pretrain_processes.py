@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -20,13 +22,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_both(words, folder, second_dies_at=None):
-    """Two processes with the variables that torchrun sets."""
+def start_both(words, folder, die_at=(None, None)):
+    """Two processes with the variables that torchrun sets; each may be told to die."""
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     return [
-        Process(words, folder / f"rank{rank}.log", environment=environment, die_at=die_at)
-        for rank, (environment, die_at) in enumerate(zip(ranks, [None, second_dies_at], strict=True))
+        Process(words, folder / f"rank{rank}.log", environment=environment, die_at=moment)
+        for rank, (environment, moment) in enumerate(zip(ranks, die_at, strict=True))
     ]
 
 
@@ -49,8 +51,57 @@ def test_two_processes_give_the_weights_of_one(words, tmp_path):
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(words, out, tmp_path):
-    die_at = ("hbert.pretrain.engine", "Engine._seed_dropout", 4, signal.SIGTERM)
-    results = [process.wait() for process in start_both(words(), tmp_path, die_at)]
+    # The first process is told, too, as torchrun does, while it writes the checkpoint of that step, its third.
+    tell = ("hbert.pretrain.engine", "Engine._seed_dropout", 4, signal.SIGTERM)
+    tell_first = ("hbert.pretrain.checkpoint", "safetensors.torch.save_model", 3, signal.SIGTERM)
+    results = [process.wait() for process in start_both(words(), tmp_path, [tell_first, tell])]
     assert [status for status, _ in results] == [143, 143], results
     assert "--resume" in results[0][1] and "--resume" not in results[1][1]
-    assert checkpoints(out)[-1].name == "step-00000004"
+    assert checkpoints(out)[-1].name == "step-00000004" and record(out)["status"] == "interrupted"
+
+
+# One rank asks to stop in step 4; the checkpoint of that step takes longer than torchrun takes to see who has left.
+SLOW_SAVE = """
+import os, signal, sys, time
+import torch
+from hbert.cli import main
+from hbert.pretrain import engine, loop
+
+step, save = engine.Engine.step, loop.save_checkpoint
+
+def told(self, number, *args):
+    if number == 3 and os.environ["RANK"] == "1":
+        backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        print("waits for the others for", backend.options._timeout)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, number, *args)
+
+def slow(out, number, *args):
+    time.sleep(5 if number == 4 else 0)
+    return save(out, number, *args)
+
+engine.Engine.step, loop.save_checkpoint = told, slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_under_torchrun_nobody_leaves_before_the_checkpoint_is_there(words, out, tmp_path):
+    script = tmp_path / "slow_save.py"
+    script.write_text(SLOW_SAVE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([*launcher, "pretrain", *words()], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and checkpoints(out)[-1].name == "step-00000004", done.stderr
+    assert record(out)["status"] == "interrupted"
+    assert "waits for the others for 1 day, 0:00:00" in done.stdout
+
+
+def test_the_first_process_alone_looks_at_the_folder(words, out, tmp_path):
+    out.mkdir()
+    (out / "mine").touch()
+    # The second one would not survive it.
+    results = [
+        process.wait()
+        for process in start_both(words(), tmp_path, [None, ("hbert.pretrain.folder", "check_new", 1, signal.SIGKILL)])
+    ]
+    assert [status for status, _ in results] == [2, 2], results
+    assert all("is not empty" in output and "Traceback" not in output for _, output in results), results
