@@ -59,8 +59,8 @@ def warnings_of(runs: Sequence[Run], marks: Marks) -> list[str]:
     if len(counts) > 1:
         listed = ", ".join(f"{count:,}" for count in sorted(counts))
         found.append(
-            f"The runs were evaluated on different masked tokens ({listed} of them), through another block "
-            "length or masking rate: their loss and accuracy are not comparable."
+            f"The runs were evaluated on different masked tokens ({listed} of them), through another "
+            "--eval-blocks or --block-size: their loss and accuracy are not comparable."
         )
     found += [f"No n-gram marks: {reason}." for reason in marks.values() if isinstance(reason, HbertError)]
     if clockless := [run.label for run in runs if run.clock(run.last) is None]:

@@ -37,8 +37,8 @@ from .text import Text, prepare_text
 # One rate for every run, whatever it trains with: accuracies are compared between runs.
 EVAL_RATE = 0.15
 _EVALUATIONS = 20
-# Held-out blocks of an evaluation: 1/50 of those trained on keeps all evaluations below a quarter of the training.
-_BLOCK_SHARE, _FEWEST_BLOCKS, _MOST_BLOCKS = 50, 64, 1024
+# Neither the number of steps nor the machine may change what is measured.
+_EVAL_TOKENS = 65_536
 # How long a process waits for the others: the first one alone prepares the text and evaluates.
 _WAIT = timedelta(days=1)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -215,7 +215,7 @@ class _Run:
             dtype=self.dtype,
             log_every=settings.log_every or -(-max_steps // _LINES),
             eval_every=settings.eval_every or -(-max_steps // _EVALUATIONS),
-            eval_blocks=settings.eval_blocks or _eval_blocks(max_steps * self.recipe.batch_size),
+            eval_blocks=settings.eval_blocks or max(1, _EVAL_TOKENS // self.recipe.block_size),
             save_every=save if seconds is None else max(1, min(save, int(_SAVE_SECONDS / seconds))),
             step_seconds=seconds,
             calibration=calibration,
@@ -355,10 +355,6 @@ def _close(outlets: Outlets) -> None:
     for outlet in (outlets.log, outlets.events):
         if outlet is not None:
             outlet.close()
-
-
-def _eval_blocks(trained: int) -> int:
-    return min(_MOST_BLOCKS, max(_FEWEST_BLOCKS, trained // _BLOCK_SHARE))
 
 
 def _saving_every(steps: int, plan: Plan) -> Plan:

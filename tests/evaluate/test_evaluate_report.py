@@ -190,7 +190,7 @@ def test_runs_that_cannot_be_compared(capsys, tmp_path, make_run, corpus, tokeni
     for warning in (
         "different tokenizers: their loss and accuracy are not comparable",
         "different text",
-        "different masked tokens (77, 1,000 of them)",
+        "different masked tokens (77, 1,000 of them), through another --eval-blocks or --block-size",
         "Not finished: two (step 20 of 30)",
     ):
         assert warning in text and warning in printed

@@ -120,6 +120,16 @@ def test_a_budget_becomes_steps_once(pretrain, out, monkeypatch):
     assert (out / "model.safetensors").read_bytes() == weights
 
 
+def test_runs_of_any_length_are_evaluated_on_the_same_tokens(pretrain, tmp_path):
+    found = {}
+    for steps, length in ((1, 32), (9, 32), (1, 48)):
+        out = tmp_path / f"{steps}-{length}"
+        pretrain(out=out, eval_blocks=None, eval_every=99, max_steps=steps, block_size=length)
+        found[steps, length] = record(out)["eval"]["blocks"], metrics(out)[-1]["num_masked"]
+    assert found[1, 32] == found[9, 32]
+    assert {blocks for blocks, _ in found.values()} == {2048, 1365}  # 65,536 tokens, of which this text has fewer
+
+
 def test_a_measured_budget(pretrain, out):
     # 0.3 s of steps that take a few milliseconds each, on whatever machine this is.
     status, *_ = pretrain(max_steps=None, budget="0.3s", eval_every=None, log_every=None, size="1x32x2")
