@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class SourceStatistics:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text sources in order. Reading drops paragraphs that stood anywhere before in the corpus."""
+    """Text sources in order, of different names. Reading drops paragraphs that stood anywhere before in the corpus."""
 
     files: tuple[TextFile, ...]
 
@@ -97,6 +98,9 @@ def load_corpus(
 ) -> Corpus:
     """Returns a corpus of named sources, text files and a Hugging Face data set, in this order.
 
+    A file or folder is named by its last part, so that the same text is the same corpus wherever it lies; where that is the
+    name of another source, too, digits of the file's digest follow.
+
     Args:
         names: source or recipe names (``hbert corpus --list``), fetched where they are not in the cache yet.
         text: UTF-8 files with a blank line between documents, or ``.jsonl`` files with a ``text`` field.
@@ -105,14 +109,15 @@ def load_corpus(
 
     Raises:
         FetchError: a package could not be downloaded.
-        HbertError: nothing was asked for, an unknown name, a missing or unreadable file.
+        HbertError: nothing was asked for, an unknown name, a missing or unreadable file, two sources of one name.
     """
     chosen = resolve_names([names] if isinstance(names, str) else names)
-    text_paths = [_existing_file(path) for path in dict.fromkeys(map(str, text))]
-    files = [_extracted_file(source.name, fetch_source(source)) for source in chosen]
-    files += [TextFile(str(path), path, sha256_file(path)) for path in text_paths]
+    others = [source.name for source in chosen] + ([] if dataset is None else [_dataset_name(dataset)])
+    own = _named_files(_different_files(text), others)
+    _check_names([*others, *(file.name for file in own)])
+    files = [_extracted_file(source.name, fetch_source(source)) for source in chosen] + own
     if dataset is not None:
-        files.append(_extracted_file(dataset, export_dataset(dataset, dataset_config)))
+        files.append(_extracted_file(_dataset_name(dataset), export_dataset(dataset, dataset_config)))
     if not files:
         raise HbertError("an empty corpus: name a source or recipe, a text file, or a data set")
     return Corpus(tuple(files))
@@ -131,7 +136,31 @@ def _extracted_file(name: str, path: Path) -> TextFile:
     return TextFile(name, path, read_json(path.with_name("meta.json"))["sha256"])
 
 
-def _existing_file(name: str) -> Path:
-    if not Path(name).is_file():
-        raise HbertError(f"no such text file: {name}")
-    return Path(name)
+def _different_files(names: Iterable[str | Path]) -> list[Path]:
+    """The files of these paths; one that is named twice, in whatever way, counts once."""
+    found: dict[Path, Path] = {}
+    for path in map(Path, names):
+        if not path.is_file():
+            raise HbertError(f"no such text file: {path}")
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _dataset_name(dataset: str) -> str:
+    return Path(dataset).resolve().name if Path(dataset).is_dir() else dataset
+
+
+def _named_files(paths: Sequence[Path], others: Sequence[str]) -> list[TextFile]:
+    taken = Counter([*others, *(path.name for path in paths)])
+    digests = [sha256_file(path) for path in paths]
+    names = [
+        path.name if taken[path.name] == 1 else f"{path.name}-{digest[:8]}"
+        for path, digest in zip(paths, digests, strict=True)
+    ]
+    return [TextFile(*entry) for entry in zip(names, paths, digests, strict=True)]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    # Tokens, masks and results are kept by source.
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise HbertError(f"two sources of text are called {twice[0]!r}; leave one out, or rename its file or folder")

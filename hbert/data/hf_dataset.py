@@ -18,7 +18,7 @@ def export_dataset(name: str, config: str | None = None) -> Path:
     A hub data set is copied once; a local folder again whenever one of its files has changed.
 
     Raises:
-        HbertError: the ``datasets`` library is missing, or the data set cannot be loaded or has no text.
+        HbertError: the ``datasets`` library is missing, or the data set cannot be loaded or read, or has no text.
     """
     key = content_key(name, config, _local_files(Path(name)))
     folder = cache_dir() / "datasets" / f"{Path(name).name}-{key}"
@@ -49,8 +49,16 @@ def _stream(name: str, config: str | None) -> Iterable[Mapping[str, Any]]:
 
 
 def _documents(name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
-    for row in rows:
+    for row in _read(name, rows):
         if not isinstance(row.get("text"), str):
             raise HbertError(f"data set {name!r} has no text column of strings; its columns are: {', '.join(row)}")
         if paragraphs := text_paragraphs(row["text"]):
             yield paragraphs
+
+
+def _read(name: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from rows
+    except Exception as error:
+        # Damaged files, half characters and lost connections are of unrelated types, too.
+        raise HbertError(f"data set {name!r} cannot be read: {error}") from error

@@ -23,7 +23,7 @@ class TextFile:
         """Yields the documents as lists of non-empty paragraphs.
 
         Raises:
-            HbertError: the file is not UTF-8, or a JSON line has no string ``text``.
+            HbertError: the file is not UTF-8, or a JSON line has no string ``text``, or half a character in it.
         """
         reader = _json_documents if self.path.suffix == ".jsonl" else _plain_documents
         with open(self.path, encoding="utf-8") as file:
@@ -36,7 +36,12 @@ class TextFile:
 
 
 def text_paragraphs(text: str) -> list[str]:
-    """Splits a document into its non-empty lines."""
+    """Splits a document into its non-empty lines.
+
+    Raises:
+        UnicodeEncodeError: half of a pair of surrogates, which JSON can hold, and UTF-8 cannot.
+    """
+    text.encode()
     return [stripped for line in text.splitlines() if (stripped := line.strip())]
 
 
@@ -76,5 +81,9 @@ def _json_documents(lines: Iterable[str]) -> Iterator[list[str]]:
             raise _LineError(f"line {number}: not JSON ({error})") from error
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise _LineError(f'line {number}: no string field "text"')
-        if paragraphs := text_paragraphs(row["text"]):
+        try:
+            paragraphs = text_paragraphs(row["text"])
+        except UnicodeEncodeError as error:
+            raise _LineError(f'line {number}: "text" is not Unicode text ({error})') from error
+        if paragraphs:
             yield paragraphs

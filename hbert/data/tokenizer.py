@@ -48,13 +48,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a tokenizer: a folder with ``tokenizer.json``, such a file, or a BERT ``vocab.txt``.
 
     Raises:
-        HbertError: no such file, not a tokenizer, or one of the special tokens is missing.
+        HbertError: no such file, not UTF-8, not a tokenizer, or one of the special tokens is missing.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise HbertError(f"no tokenizer at {file}; allowed: a folder with tokenizer.json, tokenizer.json, vocab.txt")
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise HbertError(f"{file} is not UTF-8 text: {error}") from error
     if file.suffix == ".txt":
         return tokenizer_from_vocabulary(text.splitlines())
     try:

@@ -109,8 +109,11 @@ def resolve(options: Options) -> Settings:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describes every entry that differs between two flat dictionaries, ``name (before, now after)``."""
-    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    """Describes every entry that differs between two identities, ``name (was before, now after)``.
+
+    Where the text lies is left out: what stands in it is compared when it is read.
+    """
+    names = sorted(name for name in {*before, *now} - {"data"} if before.get(name) != now.get(name))
     return [f"{name} (was {before.get(name)!r}, now {now.get(name)!r})" for name in names]
 
 

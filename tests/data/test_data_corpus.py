@@ -17,13 +17,13 @@ def documents(corpus):
 def test_plain_text_documents(tmp_path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"\n\none\r\n  two \n \n\nthree")
-    assert documents(load_corpus(text=[path])) == [(str(path), "one\ntwo"), (str(path), "three")]
+    assert documents(load_corpus(text=[path])) == [(path.name, "one\ntwo"), (path.name, "three")]
 
 
 def test_json_lines_documents(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "one\\n\\ntwo", "id": 1}\n\n{"text": " "}\n{"text": "three"}\n')
-    assert documents(load_corpus(text=[path])) == [(str(path), "one\ntwo"), (str(path), "three")]
+    assert documents(load_corpus(text=[path])) == [(path.name, "one\ntwo"), (path.name, "three")]
 
 
 def test_paragraphs_are_deduplicated_across_sources(tmp_path):
@@ -42,7 +42,32 @@ def test_paragraphs_are_deduplicated_across_sources(tmp_path):
 
 def test_a_file_named_twice_counts_once(tmp_path):
     path = write_text(tmp_path / "a.txt", [["Yes."]])
-    assert documents(load_corpus(text=[path, str(path)])) == [(str(path), "Yes.")]
+    (tmp_path / "sub").mkdir()
+    assert documents(load_corpus(text=[path, str(path), tmp_path / "sub" / ".." / "a.txt"])) == [("a.txt", "Yes.")]
+
+
+def test_the_same_text_is_the_same_corpus_wherever_it_lies(tmp_path, monkeypatch):
+    path = write_text(tmp_path / "a.txt", [["Yes."]])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moved").mkdir()
+    copy = write_text(tmp_path / "moved" / "a.txt", [["Yes."]])
+    corpora = [load_corpus(text=[name]) for name in (path, "a.txt", "./a.txt", "moved/../a.txt", copy)]
+    assert len({corpus.fingerprint for corpus in corpora}) == 1
+    assert load_corpus(text=[write_text(tmp_path / "b.txt", [["Yes."]])]).fingerprint != corpora[0].fingerprint
+
+
+def test_files_of_one_name_are_told_apart_by_their_digests(tmp_path):
+    paths = []
+    for folder, text in (("one", "Yes."), ("two", "No.")):
+        (tmp_path / folder).mkdir()
+        paths.append(write_text(tmp_path / folder / "a.txt", [[text]]))
+    paths.append(write_text(tmp_path / "b.txt", [["Perhaps."]]))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in paths]
+    names = [source for source, _ in documents(load_corpus(text=paths))]
+    assert names == [f"a.txt-{digests[0]}", f"a.txt-{digests[1]}", "b.txt"]
+    paths[1].write_bytes(paths[0].read_bytes())
+    with pytest.raises(HbertError, match=f"two sources of text are called 'a.txt-{digests[0]}'"):
+        load_corpus(text=paths)
 
 
 def test_split_is_the_hash_of_the_document_and_has_the_declared_share():
@@ -58,7 +83,7 @@ def test_split_hashes_the_document_before_deduplication(tmp_path):
     path = write_text(tmp_path / "a.txt", [[LONG], *held_out])
     found = {document.text: document.held_out for document in load_corpus(text=[path]).documents()}
     assert found == {LONG: is_held_out([LONG]), **{tail: True for _, tail in held_out}}
-    statistics = load_corpus(text=[path]).statistics()[str(path)]
+    statistics = load_corpus(text=[path]).statistics()[path.name]
     assert statistics.held_out_documents == sum(found.values()) > 1
 
 
@@ -84,6 +109,7 @@ def test_fingerprint_follows_the_content(tmp_path):
         ("x.jsonl", b'{"text": "a"}\n{"text": ', "x.jsonl, line 2: not JSON"),
         ("x.jsonl", b'{"text": 5}', 'line 1: no string field "text"'),
         ("x.jsonl", b'["text"]', 'line 1: no string field "text"'),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "a \\ud800 b"}', 'x.jsonl, line 2: "text" is not Unicode text'),
     ],
 )
 def test_unreadable_text(tmp_path, name, content, message):
@@ -110,14 +136,25 @@ def dataset_folder(tmp_path):
 
 def test_dataset_folder_is_copied_and_copied_again_when_it_changes(dataset_folder):
     name = str(dataset_folder)
-    assert documents(load_corpus(dataset=name)) == [(name, "one\ntwo"), (name, "three")]
+    assert documents(load_corpus(dataset=name)) == [("my_set", "one\ntwo"), ("my_set", "three")]
     (dataset_folder / "train.jsonl").write_text('{"text": "four"}')
-    assert documents(load_corpus(dataset=name)) == [(name, "four")]
+    assert documents(load_corpus(dataset=name)) == [("my_set", "four")]
+
+
+def test_a_dataset_of_the_name_of_another_source(dataset_folder, monkeypatch):
+    monkeypatch.setattr("hbert.data.corpus.fetch_source", lambda source: pytest.fail("fetched"))
+    folder = dataset_folder.rename(dataset_folder.with_name("imdb"))
+    for dataset in ("imdb", str(folder)):
+        with pytest.raises(HbertError, match="two sources of text are called 'imdb'; leave one out"):
+            load_corpus("pypi", dataset=dataset)
 
 
 def test_dataset_errors(dataset_folder, offline_cache):
     (dataset_folder / "train.jsonl").write_text('{"words": "one"}')
     with pytest.raises(HbertError, match="no text column of strings; its columns are: words"):
+        load_corpus(dataset=str(dataset_folder))
+    (dataset_folder / "train.jsonl").write_text('{"text": "a \\ud800 b"}')
+    with pytest.raises(HbertError, match="data set .*my_set' cannot be read: .*surrogate"):
         load_corpus(dataset=str(dataset_folder))
     assert list((offline_cache / "datasets").iterdir()) == []
     with pytest.raises(HbertError, match="nowhere.* cannot be loaded"):

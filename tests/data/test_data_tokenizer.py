@@ -111,6 +111,10 @@ def test_unusable_tokenizers_are_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*PIECES, "the"]))
     with pytest.raises(HbertError, match="13 entries but only 12 distinct"):
         load_tokenizer(tmp_path / "vocab.txt")
+    for name in ("vocab.txt", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"caf\xe9\n")
+        with pytest.raises(HbertError, match=f"{name} is not UTF-8 text"):
+            load_tokenizer(tmp_path / name)
     Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(HbertError, match=r"has no \[PAD\]"):
         load_tokenizer(tmp_path)
