@@ -54,12 +54,13 @@ def run(args: argparse.Namespace) -> None:
     _check_out(out)
     disable_progress_bar()
     source = read_source(folder)
-    target = _target(source.config, args.arch, field_values(args.set))
+    fields = field_values(args.set)
+    target = _target(source.config, args.arch, fields)
     tokenizer = _tokenizer(folder)
     torch.manual_seed(0)
     model, report = build(source, target, max_positions=args.max_positions, extend_positions=args.extend_positions)
-    if tokenizer is not None and args.max_positions is not None:
-        tokenizer.model_max_length = args.max_positions
+    if tokenizer is not None and (args.max_positions is not None or "max_position_embeddings" in fields):
+        tokenizer.model_max_length = model.config.max_position_embeddings
     _write(out, model, tokenizer)
     say = partial(output_console().print, markup=False, soft_wrap=True)
     say(str(report))

@@ -102,13 +102,16 @@ def tokenizer_from_vocabulary(pieces: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Writes ``tokenizer.json`` and ``tokenizer_config.json``, the folder that ``AutoTokenizer`` loads."""
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, max_length: int = MAX_LENGTH) -> None:
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json``, the folder that ``AutoTokenizer`` loads.
+
+    ``max_length``: the longest sequence that the model takes, to which truncation cuts.
+    """
     special_ids(tokenizer)
     folder = Path(folder)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": MAX_LENGTH,
+        "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "right",
     }

@@ -118,7 +118,7 @@ def export(out: Path, model: PreTrainedModel, tokenizer: Tokenizer, card: str) -
     try:
         temporary.mkdir()
         model.save_pretrained(temporary)
-        save_tokenizer(tokenizer, temporary)
+        save_tokenizer(tokenizer, temporary, model.config.max_position_embeddings)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(temporary.iterdir()):
             os.replace(path, out / path.name)

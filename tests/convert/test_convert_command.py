@@ -72,6 +72,14 @@ def test_fields_alone_keep_the_rest(convert, source, tmp_path):
     assert config.norm_style == "pre_ln" and config.layer_types == ["full_attention"] * 3
 
 
+@pytest.mark.parametrize("words", [["--max-positions", 12], ["--set", "max_position_embeddings=12"]])
+def test_the_tokenizer_knows_the_positions(convert, source, tmp_path, words):
+    status, _, stderr = convert(source, tmp_path / "out", *words)
+    assert status == 0, stderr
+    assert AutoModel.from_pretrained(tmp_path / "out").config.max_position_embeddings == 12
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 12
+
+
 def test_without_a_tokenizer(convert, source, tmp_path):
     (source / "vocab.txt").unlink()
     status, stdout, _ = convert(source, tmp_path / "out")

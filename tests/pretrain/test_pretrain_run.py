@@ -63,6 +63,12 @@ def test_the_result_loads_with_the_auto_classes(finished, cache):
     assert found.loss == pytest.approx(last["loss"], rel=1e-6) and found.num_masked == last["num_masked"]
 
 
+@pytest.mark.parametrize("arch", ["v1", "bert"])
+def test_the_tokenizer_knows_the_models_positions(pretrain, out, arch):
+    assert pretrain(arch=arch, max_steps=1, set="max_position_embeddings=48")[0] == 0
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 48
+
+
 def test_the_model_card_defines_the_run(finished, text):
     out, *_ = finished
     card = (out / "README.md").read_text()
