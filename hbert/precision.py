@@ -26,12 +26,16 @@ def add_precision_arguments(group: Any) -> None:
 def prepared(model: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, str, str]:
     """Returns the model to run, the dtype of autocast ("fp32": none), and a word for both.
 
+    int8 runs on CPUs: the model is moved there from a GPU.
+
     Raises:
         ValueError: the model cannot be optimized.
     """
     import hbert
     from hbert.pretrain.machine import resolve_dtype
 
+    if args.optimize == "int8":
+        model = model.cpu()
     if args.optimize is not None:
         return hbert.optimize(model, args.optimize), "fp32", f"optimized for {args.optimize}"
     dtype = resolve_dtype(args.dtype, next(model.parameters()).device)

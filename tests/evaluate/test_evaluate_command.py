@@ -1,5 +1,6 @@
 """``hbert eval`` on folders as people have them."""
 
+import argparse
 import json
 
 import pytest
@@ -21,6 +22,7 @@ from hbert.data.errors import HbertError
 from hbert.data.tokenizer import special_ids, tokenizer_digest
 from hbert.evaluate.checkpoint import checkpoint_tokenizer, with_bert_names
 from hbert.evaluate.held_out import evaluate
+from hbert.precision import prepared
 
 
 def run(capsys, *arguments):
@@ -73,6 +75,15 @@ def test_optimized_for_serving(capsys, tmp_path, corpus, tokenizer, cache, build
     assert written["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert written["loss"] == pytest.approx(plain.loss, rel=1e-5 if dtype == "fp32" else 1e-2)
     assert dtype == "fp32" or written["loss"] != pytest.approx(plain.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_int8_leaves_the_gpu(monkeypatch, dtype):
+    model, moved = hbert_model(), []
+    monkeypatch.setattr(model, "cpu", lambda: moved.append(model) or model)
+    found, autocast, _ = prepared(model, argparse.Namespace(optimize=dtype))
+    assert found is not model and autocast == "fp32"
+    assert moved == ([model] if dtype == "int8" else [])
 
 
 def test_one_kind_of_numbers_at_a_time(capsys, tmp_path):
