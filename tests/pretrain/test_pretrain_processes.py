@@ -58,6 +58,11 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(words, out, tmp_pat
     assert [status for status, _ in results] == [143, 143], results
     assert "--resume" in results[0][1] and "--resume" not in results[1][1]
     assert checkpoints(out)[-1].name == "step-00000004" and record(out)["status"] == "interrupted"
+    # Taken up again, they end with the bytes of two that were left alone.
+    for others in (words(resume=True), words(out=tmp_path / "alone")):
+        results = [process.wait() for process in start_both(others, tmp_path)]
+        assert [status for status, _ in results] == [0, 0], results
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "alone" / "model.safetensors").read_bytes()
 
 
 # One rank asks to stop in step 4; the checkpoint of that step takes longer than torchrun takes to see who has left.
