@@ -27,7 +27,8 @@ _PRINTED = ("run", "accuracy", "loss, nats", "escape step", "tokens", "tokens/s"
 _CLOCK_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _READING = (
     "Accuracy is the share of masked held-out tokens whose most likely prediction is right. The clock is the "
-    "number of steps times the calibrated time of a step, so that other load on the machine changes no curve. "
+    "number of steps times one time of a step: that of the calibration, so that other load on the machine changes no "
+    "curve, or, for a run without a calibration (--max-steps), the median of its own steps. "
     "Escape: the first evaluation whose accuracy is above the left-bigram mark. The marks are the accuracy of "
     "counting models on the same held-out text with every other token visible; they are counted on the training "
     "tokens of the runs."
@@ -87,7 +88,7 @@ def charts(runs: Sequence[Run], marks: summary.Marks, axes: Sequence[str]) -> di
         if isinstance(shared, NgramMarks)
     }
     unit, seconds = _clock_unit(runs)
-    labels = {"steps": "steps", "tokens": "training tokens", "clock": f"calibrated clock, {unit}"}
+    labels = {"steps": "steps", "tokens": "training tokens", "clock": f"clock, {unit}"}
     return {
         f"{metric}-{axis}": LineChart(
             labels[axis],

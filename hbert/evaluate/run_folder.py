@@ -17,8 +17,9 @@ from hbert.data.storage import read_json
 class RunInfo:
     """What a report needs of run.json.
 
-    ``settings`` are those that the run was asked for. ``step_seconds`` is the calibrated time of a step, None
-    while a run without a budget is not finished; ``ramp_seconds`` that of a first step under a batch ramp.
+    ``settings`` are those that the run was asked for. ``step_seconds`` is the time of a step: that of the calibration,
+    or the median of a run without a budget, None while that is not finished; ``ramp_seconds`` is the calibrated time of
+    a first step under a batch ramp.
     ``length`` is that of the held-out blocks, ``corpus`` the fingerprint of the text, ``tokenizer`` the
     SHA-256 of the tokenizer, ``token_cache`` where the tokens were.
     """
@@ -34,7 +35,7 @@ class RunInfo:
     token_cache: str
 
     def clock(self, step: int, tokens: int) -> float | None:
-        """Seconds on the calibrated clock, which other load on the machine does not change.
+        """Seconds on a clock of steps, which other load on the machine changes no more than step_seconds.
 
         step x step_seconds; under a batch ramp the time of a step is linear in its blocks, as in the budget.
         """
@@ -93,7 +94,7 @@ class Run:
         return self.info.corpus, self.info.tokenizer
 
     def clock(self, evaluation: Evaluation) -> float | None:
-        """Seconds on the calibrated clock at an evaluation, None where a run has no such clock yet."""
+        """Seconds on the clock of steps at an evaluation, None where a run has no such clock yet."""
         return self.info.clock(evaluation.step, evaluation.tokens)
 
     def escape(self, mark: float) -> Evaluation | None:

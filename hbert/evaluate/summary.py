@@ -20,7 +20,7 @@ class Row:
     """The outcome of one run; None where unknown, or where the run has not escaped.
 
     ``loss`` in nats, ``bits`` per masked token; ``tokens_per_second`` over the optimizer steps;
-    ``clock_seconds`` (and escape's) on the calibrated clock.
+    ``clock_seconds`` (and escape's) on the clock of steps.
     """
 
     run: str

@@ -16,8 +16,10 @@ from .schedule import BatchPlan
 
 WARM_UP_STEPS = 5
 CLEAN_STEPS = 30
-ROUND_STEPS = 10
 MOST_STEPS = 90
+FEWEST_CLEAN_STEPS = 3
+# Of the budget, for all calibrations together. It is not taken off the budget.
+CALIBRATION_SHARE = 0.25
 # A step is clean if our threads stood ready, but without a core, for at most this share of it.
 QUIET_SHARE = 0.04
 _SECONDS = {"h": 3600, "m": 60, "s": 1}
@@ -47,23 +49,27 @@ class StepTime:
 
     @property
     def quiet(self) -> bool:
-        """Whether enough of the steps were clean."""
-        return self.clean >= CLEAN_STEPS
+        """Whether enough of the steps were clean: a third."""
+        return self.clean * MOST_STEPS >= self.measured * CLEAN_STEPS
 
 
-def measure_step(run_step: Callable[[], None], agree: Callable[[bool], bool]) -> StepTime:
-    """Times ``run_step()``, after a warm-up, until enough steps were clean or the patience is at its end.
+def measure_step(run_step: Callable[[], None], agree: Callable[[bool], bool], patience: float) -> StepTime:
+    """Times ``run_step()``, after a warm-up, until ``CLEAN_STEPS`` steps were clean or ``MOST_STEPS`` were timed.
 
+    After ``patience`` seconds ``FEWEST_CLEAN_STEPS`` are enough, after twice as many one step is, clean or not.
     ``agree`` turns this process's wish to stop into a decision that all processes share.
     """
+    began = time.perf_counter()
     for _ in range(WARM_UP_STEPS):
         run_step()
     samples: list[tuple[float, bool]] = []
     enough = False
     while not enough:
-        samples += [timed_step(run_step) for _ in range(ROUND_STEPS)]
+        samples.append(timed_step(run_step))
         clean = [seconds for seconds, quiet in samples if quiet]
-        enough = agree(len(clean) >= CLEAN_STEPS or len(samples) >= MOST_STEPS)
+        spent = time.perf_counter() - began
+        needed = CLEAN_STEPS if spent < patience else FEWEST_CLEAN_STEPS
+        enough = agree(len(clean) >= needed or len(samples) >= MOST_STEPS or spent >= 2 * patience)
     typical = median(clean or [seconds for seconds, _ in samples])
     return StepTime(typical, len(clean), len(samples))
 

@@ -23,7 +23,7 @@ from hbert.modeling import HBertForMaskedLM
 
 from . import folder, machine
 from .batches import StepBatches
-from .budget import StepTime, measure_step, steps_in
+from .budget import CALIBRATION_SHARE, StepTime, measure_step, steps_in
 from .checkpoint import load_weights, newest_checkpoint, read_state, remove_remains
 from .engine import Engine
 from .loop import INTERRUPTED, Outlets, Plan, State, Training
@@ -224,11 +224,12 @@ class _Run:
     def _calibrate(self, engine: Engine, batches: StepBatches, budget: float) -> tuple[int, dict[str, StepTime]]:
         self.display.say("calibrating: how long a step takes")
         sizes = {"full": self.recipe.batch_size, "ramp_start": self.recipe.ramp_start}
+        sizes = {name: size for name, size in sizes.items() if size}
+        patience = CALIBRATION_SHARE * budget / len(sizes)
         with self.state.timed("calibration"), engine.rehearsal():
             times = {
-                name: measure_step(partial(self._rehearse, engine, batches, size), self._shared)
+                name: measure_step(partial(self._rehearse, engine, batches, size), self._shared, patience)
                 for name, size in sizes.items()
-                if size
             }
         steps = steps_in(budget, self.recipe, times["full"].seconds, times.get("ramp_start", times["full"]).seconds)
         # The processes have timed steps that they took together, but to the microsecond they differ.

@@ -166,6 +166,8 @@ def test_a_run_of_a_number_of_steps_has_no_clock_before_its_end(capsys, tmp_path
     out = tmp_path / "report"
     status, printed, _ = run(capsys, "report", folder, make_run("two", [0.1, 0.9]), "--out", out, "--x", "clock")
     assert status == 0 and "No curve against the clock of one" in printed
+    text = " ".join(Page((out / "index.html").read_text()).text.split())
+    assert "a run without a calibration (--max-steps), the median of its own steps" in text
     first, second = json.loads((out / "summary.json").read_text())["runs"]
     assert first["clock_seconds"] is None and second["clock_seconds"] == 10
     assert "20" in Page((out / "index.html").read_text()).row("one")

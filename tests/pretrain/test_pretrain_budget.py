@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from hbert.pretrain import budget
@@ -60,14 +62,14 @@ def test_disturbed_and_first_steps_do_not_count(monkeypatch):
         lambda i: 9.0 if i < budget.WARM_UP_STEPS else 0.5 if i % 2 else 0.1,
         lambda i: 0.4 if i % 2 else 0.001,
     )
-    found = budget.measure_step(steps, lambda wish: wish)
+    found = budget.measure_step(steps, lambda wish: wish, math.inf)
     assert found.seconds == pytest.approx(0.1) and found.clean == budget.CLEAN_STEPS and found.quiet
     assert found.measured == 2 * budget.CLEAN_STEPS
 
 
 def test_a_machine_that_is_never_quiet(monkeypatch):
     steps = Steps(monkeypatch, lambda i: 0.2, lambda i: 0.1)
-    found = budget.measure_step(steps, lambda wish: wish)
+    found = budget.measure_step(steps, lambda wish: wish, math.inf)
     assert found.seconds == pytest.approx(0.2) and found.clean == 0 and not found.quiet
     assert found.measured == budget.MOST_STEPS
 
@@ -78,7 +80,19 @@ def test_the_decision_to_stop_is_shared(monkeypatch):
 
     def second_process(wish):
         wishes.append(wish)
-        return len(wishes) == 5
+        return len(wishes) == 50
 
-    assert budget.measure_step(steps, second_process).measured == 5 * budget.ROUND_STEPS
-    assert wishes == [False, False, True, True, True]
+    assert budget.measure_step(steps, second_process, math.inf).measured == 50
+    assert wishes == [False] * 29 + [True] * 21
+
+
+@pytest.mark.parametrize(
+    ("patience", "clean_from", "measured"),
+    # The warm-up takes 50 s, and every step 10.
+    [(65.0, 0, 3), (95.0, 0, 5), (95.0, 4, 7), (65.0, 99, 8), (20.0, 0, 1), (math.inf, 0, budget.CLEAN_STEPS)],
+)
+def test_large_steps_are_timed_for_a_share_of_the_budget(monkeypatch, patience, clean_from, measured):
+    steps = Steps(monkeypatch, lambda i: 10.0, lambda i: 5.0 * (i < budget.WARM_UP_STEPS + clean_from))
+    found = budget.measure_step(steps, lambda wish: wish, patience)
+    assert found == budget.StepTime(10.0, max(measured - clean_from, 0), measured)
+    assert found.quiet == (clean_from < 99)
