@@ -98,8 +98,8 @@ def load_corpus(
 ) -> Corpus:
     """Returns a corpus of named sources, text files and a Hugging Face data set, in this order.
 
-    A file or folder is named by its last part, so that the same text is the same corpus wherever it lies; where that is the
-    name of another source, too, digits of the file's digest follow.
+    A file or folder is named by its last part, so that the same text is the same corpus wherever it lies; where
+    that is the name of another source, too, digits of the file's digest follow.
 
     Args:
         names: source or recipe names (``hbert corpus --list``), fetched where they are not in the cache yet.

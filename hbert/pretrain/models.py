@@ -18,6 +18,7 @@ from hbert.modeling import HBertForMaskedLM
 from .recipes import Recipe
 
 BERT = "bert"
+DEFAULT_SIZE = "mini"
 PRESETS: dict[str, Callable[..., HBertConfig]] = {
     "v1": HBertConfig.v1,
     "v2": HBertConfig.v2,

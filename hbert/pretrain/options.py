@@ -12,8 +12,8 @@ from hbert.convert.correspondence import PARTS
 from hbert.data.errors import HbertError
 from hbert.data.sources import RECIPES as TEXT_RECIPES
 
-from .models import BERT, PRESETS
-from .recipes import OPTIMIZERS, RECIPES, SCHEDULES, hyperparameters
+from .models import BERT, DEFAULT_SIZE, PRESETS, dimensions
+from .recipes import OPTIMIZERS, RECIPES, SCHEDULES, help_of, hyperparameters
 from .settings import ALTERNATIVES, DTYPES
 
 _CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
@@ -25,13 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run_arguments(parser.add_argument_group("run"))
     _add_model_arguments(parser.add_argument_group("model"))
     _add_text_arguments(parser.add_argument_group("text"))
-    recipe = parser.add_argument_group("recipe", "the others override single values of it")
-    recipe.add_argument("--recipe", choices=list(RECIPES), help="way to train (default budget)")
-    for name, kind in hyperparameters().items():
-        how: dict[str, Any] = {"action": "store_true"} if kind is bool else {"type": kind}
-        if name in _CHOICES:
-            how["choices"] = _CHOICES[name]
-        recipe.add_argument(_flag(name), **how)
+    about = f"the others override single values of it; their defaults are those at --size {DEFAULT_SIZE}"
+    _add_recipe_arguments(parser.add_argument_group("recipe", about))
     for action in parser._actions:
         action.default = argparse.SUPPRESS
 
@@ -55,7 +50,9 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     names = ", ".join([*PRESETS, BERT])
     group.add_argument("--arch", help=f"{names}, or a letter a layer: AASAAS (default: the recipe's)")
-    group.add_argument("--size", help="tiny, mini, small, base, or layers x width x heads: 6x256x4 (default mini)")
+    group.add_argument(
+        "--size", help=f"tiny, mini, small, base, or layers x width x heads: 6x256x4 (default {DEFAULT_SIZE})"
+    )
     group.add_argument(
         "--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="fields of the model's configuration"
     )
@@ -77,6 +74,18 @@ def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="PATH",
         help="folder, tokenizer.json or vocab.txt (default: that of --init-from, else trained)",
     )
+
+
+def _add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--recipe", choices=list(RECIPES), help="way to train (default budget)")
+    width = dimensions(DEFAULT_SIZE)["hidden_size"]
+    for name, kind in hyperparameters().items():
+        how: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        if name in _CHOICES:
+            how = {"choices": _CHOICES[name]}
+        if kind is bool:
+            how = {"action": "store_true"}
+        group.add_argument(_flag(name), help=help_of(name, width), **how)
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

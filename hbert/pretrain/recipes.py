@@ -12,50 +12,43 @@ SCHEDULES = ("linear", "cosine", "wsd")
 DEFAULT_ARCH = {"budget": "v1c", "paper": "v1", "vanilla": "vanilla"}
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train.
+    """One way to train. What a field is stands beside it, and in ``hbert pretrain --help``.
 
-    vocab_size: pieces of the WordPiece tokenizer that is trained where none is given.
-    batch_size, block_size: blocks of a step, over all processes, and tokens of a block.
-    accumulate: forward and backward passes that each process splits its rows of a batch into.
-    document_borders: a document inside a block attends to itself only, and its positions start at 0.
-    masking_rate, mask_replace, random_replace: share of the tokens to predict; shares of these that become
-        [MASK] and a random token, the rest stays as it is.
-    optimizer: adamw, or muon for the matrices of the encoder's linear layers and adamw for the rest.
-    lr, muon_lr: peak learning rates; muon_lr is the one of the matrices under muon.
-    warmup: share of the steps in which the learning rates rise linearly.
-    schedule: then linear or cosine to 0, or wsd: constant, and linear to 0 in the last ``decay`` of the steps.
-    clip: largest norm of the whole gradient; 0 does not clip.
-    ramp_start, ramp_fraction: the batch grows linearly from ramp_start to batch_size blocks in the first
-        ramp_fraction of the steps; 0 for no ramp.
     model: fields of HBertConfig that belong to the recipe; an encoder that is not ours takes none of them.
 
     Raises:
         ValueError: a value out of its range; the message says what is allowed.
     """
 
-    vocab_size: int = 30_522
-    batch_size: int = 16
-    block_size: int = 128
-    accumulate: int = 1
-    document_borders: bool = False
-    masking_rate: float = 0.15
-    mask_replace: float = 0.8
-    random_replace: float = 0.1
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    muon_lr: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.01
-    warmup: float = 0.03
-    schedule: str = "linear"
-    decay: float = 0.2
-    clip: float = 1.0
-    dropout: float = 0.0
-    ramp_start: int = 0
-    ramp_fraction: float = 0.0
+    vocab_size: int = _option(30_522, "pieces of the WordPiece tokenizer that is trained where none is given")
+    batch_size: int = _option(16, "blocks of a step, over all processes")
+    block_size: int = _option(128, "tokens of a block")
+    accumulate: int = _option(1, "forward and backward passes that each process splits its rows of a batch into")
+    document_borders: bool = _option(
+        False, "a document inside a block attends to itself only, and its positions start at 0"
+    )
+    masking_rate: float = _option(0.15, "share of the tokens to predict")
+    mask_replace: float = _option(0.8, "share of these that becomes [MASK]")
+    random_replace: float = _option(0.1, "share of these that becomes a random token; the rest stays as it is")
+    optimizer: str = _option("adamw", "adamw, or muon for the matrices of the encoder's linear layers")
+    lr: float = _option(1e-3, "peak learning rate")
+    muon_lr: float = _option(0.01, "that of the matrices under muon")
+    beta1: float = _option(0.9, "decay of adamw's mean of the gradient")
+    beta2: float = _option(0.999, "decay of adamw's mean of its square")
+    weight_decay: float = _option(0.01, "of the weights of linear layers and embeddings")
+    warmup: float = _option(0.03, "share of the steps in which the learning rates rise linearly")
+    schedule: str = _option("linear", "then linear or cosine to 0, or wsd: constant, and linear to 0 at the end")
+    decay: float = _option(0.2, "share of the steps in which wsd falls")
+    clip: float = _option(1.0, "largest norm of the whole gradient; 0 does not clip")
+    dropout: float = _option(0.0, "of hidden states and of attention weights")
+    ramp_start: int = _option(0, "blocks of the first step, from which the batch grows linearly; 0: no ramp")
+    ramp_fraction: float = _option(0.0, "share of the steps in which it grows to batch_size")
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,6 +70,15 @@ def hyperparameters() -> dict[str, type]:
     """Returns name and type of every field of ``Recipe`` that a user may override."""
     types: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
     return {entry.name: types[str(entry.type)] for entry in fields(Recipe) if entry.name != "model"}
+
+
+def help_of(name: str, hidden_size: int) -> str:
+    """Returns what a hyperparameter is, and its value in each recipe for a model of this width."""
+    text = next(entry.metadata["help"] for entry in fields(Recipe) if entry.name == name)
+    values = {recipe_name: getattr(recipe(recipe_name, hidden_size), name) for recipe_name in RECIPES}
+    if len(set(values.values())) == 1:
+        return f"{text} (default {values.popitem()[1]})"
+    return f"{text} (default: {', '.join(f'{recipe_name} {value}' for recipe_name, value in values.items())})"
 
 
 def _budget(hidden_size: int) -> Recipe:

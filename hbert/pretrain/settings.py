@@ -12,7 +12,7 @@ from hbert.convert.correspondence import ALL, PARTS
 from hbert.data.errors import HbertError
 
 from .budget import parse_duration
-from .models import BERT, dimensions, model_config
+from .models import BERT, DEFAULT_SIZE, dimensions, model_config
 from .recipes import DEFAULT_ARCH, Recipe, hyperparameters, recipe
 
 DTYPES = ("auto", "bf16", "fp32")
@@ -74,7 +74,7 @@ def resolve(options: Options) -> Settings:
         ValueError, HbertError: an option has a value that is not allowed, or two contradict each other.
     """
     given = dict(options)
-    name, size = given.get("recipe", "budget"), given.get("size", "mini")
+    name, size = given.get("recipe", "budget"), given.get("size", DEFAULT_SIZE)
     hyper = _recipe(name, given, dimensions(size)["hidden_size"])
     arch = given.get("arch", DEFAULT_ARCH[name])
     fields = field_values(given.get("set", ()))

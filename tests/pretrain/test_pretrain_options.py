@@ -6,6 +6,7 @@ from pretrain_helpers import SMALL
 
 from hbert.data import HbertError
 from hbert.pretrain.options import add_arguments, given_options
+from hbert.pretrain.recipes import RECIPES, hyperparameters
 from hbert.pretrain.settings import differences, resolve
 
 
@@ -40,6 +41,20 @@ def test_defaults():
 def test_each_recipe_has_its_own_model():
     arches = {name: resolve({"budget": "2m", "recipe": name}).arch for name in ("budget", "paper", "vanilla")}
     assert arches == {"budget": "v1c", "paper": "v1", "vanilla": "vanilla"}
+
+
+def test_help_says_what_every_hyperparameter_is_and_its_values():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    helps = {action.dest: action.help for action in parser._actions}
+    recipes = {name: resolve({"budget": "2m", "recipe": name}).recipe for name in RECIPES}
+    for name in hyperparameters():
+        text, values = helps[name].rsplit(" (default", 1)
+        assert len(text) > 10
+        found = {recipe: str(getattr(recipes[recipe], name)) for recipe in RECIPES}
+        expected = [f"{recipe} {value}" for recipe, value in found.items()]
+        assert values == (f" {found['paper']})" if len(set(found.values())) == 1 else f": {', '.join(expected)})")
+    assert parser.format_help()
 
 
 def test_a_file_has_the_names_of_the_flags(config):

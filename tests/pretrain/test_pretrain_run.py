@@ -74,7 +74,14 @@ def test_the_model_card_defines_the_run(finished, text):
     card = (out / "README.md").read_text()
     entry = record(out)
     assert f"**{entry['result']['accuracy']:.4f}**" in card and "12 steps" in card
-    for name in ("dropout | 0.1", "lr | 0.002", "seed | 0", "layer_types", entry["corpus"]["fingerprint"], "| text.txt |"):
+    for name in (
+        "dropout | 0.1",
+        "lr | 0.002",
+        "seed | 0",
+        "layer_types",
+        entry["corpus"]["fingerprint"],
+        "text.txt |",
+    ):
         assert name in card
     # Where it lay is nobody's business.
     assert str(text.parent) not in card
