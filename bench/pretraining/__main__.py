@@ -34,7 +34,7 @@ def execute(run: plan.Run, work: Path, console: Console) -> bool:
         minilm.unpack(Path(plan.MINILM))
     out = work / run.name
     console.print(f"{run.name}: {' '.join(command(run, out)[2:])}")
-    if subprocess.run(command(run, out), check=False).returncode != 0:
+    if train(command(run, out)) != 0:
         console.print(f"{run.name}: stopped")
         return False
     if not store.is_done(run):
@@ -42,6 +42,16 @@ def execute(run: plan.Run, work: Path, console: Console) -> bool:
     evaluation = store.last_evaluation(out)
     console.print(f"{run.name}: loss {evaluation['loss']:.4f}, accuracy {evaluation['accuracy']:.4f}")
     return True
+
+
+def train(words: list[str]) -> int:
+    """Returns the exit status of a command. Ctrl-C, which it gets, too, waits until it has written its checkpoint."""
+    process = subprocess.Popen(words)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def main() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -110,19 +109,41 @@ def test_weights_are_trained_again_and_the_record_stays(results, tmp_path, monke
         finish(plan.sweep_run(run.arm, lr), 2.0 if lr == 1e-3 else 3.0)
     finish(run, 4.0)
 
-    def train(words, check):
+    def train(words):
         out = Path(words[words.index("--out") + 1])
         out.mkdir(parents=True)
         (out / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "loss": 3.0, "accuracy": 0.5}))
         (out / "model.safetensors").touch()
         trained.append(out)
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(queue.subprocess, "run", train)
+    monkeypatch.setattr(queue, "train", train)
     for flags, expected in (([], []), (["--weights"], [work / run.name]), (["--weights"], [work / run.name])):
         monkeypatch.setattr(sys, "argv", ["bench.pretraining", "run", "--only", run.name, "--work", str(work), *flags])
         assert queue.main() == 0 and trained == expected
     assert store.last_evaluation(store.folder(run))["loss"] == 4.0
+
+
+# Tells the one who waits for it, as a terminal does, and takes a while to end.
+SLOW_END = """
+import os, pathlib, signal, sys, time
+
+def end(number, frame):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGINT, end)
+os.kill(os.getppid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_an_interrupted_run_ends_by_itself(tmp_path):
+    assert queue.train([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    with pytest.raises(KeyboardInterrupt):
+        queue.train([sys.executable, "-c", SLOW_END, str(tmp_path / "checkpoint")])
+    assert (tmp_path / "checkpoint").exists()
 
 
 def test_paired_differences(results):
