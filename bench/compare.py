@@ -10,7 +10,7 @@ from typing import Any
 from bench.report.results import read_results
 from bench.stats import FASTER, NO_DIFFERENCE, SLOWER
 from bench.suites import SUITES
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 SLACK_MS = 0.030  # a change of less is none, whatever its percentage (xformers' rule)
 THRESHOLD = 0.05

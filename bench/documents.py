@@ -22,8 +22,8 @@ from bench.pretraining import minilm
 from bench.pretraining.plan import MINILM
 from bench.report.markdown import brief, lost, tables
 from bench.report.results import Results, read_results
-from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
+from hbert.errors import HbertError
 
 README = machine.ROOT / "README.md"
 DOCS = machine.ROOT / "docs"

@@ -27,7 +27,7 @@ from bench.report.document import make_report
 from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
 from bench.suites.suite import Shape
 from bench.tables import show, show_changes
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 FAILED, SLOWER, BUSY, INTERRUPTED = 1, 3, 4, 130  # exit codes; argparse has 2
 WIDTH = 180  # of the table where the output is not a terminal

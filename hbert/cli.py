@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .errors import HbertError
+
 COMMANDS = {
     "corpus": ("hbert.data.corpus_command", "list, fetch and measure text for pretraining"),
     "tokenizer": ("hbert.data.tokenizer_command", "train or take a WordPiece tokenizer"),
@@ -24,6 +26,11 @@ COMMANDS = {
     "report": ("hbert.evaluate.report_command", "draw and tabulate training runs"),
 }
 
+# What `pip install hbert` alone leaves out.
+EXTRA_PACKAGES = (
+    *("accelerate", "datasets", "matplotlib", "numpy", "rich", "safetensors", "tensorboard", "tokenizers"),
+    *("transformers", "yaml", "onnx", "onnxruntime", "onnxscript"),
+)
 EXIT_INTERRUPTED = 130
 EXIT_USER_ERROR = 2
 
@@ -31,19 +38,28 @@ EXIT_USER_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: 0, 2 for a user's error, 130 when interrupted.
 
-    ``ValueError`` (the type of every check of sizes and names) and ``HbertError`` are printed as one line.
+    ``ValueError`` (the type of every check of sizes and names), ``HbertError``, and that a package of the extras is
+    missing, are printed as one line.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         _dispatch(arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except Exception as error:
-        if not _is_user_error(error):
+    except (HbertError, ValueError) as error:
+        return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_PACKAGES:
             raise
-        print(f"hbert: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        extra = "export" if arguments[0] == "export" else "train"
+        return _refuse(f"this command needs {package}, which is not installed: pip install 'hbert[{extra}]'")
     return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"hbert: error: {message}", file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
@@ -57,9 +73,3 @@ def _dispatch(arguments: Sequence[str]) -> None:
             subparsers.add_parser(command, help=summary)
     args = parser.parse_args(arguments)
     import_module(COMMANDS[args.command][0]).run(args)
-
-
-def _is_user_error(error: Exception) -> bool:
-    from hbert.data.errors import HbertError
-
-    return isinstance(error, HbertError | ValueError)

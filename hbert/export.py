@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .data.errors import HbertError
 from .data.storage import replacing
+from .errors import HbertError
 from .modeling import HBertPreTrainedModel
 
 # Read by ONNX Runtime 1.14 and later.
@@ -60,12 +60,13 @@ def export_onnx(model: HBertPreTrainedModel, path: str | Path) -> Path:
         The path.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
         HbertError: ONNX Runtime computes something else; nothing was written.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise ImportError(f"export to ONNX needs {' and '.join(missing)}: pip install 'hbert[export]'")
+        needed = f"export to ONNX needs {' and '.join(missing)}: pip install 'hbert[export]'"
+        raise ModuleNotFoundError(needed, name=missing[0])
     path, dense = Path(path), _Dense(model)
     inputs = [_inputs(model.config, shape) for shape in _SHAPES]
     with replacing(path) as temporary:

@@ -10,8 +10,8 @@ from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 import hbert
-from hbert.data.errors import HbertError
 from hbert.data.terminal import output_console
+from hbert.errors import HbertError
 
 from .modeling import HBertPreTrainedModel
 

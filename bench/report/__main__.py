@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.report.document import make_report
 from bench.report.markdown import tables
 from bench.report.results import read_results
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 
 def main(argv: Sequence[str]) -> int:

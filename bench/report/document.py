@@ -12,8 +12,8 @@ from bench.report.model_charts import model_drawings
 from bench.report.outcome import counts, losses, ratio_text, sentence, summary, wins
 from bench.report.results import Measurement, Results, read_results
 from bench.suites import SUITES
-from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
+from hbert.errors import HbertError
 from hbert.reporting import page
 from hbert.reporting.page import Cell
 from hbert.reporting.style import save_chart

@@ -13,7 +13,7 @@ from typing import Any
 from bench.harness import is_floor
 from bench.stats import FASTER, NO_DIFFERENCE, SLOWER
 from bench.suites.suite import FLOOR_RATIO, PEAK_MEMORY
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 _TEXTS = ("suite", "case", "candidate", "baseline", "dtype", "metric", "unit")
 _NEEDED = (*_TEXTS, "batch", "seq", "median")

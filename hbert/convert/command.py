@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from hbert.config import HBertConfig
-from hbert.data.errors import HbertError
 from hbert.data.terminal import output_console
+from hbert.errors import HbertError
 from hbert.pretrain.checkpoint import WRITE_ERRORS, complete_folder
 from hbert.pretrain.models import PRESETS, check_fields, hbert_config, model_fields
 from hbert.pretrain.settings import field_values

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import read_json
+from hbert.errors import HbertError
 
 # In the order in which transformers prefers them.
 _READERS: dict[str, Callable[[Any], dict[str, Tensor]]] = {

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import sha256_file
 from hbert.data.tokenizer import load_tokenizer
+from hbert.errors import HbertError
 from hbert.modeling import HBertPreTrainedModel
 
 from .correspondence import check_fits, transfer

@@ -7,8 +7,9 @@ Needs neither torch nor transformers. The quickest real batches::
     batch = MaskedBatches(cache, cache.train.blocks(128), batch_size=8)[0]
 """
 
+from hbert.errors import FetchError, HbertError
+
 from .corpus import Corpus, Document, load_corpus
-from .errors import FetchError, HbertError
 from .masking import MaskedBatch, MaskedBatches, mask_tokens, step_rng
 from .ngram import NgramMarks, ngram_marks
 from .token_cache import Blocks, TokenCache, TokenSplit

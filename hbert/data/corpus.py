@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import HbertError
+from hbert.errors import HbertError
+
 from .hf_dataset import export_dataset
 from .prose import ParagraphDeduplicator
 from .sources import fetch_source, resolve_names

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from hbert.errors import HbertError
+
 from .corpus import Corpus, load_corpus
-from .errors import HbertError
 from .sources import RECIPES, SOURCES, resolve_names
 from .terminal import output_console, print_table
 

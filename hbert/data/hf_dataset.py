@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import HbertError
+from hbert.errors import HbertError
+
 from .storage import cache_dir, content_key
 from .terminal import progress
 from .textfile import text_paragraphs, write_documents

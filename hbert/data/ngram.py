@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import HbertError
+from hbert.errors import HbertError
+
 from .terminal import progress
 from .token_cache import TokenCache
 

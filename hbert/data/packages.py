@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import FetchError
+from hbert.errors import FetchError
+
 from .storage import cache_dir, replacing, sha256_file
 from .terminal import progress
 

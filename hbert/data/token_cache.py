@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from hbert.errors import HbertError
+
 from .corpus import Corpus, Document
-from .errors import HbertError
 from .storage import building, cache_dir, content_key, read_json, write_json
 from .terminal import progress
 from .tokenizer import special_ids, tokenizer_digest

@@ -10,8 +10,9 @@ from zipfile import ZipFile
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from hbert.errors import HbertError
+
 from .corpus import Corpus
-from .errors import HbertError
 from .packages import PACKAGES, fetch_package
 from .storage import building, cache_dir, content_key, replacing, write_json
 from .terminal import progress

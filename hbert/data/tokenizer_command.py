@@ -8,8 +8,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from hbert.errors import HbertError
+
 from .corpus_command import add_corpus_arguments, corpus_from_arguments, has_corpus
-from .errors import HbertError
 from .terminal import output_console
 from .tokenizer import DEFAULT_VOCAB_SIZE, load_tokenizer, packaged_tokenizer, save_tokenizer, train_tokenizer
 

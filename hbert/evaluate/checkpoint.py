@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 import hbert.modeling  # noqa: F401  registers HBERT with the Auto classes
-from hbert.data.errors import HbertError
 from hbert.data.tokenizer import SPECIAL_TOKENS
+from hbert.errors import HbertError
 
 
 def load_masked_lm(name: str, device: str = "cpu") -> PreTrainedModel:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hbert.data.corpus import Corpus, load_corpus
-from hbert.data.errors import HbertError
 from hbert.data.storage import write_json
 from hbert.data.terminal import output_console, print_table, progress
 from hbert.data.token_cache import TokenCache
+from hbert.errors import HbertError
 from hbert.precision import add_precision_arguments, prepared
 
 from .run_folder import RunInfo, read_info

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hbert.data.errors import HbertError
 from hbert.data.masking import IGNORE_INDEX, mask_tokens
 from hbert.data.token_cache import Blocks, TokenCache
+from hbert.errors import HbertError
 from hbert.modeling import HBertForMaskedLM
 from hbert_kernels import masked_lm_loss
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hbert.data.errors import HbertError
 from hbert.data.ngram import NgramMarks, ngram_marks
 from hbert.data.storage import cache_dir, content_key, read_json, write_json
 from hbert.data.token_cache import TokenCache
 from hbert.data.tokenizer import load_tokenizer, tokenizer_digest
+from hbert.errors import HbertError
 
 from .run_folder import Run
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hbert.data.errors import HbertError
 from hbert.data.ngram import NgramMarks
 from hbert.data.storage import replacing, write_json
 from hbert.data.terminal import output_console, print_table
+from hbert.errors import HbertError
 from hbert.reporting import page
 from hbert.reporting.lines import Line, LineChart
 from hbert.reporting.style import Series, save_chart

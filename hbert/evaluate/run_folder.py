@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hbert.data.corpus import Corpus, load_corpus
-from hbert.data.errors import HbertError
 from hbert.data.storage import read_json
+from hbert.errors import HbertError
 
 
 @dataclass(frozen=True)

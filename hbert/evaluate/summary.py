@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hbert.data.errors import HbertError
 from hbert.data.ngram import NgramMarks
+from hbert.errors import HbertError
 
 from .run_folder import Run
 

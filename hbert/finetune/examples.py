@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 from .rows import Row, Rows, check_column
 

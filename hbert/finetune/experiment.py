@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import sha256_file, write_json
 from hbert.data.terminal import progress
+from hbert.errors import HbertError
 from hbert.pretrain.machine import describe, resolve_dtype, software
 from hbert.pretrain.settings import field_values
 

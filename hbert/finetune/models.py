@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
 import hbert.heads  # noqa: F401  registers HBERT with the Auto classes
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 from hbert.evaluate.checkpoint import from_checkpoint
 from hbert.evaluate.held_out import max_positions
 from hbert.pretrain.models import check_fields

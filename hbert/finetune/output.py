@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 from hbert.pretrain.checkpoint import complete_folder
 
 RESULTS = "results.json"

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
+from hbert.errors import HbertError
 
 from .metrics import decide
 from .rows import open_rows

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 TEXT = "text"

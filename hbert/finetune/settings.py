@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 from hbert.pretrain.settings import DTYPES, field_values
 
 from .examples import Columns

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 from .metrics import classification_metrics, confusion_matrix
 from .predictions import read_predictions

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hbert.data.errors import HbertError
 from hbert.data.terminal import progress
+from hbert.errors import HbertError
 from hbert.precision import add_precision_arguments, prepared
 
 from .encoding import encode_texts

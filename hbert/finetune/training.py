@@ -29,7 +29,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 from .encoding import EncodedTexts
 from .metrics import decide, measure

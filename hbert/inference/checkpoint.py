@@ -17,8 +17,8 @@ from transformers import AutoModel, PreTrainedModel
 
 import hbert
 from hbert.convert.files import read_config, weight_files
-from hbert.data.errors import HbertError
 from hbert.data.storage import read_json, write_json
+from hbert.errors import HbertError
 from hbert.evaluate.checkpoint import from_checkpoint
 from hbert.pretrain.checkpoint import WRITE_ERRORS, complete_folder
 from hbert_kernels import __version__

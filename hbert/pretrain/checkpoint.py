@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import move_complete, read_json, sha256_file, temporary_sibling, write_json
+from hbert.errors import HbertError
 
 from .optimizers import Optimizers
 

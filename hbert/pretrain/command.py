@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from hbert.data.errors import HbertError
 from hbert.data.terminal import output_console
+from hbert.errors import HbertError
 from hbert_kernels.memory import keep_heap
 
 from . import folder

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
 from hbert.config import HBertConfig
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 from .batches import Batch
 from .models import masked_lm_terms

@@ -12,9 +12,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import content_key, read_json, write_json
 from hbert.data.tokenizer import save_tokenizer
+from hbert.errors import HbertError
 
 from .checkpoint import CHECKPOINTS, WRITE_ERRORS, save_checkpoint
 from .optimizers import Optimizers

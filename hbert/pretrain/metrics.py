@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 from .engine import StepResult
 

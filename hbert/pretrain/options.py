@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hbert.convert.correspondence import PARTS
-from hbert.data.errors import HbertError
 from hbert.data.sources import RECIPES as TEXT_RECIPES
+from hbert.errors import HbertError
 
 from .models import BERT, DEFAULT_SIZE, PRESETS, dimensions
 from .recipes import OPTIMIZERS, RECIPES, SCHEDULES, help_of, hyperparameters

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hbert.convert.correspondence import ALL, PARTS
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 from .budget import parse_duration
 from .models import BERT, DEFAULT_SIZE, dimensions, model_config

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from hbert.convert.initial import InitialWeights
-from hbert.data.errors import HbertError
 from hbert.data.token_cache import TokenCache
 from hbert.data.tokenizer import load_tokenizer
+from hbert.errors import HbertError
 from hbert.modeling import HBertForMaskedLM
 
 from . import folder, machine

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
+from hbert.errors import HbertError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

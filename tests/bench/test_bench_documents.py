@@ -13,7 +13,7 @@ from bench.finetuning import report as finetuning
 from bench.pretraining import plan, store, tables
 from bench.pretraining import report as pretraining
 from bench.report.results import read_results
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 PAGE = "# A page\n\n<!-- table: one -->\nold\n<!-- end -->\ntext\n<!-- table: two -->\n<!-- end -->\n"
 COMMAND = "python bench/run.py --suite latency --strict --out /home/me/results --dtype fp32"

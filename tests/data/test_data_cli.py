@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -134,3 +135,31 @@ def test_help_loads_no_heavy_module_and_data_needs_no_torch(tmp_path):
     lines = out.splitlines()
     assert lines[0].startswith("usage: hbert") and any("tokenizer" in line for line in lines)
     assert [line for line in lines if line in ("[]", "0")] == ["[]", "0", "[]"]
+
+
+@pytest.mark.parametrize("missing", [cli.EXTRA_PACKAGES, ("transformers",)])
+def test_a_command_without_its_packages_says_how_to_install_them(missing):
+    program = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({missing!r}))\n"
+        "from hbert import cli\n"
+        "for command in cli.COMMANDS:\n"
+        "    try:\n        print(cli.main([command, '--help']))\n    except SystemExit as exit:\n        print(exit.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    for line in lines:
+        package, extra = re.fullmatch(r"hbert: error: .* needs (\w+), .*: pip install 'hbert\[(\w+)\]'", line).groups()
+        assert package in missing and extra in ("train", "export")
+    statuses = [line for line in done.stdout.splitlines() if line in ("0", "2")]
+    assert statuses.count("2") == len(lines) > 0 and len(statuses) == len(cli.COMMANDS)
+    assert missing != cli.EXTRA_PACKAGES or len(lines) == len(cli.COMMANDS)
+
+
+def test_other_missing_modules_keep_their_traceback(monkeypatch):
+    def imports(args):
+        import hbert.nothing  # noqa: F401
+
+    monkeypatch.setattr("hbert.data.corpus_command.run", imports)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["corpus", "--list"])

@@ -18,8 +18,8 @@ from transformers import (
 import hbert
 from hbert import cli
 from hbert.data import TokenCache, save_tokenizer
-from hbert.data.errors import HbertError
 from hbert.data.tokenizer import special_ids, tokenizer_digest
+from hbert.errors import HbertError
 from hbert.evaluate.checkpoint import checkpoint_tokenizer, with_bert_names
 from hbert.evaluate.held_out import evaluate
 from hbert.precision import prepared

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 from hbert.finetune.examples import Columns, LabelSet, read_examples
 from hbert.finetune.rows import DatasetRows, check_column, open_rows
 

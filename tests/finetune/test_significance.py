@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from finetune_helpers import write_tsv
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 from hbert.finetune.naive_bayes import SMOOTHINGS, NaiveBayes, features
 from hbert.finetune.significance import compare, mcnemar, paired_bootstrap
 

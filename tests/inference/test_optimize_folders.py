@@ -18,7 +18,7 @@ from model_helpers import batch, small_masked_lm, small_model
 from patch_helpers import batch_of, small
 
 from hbert import HBertForSequenceClassification, HBertForTokenClassification, HBertModel, optimize, patch
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 
 HYBRID = {"layer_types": "AAS", "conv_kernel_size": 3}
 RECIPE = "hbert_optimize.json"

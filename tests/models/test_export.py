@@ -16,7 +16,7 @@ from torch import nn
 import hbert.export
 from hbert import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification, HBertModel
 from hbert.cli import main
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 from hbert.export import export_onnx
 
 HYBRID = {"layer_types": "AS", "conv_kernel_size": 3}
