@@ -144,12 +144,14 @@ def test_a_command_without_its_packages_says_how_to_install_them(missing):
         f"sys.modules.update(dict.fromkeys({missing!r}))\n"
         "from hbert import cli\n"
         "for command in cli.COMMANDS:\n"
-        "    try:\n        print(cli.main([command, '--help']))\n    except SystemExit as exit:\n        print(exit.code)\n"
+        "    try:\n        print(cli.main([command, '--help']))\n"
+        "    except SystemExit as exit:\n        print(exit.code)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
     for line in lines:
-        package, extra = re.fullmatch(r"hbert: error: .* needs (\w+), .*: pip install 'hbert\[(\w+)\]'", line).groups()
+        found = re.fullmatch(r"hbert: error: .* needs (\w+), .*: pip install 'hbert\[(\w+)\]'", line)
+        package, extra = found.groups()
         assert package in missing and extra in ("train", "export")
     statuses = [line for line in done.stdout.splitlines() if line in ("0", "2")]
     assert statuses.count("2") == len(lines) > 0 and len(statuses) == len(cli.COMMANDS)
