@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hbert.data.errors import HbertError
 from hbert.data.storage import replacing
 from hbert.data.terminal import output_console
+from hbert.errors import HbertError
 
 from .inference import POOLINGS, pooled_states
 from .models import load_encoder

@@ -12,7 +12,7 @@ from finetune_helpers import PIECES, bert, hbert_model, predictions, save_checkp
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from hbert.data.errors import HbertError
+from hbert.errors import HbertError
 from hbert.finetune import embed_command, models, stream
 
 NAMES = {0: "bad", 1: "good", 2: "odd"}
