@@ -18,7 +18,7 @@ from ._common import launch
 # Logits per chunk of rows: enough that the accumulation of dweight, a read and a write of [V, H] per chunk, is
 # little beside its product.
 _CHUNK_BYTES = 256_000_000
-_IGNORED = -1  # the label of a row that does not count
+_IGNORED = torch.iinfo(torch.int64).min  # the label of a row that does not count: no number that a caller would give
 _MAX_COLS, _ADD_COLS = 4096, 1024
 _ALIGNED_COLS = 64  # rows of logits are padded to a multiple: for wide loads, and for the library's products
 
@@ -133,7 +133,8 @@ def softmax_cross_entropy_(
 ) -> tuple[Tensor, Tensor]:
     """The op of the same name: (loss [M], correct [M]); the gradient times ``scale`` replaces the logits.
 
-    A row with the label -1 does not count: zero loss, zero gradient. Other labels outside [0, V) give NaN as loss.
+    A row with the smallest int64 as label does not count: zero loss, zero gradient. Other labels outside [0, V) give
+    NaN as loss.
     """
     factor = torch.full((), scale, dtype=torch.float32, device=logits.device)
     return _cross_entropy(logits, logits.shape[1], bias, labels.contiguous(), label_smoothing, factor, gradient)
@@ -158,9 +159,10 @@ class _WeightGradient:
     """dlogits^T hidden, summed over chunks in the weight's dtype, with compensation where that has 16 bits."""
 
     def __init__(self, weight: Tensor, chunks: int) -> None:
-        self.total = torch.zeros_like(weight) if chunks == 0 else torch.empty_like(weight)
+        # Not like the weight, which may be strided: sums go by the place in memory.
+        self.total = weight.new_zeros(weight.shape) if chunks == 0 else weight.new_empty(weight.shape)
         compensated = chunks > 1 and weight.dtype != torch.float32
-        self.remainder = torch.zeros_like(weight) if compensated else None
+        self.remainder = torch.zeros_like(self.total) if compensated else None
         self.started = False
 
     def add(self, dlogits: Tensor, hidden: Tensor) -> None:
@@ -203,7 +205,7 @@ def masked_lm_loss(
     buffer = hidden.new_empty(min(size, len(rows)), width)
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     correct = labels.new_zeros(())
-    dhidden = torch.empty_like(hidden) if wanted[0] else hidden.new_empty(0)
+    dhidden = hidden.new_empty(hidden.shape if wanted[0] else 0)
     dweight = _WeightGradient(weight, len(chunks)) if wanted[1] else None
     dbias = torch.zeros(vocab if wanted[2] else 0, dtype=torch.float32, device=hidden.device)
     for index, (chunk, chunk_targets) in enumerate(chunks):

@@ -76,6 +76,16 @@ def test_accurate_over_several_chunks(monkeypatch, dtype, parameter):
     assert_accurate(20, 24, 101, dtype=dtype, parameter=parameter)
 
 
+@pytest.mark.parametrize(("dtype", "parameter"), [(F32, F32), (BF16, BF16), (BF16, F32), (F32, BF16)], ids=str)
+def test_a_strided_weight_over_several_chunks(monkeypatch, dtype, parameter):
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", 7 * 128 * dtype.itemsize)
+    inputs, labels = problem(20)
+    hidden, weight, bias = inputs[0].to(dtype), *(t.to(parameter) for t in inputs[1:])
+    expected = checks.evaluate(bind(labels), [hidden, weight, bias])
+    actual = checks.evaluate(lambda h, w, b: bind(labels)(h, w.t().contiguous().t(), b), [hidden, weight, bias])
+    kernel_checks.assert_same_values(actual, expected)
+
+
 @each_dtype
 def test_a_vocabulary_of_several_blocks(dtype):
     assert_accurate(3, 24, 9001, dtype=dtype, smoothing=0.1)
@@ -104,13 +114,15 @@ def test_only_the_wanted_gradients_are_made(present):
 
 def test_results_are_those_of_the_schema():
     inputs, labels = problem(5)
-    for dtype, bias in ((F32, True), (BF16, False)):
+    for dtype, bias, strided in ((F32, True, False), (BF16, False, False), (F32, True, True)):
         hidden, weight, last = (t.to(dtype) for t in inputs)
+        if strided:
+            hidden, weight = (t.t().contiguous().t() for t in (hidden, weight))
         arguments = hidden, weight, last if bias else None, labels, None, -100, 0.0, [True, True, bias]
         given = loss_module.masked_lm_loss(*arguments)
         meta = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in arguments]
         for one, fake in zip(given, torch.ops.hbert_kernels.masked_lm_loss(*meta), strict=True):
-            assert (one.shape, one.dtype) == (fake.shape, fake.dtype)
+            assert (one.shape, one.dtype, one.stride()) == (fake.shape, fake.dtype, fake.stride())
 
 
 @pytest.mark.parametrize("rows", [0, 5])
@@ -175,9 +187,18 @@ def test_nan_reaches_the_loss_of_its_row():
 
 def test_a_label_that_does_not_exist_gives_nan():
     logits, _ = logits_of(3, 40)
-    labels = torch.tensor([40, 0, -7])
-    loss, _ = loss_module.softmax_cross_entropy_(logits, None, labels, 0.0, 1.0, True)
-    assert loss.isnan().tolist() == [True, False, True]
+    for label in (40, -1, -7):
+        labels = torch.tensor([label, 0, 39])
+        loss, _ = loss_module.softmax_cross_entropy_(logits.clone(), None, labels, 0.0, 1.0, True)
+        assert loss.isnan().tolist() == [True, False, False]
+
+
+def test_only_the_ignored_index_is_ignored():
+    inputs, labels = problem(9)
+    labels[4] = -1
+    hidden, weight, bias = (t.float() for t in inputs)
+    loss, *_ = loss_module.masked_lm_loss(hidden, weight, bias, labels, None, -100, 0.0, [True] * 3)
+    assert loss.isnan()
 
 
 def test_rows_may_be_strided():
