@@ -156,7 +156,7 @@ class _Gradients:
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool], chunks: int) -> None:
         acc, dtype = compute_dtype(hidden), hidden.dtype
         self.wanted = wanted
-        self.hidden = torch.empty_like(hidden) if wanted[0] else hidden.new_empty(0)
+        self.hidden = hidden.new_empty(hidden.shape if wanted[0] else 0)
         # The library adds to what it wrote before; in bfloat16 that would round at every chunk.
         self.in_place = weight.dtype == dtype and (dtype != torch.bfloat16 or chunks == 1)
         self.weight = weight.new_empty(weight.shape if wanted[1] else 0)
@@ -229,7 +229,7 @@ def _masked_lm_loss_cpu(
         gradients.add(begin, end, logits, rows[begin:end], product_weight)
     dhidden = gradients.hidden
     if wanted[0] and len(kept) < len(labels):
-        dhidden = torch.zeros_like(hidden).index_copy_(0, kept, dhidden)
+        dhidden = hidden.new_zeros(hidden.shape).index_copy_(0, kept, dhidden)
     dbias = gradients.bias.to(hidden.dtype if bias is None else bias.dtype)
     return (total / divisor).to(compute_dtype(hidden)), correct, dhidden, gradients.weight, dbias
 

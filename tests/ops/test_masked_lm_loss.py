@@ -199,6 +199,10 @@ def test_opcheck(dtype):
     ops = torch.ops.hbert_kernels
     for wanted in ([True, True, True], [False, False, False], [True, False, True]):
         torch.library.opcheck(ops.masked_lm_loss.default, (*inputs, labels, None, -100, 0.1, wanted))
+    strided = [t.t().contiguous().t() for t in inputs[:2]]
+    for targets in (labels, labels.clamp(0, 23)):
+        arguments = *strided, None, targets, None, -100, 0.1, [True, True, False]
+        torch.library.opcheck(ops.masked_lm_loss.default, arguments)
     logits = torch.randn(7, 24, dtype=dtype)
     torch.library.opcheck(ops.softmax_cross_entropy_.default, (logits, None, labels.clamp(0, 23), 0.1, 0.5, True))
     if dtype != F64:
