@@ -38,6 +38,7 @@ _BACKWARD = {"add_layer_norm": "layer_norm_backward", "masked_lm_loss": None}
 _CUDA_MAX_WIDTH, _CUDA_MAX_HEADS = 4096, 64  # of csrc/cuda
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_HEAD_MULTIPLE, _FLASH_MAX_HEAD = 8, 256
+_FLASH_MIN_CAPABILITY = (8, 0)  # of NVIDIA's devices
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -98,6 +99,11 @@ def _may_ask_device() -> bool:
     return torch.cuda.is_available() and not torch.compiler.is_compiling()
 
 
+def _device_of(*tensors: Any) -> int:
+    """The index of the device of the first tensor; without one, of the current device."""
+    return next((t.device.index for t in tensors if isinstance(t, Tensor)), torch.cuda.current_device())
+
+
 @functools.cache
 def architecture_refusal(device: int) -> str | None:
     """Why the compiled kernels do not run on a device: binaries serve their major version, PTX all newer ones."""
@@ -116,8 +122,7 @@ def cuda_refusal(*tensors: Any) -> str | None:
         return reason
     if not _may_ask_device():
         return None
-    device = next((t.device.index for t in tensors if isinstance(t, Tensor)), torch.cuda.current_device())
-    return architecture_refusal(device)
+    return architecture_refusal(_device_of(*tensors))
 
 
 def _cuda_rows(x: Tensor | None = None, *others: Any) -> str | None:
@@ -134,6 +139,17 @@ def _cuda_pool(x: Tensor | None = None, *others: Tensor | None) -> str | None:
     return None if num_heads <= _CUDA_MAX_HEADS else f"has at most {_CUDA_MAX_HEADS} heads, got {num_heads}"
 
 
+@functools.cache
+def flash_refusal(device: int) -> str | None:
+    """Why torch's flash attention does not run on a device; of AMD's torch itself knows."""
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "is torch's flash attention, and this torch is built without it"
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is not None or capability >= _FLASH_MIN_CAPABILITY:
+        return None
+    return f"is torch's flash attention: compute capability 8.0 and newer, this device has {capability[0]}.{capability[1]}"
+
+
 def attention_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None) -> str | None:
     """Where torch's own flash attention does not serve packed sequences."""
     if reason := _device_refusal((qkv,)):
@@ -146,7 +162,7 @@ def attention_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0, num_hea
         head = qkv.shape[1] // 3 // num_heads
         if head % _FLASH_HEAD_MULTIPLE or head > _FLASH_MAX_HEAD:
             return f"is torch's flash attention: heads of a multiple of 8 up to 256 numbers, got {head}"
-    return None
+    return flash_refusal(_device_of(qkv)) if _may_ask_device() else None
 
 
 def operators(op: str) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 import hbert_kernels as hk
 from hbert_kernels import _dispatch, _gpu
+from hbert_kernels.gpu import attention as gpu_attention
 
 HERE = Path(__file__).parent
 MODELS = ("v1", "v2c", "additive_c", "vanilla")
@@ -83,6 +84,16 @@ def test_the_reference_would_have_been_noticed(guard):
     assert not any(map(kernels, operators(guard, backend="reference").values()))
 
 
+class OnCuda(torch.Tensor):
+    """A tensor of the CPU that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def on_cuda(t):
+    return t.as_subclass(OnCuda)
+
+
 class Router:
     """A router whose backends only say that they were reached."""
 
@@ -120,9 +131,40 @@ def test_the_router_refuses_what_no_gpu_kernel_serves(monkeypatch):
     ],
 )
 def test_flash_attention_takes_what_it_can(width, heads, dtype, dropout, reason):
-    qkv = type("OnCuda", (torch.Tensor,), {"is_cuda": True})(torch.empty(4, width, dtype=dtype))
-    given = _gpu.attention_refusal(qkv, dropout, heads)
+    given = _gpu.attention_refusal(on_cuda(torch.empty(4, width, dtype=dtype)), dropout, heads)
     assert given is reason is None or reason in given
+
+
+@pytest.mark.parametrize(
+    "capability, built, hip, reason",
+    [
+        ((8, 0), True, None, None),
+        ((12, 0), True, None, None),
+        ((7, 5), True, None, "compute capability 8.0 and newer, this device has 7.5"),
+        ((9, 0), False, None, "this torch is built without it"),
+        ((7, 0), True, "7.0", None),
+    ],
+)
+def test_flash_attention_runs_on_some_devices(monkeypatch, capability, built, hip, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(_gpu, "flash_refusal", _gpu.flash_refusal.__wrapped__)
+    given = _gpu.attention_refusal(on_cuda(torch.empty(4, 3 * 64, dtype=torch.bfloat16)), 0.0, 4)
+    assert given is reason is None or reason in given
+
+
+def test_attention_of_no_sequences():
+    qkv, cu_seqlens = torch.full((3, 48), torch.nan, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int32)
+    results = gpu_attention.attention(qkv, cu_seqlens, 0, 2)
+    gradient = gpu_attention.attention_backward(results[0], qkv, *results, cu_seqlens, 0, 2)
+    meta = [t.to("meta") for t in (qkv, cu_seqlens)]
+    fakes = torch.ops.hbert_kernels.attention(*meta, 0, 2)
+    for given, expected in zip((*results, gradient), (*fakes, qkv), strict=True):
+        assert (given.shape, given.dtype) == (expected.shape, expected.dtype)
+        assert not given.any()
 
 
 @pytest.mark.parametrize("backend, op", [(b, op) for b in ("triton", "cuda") for op in _gpu.implemented(b)])
@@ -170,6 +212,5 @@ def test_the_triton_pool_needs_shared_memory(monkeypatch, kib, refused):
 )
 def test_kernels_say_what_is_too_large(monkeypatch, refusal, shapes, reason):
     monkeypatch.setattr(_gpu._library, "cuda_load_failure", lambda: None)
-    on_cuda = type("OnCuda", (torch.Tensor,), {"is_cuda": True})
     given = getattr(_gpu, refusal)(*(on_cuda(torch.empty(shape)) for shape in shapes))
     assert given is reason is None or reason in given
