@@ -25,7 +25,7 @@ class _KeyWeight:
 
     def up(self, t: Tensor) -> Tensor:
         """[B, h, d] -> [B, h, H], each head through its slice."""
-        return (t.to(self.whole.dtype).transpose(0, 1) @ self.slices).transpose(0, 1).float()
+        return (t.to(self.whole.dtype).transpose(0, 1) @ self.slices).transpose(0, 1).float().contiguous()
 
     def down(self, t: Tensor) -> Tensor:
         """[B, h, H] -> [B, h, d]."""
@@ -67,7 +67,7 @@ def _project(x: Tensor, key_weight: Tensor | None, key_bias: Tensor | None) -> T
 def _gate_rows(rows: Tensor, gate: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Each row times the gate of its sequence; zeros for dead rows."""
     gated = rows.to(gate.dtype) * rows_of_sequences(gate, cu_seqlens, rows.shape[0])
-    return torch.where(alive_rows(rows, cu_seqlens), gated, 0).to(rows.dtype)
+    return torch.where(alive_rows(rows, cu_seqlens), gated, 0).to(rows.dtype).contiguous()
 
 
 def _gate_gradient(dout: Tensor, rows: Tensor, cu_seqlens: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,11 +93,12 @@ def additive_attention(
 ) -> tuple[Tensor, ...]:
     """The op of the same name: its output, and what the backward needs.
 
-    ``ops`` has the kernels: additive_pool, gated_layer_norm and their backward, with their schemas' arguments.
+    ``ops`` has the kernels: additive_pool, gated_layer_norm and their backward, with their schemas' arguments. All
+    results are contiguous, as the schema's are: compiled code relies on that.
     """
     scale = (query.shape[1] // num_heads) ** -0.5
     global_query, query_softmax = ops.additive_pool(query, query_att, cu_seqlens, num_heads, False, scale)
-    scorers = _beside(global_query, key_att) * key_att
+    scorers = (_beside(global_query, key_att) * key_att).contiguous()
     key = nothing = global_query.new_empty(0)
     if key_free and key_weight is not None:
         weight = _KeyWeight(key_weight, x, num_heads)
@@ -130,7 +131,7 @@ def _key_free_backward(
     scorers, cu_seqlens, pooled, softmax, num_heads, scale = pooling
     narrow = dkey.unflatten(1, (num_heads, -1))
     dx, dscorers = ops.additive_pool_backward(
-        weight.up(narrow).contiguous(), x, scorers, cu_seqlens, pooled, softmax, num_heads, True, scale
+        weight.up(narrow), x, scorers, cu_seqlens, pooled, softmax, num_heads, True, scale
     )
     dgated, dweight = weight.scorers_backward(gated, dscorers)
     return _KeyGradients(dx, dgated, dweight + weight.gradient(narrow, pooled), dkey.sum(0))

@@ -114,11 +114,18 @@ def test_accurate_in_half_precision(monkeypatch, form, dtype, parameter, scorer,
 
 
 @each_form
-def test_results_are_those_of_the_schema(form):
+@each_scorer
+@pytest.mark.parametrize(
+    ("dtype", "sub_norm", "strided"), [(F32, True, False), (BF16, False, False), (F32, False, True)], ids=str
+)
+def test_results_are_those_of_the_schema(form, scorer, dtype, sub_norm, strided):
     lengths = [3, 0, 5]
-    query, x, query_att, key_weight, key_att, key_bias, *norm = cast(tensors(lengths, 24, 3), F32)
+    inputs = cast(tensors(lengths, 24, 3, scorer), dtype, F32)
+    if strided:
+        inputs = [t.t().contiguous().t() for t in inputs]
+    query, x, query_att, key_weight, key_att, key_bias, *norm = inputs
     key = key_weight, key_bias, form == "key_free"
-    arguments = query, x, query_att, key_att, cu_of(lengths), 3, *key, *norm, True
+    arguments = query, x, query_att, key_att, cu_of(lengths), 3, *key, *norm, sub_norm
     results = driver.additive_attention(*arguments, EPS, ops=KERNELS)
     gradients = driver.additive_attention_backward(query, *arguments, *results[1:], ops=KERNELS)
     ops = torch.ops.hbert_kernels
@@ -126,7 +133,7 @@ def test_results_are_those_of_the_schema(form):
     fakes = ops.additive_attention(*meta, EPS)
     fake_gradients = ops.additive_attention_backward(query.to("meta"), *meta, *fakes[1:])
     for given, fake in zip((*results, *gradients), (*fakes, *fake_gradients), strict=True):
-        assert (given.shape, given.dtype) == (fake.shape, fake.dtype)
+        assert (given.shape, given.dtype, given.stride()) == (fake.shape, fake.dtype, fake.stride())
 
 
 def test_large_logits():
