@@ -6,6 +6,7 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_MMAP_THRESHOLDS = 1 << 30, 32 << 20  # the second is the most that an older glibc takes
 
 
 def keep_heap() -> bool:
@@ -20,5 +21,7 @@ def keep_heap() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: 2000 << 20, _M_TOP_PAD: 64 << 20}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+    # Each setting ends glibc's own adaptation of this threshold: the others without it would do harm.
+    if not any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in _MMAP_THRESHOLDS):
+        return False
+    return all([mallopt(_M_TRIM_THRESHOLD, 2000 << 20) == 1, mallopt(_M_TOP_PAD, 64 << 20) == 1])

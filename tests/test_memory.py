@@ -1,8 +1,10 @@
 """What is promised of memory: the loss takes a third of that of whole logits, a kept heap spares fresh pages."""
 
+import ctypes
 import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,3 +76,26 @@ def test_a_kept_heap_serves_big_outputs_without_fresh_pages(heap, low, high):
     result = subprocess.run([sys.executable, "-c", FAULTS, heap], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert low <= int(result.stdout) <= high
+
+
+MMAP_THRESHOLD, OTHERS = -3, [(-1, 2000 << 20), (-2, 64 << 20)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "kept", "settings"),
+    [
+        (1 << 31, True, [(MMAP_THRESHOLD, 1 << 30), *OTHERS]),
+        (32 << 20, True, [(MMAP_THRESHOLD, 1 << 30), (MMAP_THRESHOLD, 32 << 20), *OTHERS]),
+        (0, False, [(MMAP_THRESHOLD, 1 << 30), (MMAP_THRESHOLD, 32 << 20)]),
+    ],
+)
+def test_a_library_that_refuses_the_threshold_is_left_alone(monkeypatch, largest, kept, settings):
+    calls = []
+
+    def mallopt(name, value):
+        calls.append((name, value))
+        return int(name != MMAP_THRESHOLD or value <= largest)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(mallopt=mallopt))
+    assert hk.keep_heap() == kept
+    assert calls == settings
