@@ -86,10 +86,10 @@ def pool_memory_refusal(device: int) -> str | None:
 
 
 def _triton_pool(x: Tensor | None = None, *others: Tensor | None) -> str | None:
-    reason = triton_refusal(x, *others)
-    if reason or x is None or not others or others[-1] is None:
+    if (reason := triton_refusal(x, *others)) or x is None:
         return reason
-    if reason := limits.pool_refusal(x.shape[-1], others[-1].shape[-2]):
+    scorer = others[-1] if others else None
+    if scorer is not None and (reason := limits.pool_refusal(x.shape[-1], scorer.shape[-2])):
         return reason
     return pool_memory_refusal(x.device.index) if _may_ask_device() else None
 

@@ -88,6 +88,7 @@ class OnCuda(torch.Tensor):
     """A tensor of the CPU that says that it is on a GPU."""
 
     is_cuda = True
+    device = torch.device("cuda", 0)
 
 
 def on_cuda(t):
@@ -118,6 +119,16 @@ def test_the_router_refuses_what_no_gpu_kernel_serves(monkeypatch):
     Router(monkeypatch, "reference")
     with pytest.raises(hk.BackendError, match="no GPU kernel can run: attention: "):
         _gpu.router("attention", "attention")(torch.zeros(1))
+
+
+@pytest.fixture
+def only_triton(monkeypatch):
+    """As if on a GPU with Triton alone."""
+    monkeypatch.setattr(_dispatch, "_fallbacks_told", set())
+    monkeypatch.setattr(_gpu, "_HAS_TRITON", True)
+    monkeypatch.setattr(_gpu._library, "cuda_load_failure", lambda: "not built: no CUDA compiler")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +203,15 @@ def test_the_triton_pool_needs_shared_memory(monkeypatch, kib, refused):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     reason = _gpu.pool_memory_refusal.__wrapped__(0)
     assert reason == ("needs 132 KiB of shared memory, this device has 99" if refused else None)
+
+
+@pytest.mark.parametrize("op", ["additive_pool", "additive_attention"])
+def test_a_graph_whose_pool_has_too_little_shared_memory_fails_with_the_reason(only_triton, monkeypatch, op):
+    properties = type("Properties", (), {"shared_memory_per_block_optin": 99 << 10})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(_gpu, "pool_memory_refusal", _gpu.pool_memory_refusal.__wrapped__)
+    with pytest.raises(hk.BackendError, match="triton: needs 132 KiB of shared memory, this device has 99"):
+        _gpu.router(op, op)(on_cuda(torch.zeros(4, 64)))
 
 
 @pytest.mark.parametrize(
