@@ -64,6 +64,10 @@ def use_backend(name: str) -> Iterator[None]:
 
     ``auto`` (the default, or the environment variable HBERT_BACKEND) falls back to the reference and says so once; a
     named backend raises :class:`BackendError` with the reasons where it cannot run.
+
+    The choice is the process's, not the thread's: it holds for all threads, and blocks that overlap in two of them may
+    leave the process on the backend of either. ``reference`` around a backward pass alone changes nothing: kernels that
+    ran forward run backward.
     """
     global _requested
     before, _requested = _requested, _checked_backend(name)
@@ -121,14 +125,21 @@ def select(op: str, *tensors: Any) -> str:
         if reason is not None:
             raise BackendError(f"backend {_requested!r} was requested, but {explain(op, *tensors)}")
         return _requested
+    backend, reasons = automatic(op, *tensors)
+    if backend == "reference":
+        _tell_fallback(op, reasons)
+    return backend
+
+
+def automatic(op: str, *tensors: Any) -> tuple[str, list[str]]:
+    """The backend that ``auto`` takes, and why each of those before it cannot run."""
     reasons = []
     for backend in _kernels[op]:
         reason = refusal(op, backend, *tensors)
         if reason is None:
-            return backend
+            return backend, reasons
         reasons.append(f"{backend}: {reason}")
-    _tell_fallback(op, reasons)
-    return "reference"
+    return "reference", reasons
 
 
 def explain(op: str, *tensors: Any) -> str:

@@ -190,6 +190,8 @@ def router(op: str, name: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         device = arguments[0].device
         backend = _dispatch.select(op, arguments[0])
+        if backend == "reference":  # requested after the forward pass, or the compilation, that led here
+            backend, _ = _dispatch.automatic(op, arguments[0])
         if backend not in _IMPLEMENTATIONS:
             raise _dispatch.BackendError(f"no GPU kernel can run: {_dispatch.explain(op, arguments[0])}")
         function = implementation(backend, op, name)

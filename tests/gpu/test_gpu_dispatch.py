@@ -87,7 +87,7 @@ def test_the_reference_would_have_been_noticed(guard):
 class OnCuda(torch.Tensor):
     """A tensor of the CPU that says that it is on a GPU."""
 
-    is_cuda = True
+    is_cuda, is_cpu = True, False
     device = torch.device("cuda", 0)
 
 
@@ -129,6 +129,16 @@ def only_triton(monkeypatch):
     monkeypatch.setattr(_gpu._library, "cuda_load_failure", lambda: "not built: no CUDA compiler")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+def test_the_reference_requested_after_the_forward_pass_changes_nothing(only_triton, monkeypatch):
+    reached = []
+    monkeypatch.setattr(_gpu, "implementation", lambda *names: lambda *arguments: reached.append(names))
+    with hk.use_backend("reference"):
+        _gpu.router("layer_norm", "layer_norm_backward")(on_cuda(torch.zeros(4, 64)))
+        with pytest.raises(hk.BackendError, match="no GPU kernel can run"):
+            _gpu.router("layer_norm", "layer_norm_backward")(on_cuda(torch.zeros(4, 9000)))
+    assert reached == [("triton", "layer_norm", "layer_norm_backward")]
 
 
 @pytest.mark.parametrize(
