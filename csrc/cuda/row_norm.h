@@ -63,7 +63,7 @@ __device__ __forceinline__ Activated activate(Activation activation, float x) {
     case Activation::kGeluTanh: return gelu_tanh(x);
     case Activation::kRelu: break;
   }
-  return {x > 0 ? x : x * 0, x > 0 ? 1.0f : 0.0f};  // x * 0: NaN stays
+  return {x <= 0 ? 0.0f : x, x > 0 ? 1.0f : 0.0f};  // NaN stays
 }
 
 }  // namespace cuda

@@ -246,6 +246,16 @@ def test_nan_stays_in_its_row():
     kernel_checks.assert_nan_stays(op, inputs, 7, [1], slice(5, 35))
 
 
+def test_relu_of_minus_infinity_is_zero_and_of_nan_nan():
+    op, (x, *parameters) = rounded(of_rows("relu", 4, 64), F32)
+    x[1, 5] = -1
+    expected = checks.evaluate(op, [x, *parameters])
+    x[1, 5] = -torch.inf
+    kernel_checks.assert_same_values(checks.evaluate(op, [x, *parameters]), expected)
+    x[2, 5], x[3, 5] = torch.inf, torch.nan
+    assert op(x, *parameters).isnan().any(1).tolist() == [False, False, True, True]
+
+
 def test_launches():
     def launches(call):
         before = cuda_ops.library().hbert_shim_launches()
