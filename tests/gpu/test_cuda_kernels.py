@@ -256,6 +256,17 @@ def test_relu_of_minus_infinity_is_zero_and_of_nan_nan():
     assert op(x, *parameters).isnan().any(1).tolist() == [False, False, True, True]
 
 
+@pytest.mark.parametrize("size", [1e4, 1e12, 3e13])
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "relu"])
+def test_slopes_far_from_zero(name, size):
+    def draw():
+        op, formula, (x, *parameters) = of_rows(name, 4, 64)
+        x[1, :3], x[2, :3] = -size, size
+        return op, formula, [x, *parameters]
+
+    checks.assert_within_policy(draw, F32)
+
+
 def test_launches():
     def launches(call):
         before = cuda_ops.library().hbert_shim_launches()

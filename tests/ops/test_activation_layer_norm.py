@@ -75,6 +75,15 @@ def test_accurate_over_the_whole_range_of_the_activation(name, dtype):
 
 @each_dtype
 @each_activation
+@pytest.mark.parametrize("size", [1e4, 1e12, 3e13])
+def test_accurate_far_outside_of_it(size, name, dtype):
+    x, *parameters = cast(problem(name, (7, 40)), dtype)
+    x[1, :3], x[2, :3] = -size, size
+    assert_accurate(op_of(name), [x, *parameters])
+
+
+@each_dtype
+@each_activation
 def test_inactive_rows_are_the_bias(name, dtype):
     # Whatever an approximation leaves of the tail may be far below the resolution of an activation, but a row that has
     # nothing else is divided by sqrt(eps), and x is not bounded.

@@ -71,8 +71,10 @@ struct GeluTanh {
   static V value(V x, V* derivative) {
     V complement;
     const V p = cdf(x, &complement);
-    const V slope = fma(x * x, constant<V>(3 * kSqrt2OverPi * kTanhCubic), constant<V>(kSqrt2OverPi));
-    *derivative = fma(x * slope, constant<V>(2) * p * complement, p);
+    // Farther out p (1 - p) is 0 in exact numbers, here not quite, and what it is multiplied with grows as x^3. NaN stays.
+    const V t = min(V::set(20), max(V::set(-20), x));
+    const V slope = fma(t * t, constant<V>(3 * kSqrt2OverPi * kTanhCubic), constant<V>(kSqrt2OverPi));
+    *derivative = fma(t * slope, constant<V>(2) * p * complement, p);
     return x * p;
   }
 };
