@@ -10,6 +10,7 @@ Environment:
     CXX              the compiler; default: the first of g++, c++, clang++.
     HBERT_CUDA       unset: compile the CUDA kernels too if nvcc is found, go on without them if that fails. 1: compile
                      them or fail with the reason. 0: do not.
+    CUDA_HOME        the CUDA toolkit; then CUDA_PATH, /usr/local/cuda, nvcc on the PATH.
     HBERT_CUDA_ARCHS the GPU architectures to compile for; default: "80,90,100", of these what nvcc knows. The newest
                      is there as PTX too, for later ones.
     HBERT_SANITIZE   1: with the address and undefined-behaviour sanitizers, in build/sanitized (see .ci/sanitizers).
@@ -21,6 +22,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,6 +73,11 @@ SANITIZE = os.environ.get("HBERT_SANITIZE", "0") == "1"
 if SANITIZE:
     CXX_FLAGS += " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
+# pip keeps the pure-Python wheel that it made of an index's sources, which hold PKG-INFO, and would take it again.
+_AGAIN = "--no-cache-dir --no-binary hbert hbert" if (ROOT / "PKG-INFO").exists() else "."
+REINSTALL = f"pip install --force-reinstall --no-deps {_AGAIN}"
+INSTALL_COMPILER = f"install g++ >= 11 or clang++ >= 12, or set CXX, then {REINSTALL}"
+
 
 class CannotBuild(Exception):
     """Why the compiled part cannot be built here, and what mends it."""
@@ -90,22 +97,29 @@ def find_torch() -> Path:
         candidates = [Path(os.environ["HBERT_TORCH_DIR"])]
     found = next((c for c in candidates if (c / "version.py").exists()), None)
     if found is None:
-        raise CannotBuild("torch is not installed here", "pip install torch (>= 2.10), then reinstall hbert")
+        raise CannotBuild("torch is not installed here", f"pip install 'torch>=2.10', then {REINSTALL}")
     match = re.search(r"__version__ = '(\d+)\.(\d+)", (found / "version.py").read_text())
     if match is None or tuple(map(int, match.groups())) < MIN_TORCH:
-        raise CannotBuild(f"the torch in {found} is older than 2.10", "pip install 'torch>=2.10', then reinstall hbert")
+        raise CannotBuild(f"the torch in {found} is older than 2.10", f"pip install 'torch>=2.10', then {REINSTALL}")
     return found
 
 
 def find_compiler() -> str:
-    """The C++ compiler to use."""
+    """The C++ compiler to use, as words of a shell."""
     candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
-    found = next((path for c in candidates if (path := shutil.which(c.split()[0]))), None)
+    found = next((path for c in candidates if (path := shutil.which(shlex.split(c)[0]))), None)
     if found is None:
-        raise CannotBuild(
-            f"no C++ compiler ({', '.join(candidates)})", "install g++ >= 10 or clang++ >= 12, or set CXX"
-        )
-    return candidates[0] if "CXX" in os.environ else found
+        raise CannotBuild(f"no C++ compiler ({', '.join(candidates)})", INSTALL_COMPILER)
+    return candidates[0] if "CXX" in os.environ else shlex.quote(found)
+
+
+def check_flags(compiler: str, flags: str) -> None:
+    """Raises CannotBuild if the compiler refuses the flags, as an older one does."""
+    command = shlex.split(f"{compiler} {CXX_FLAGS} {flags} -fsyntax-only -x c++ {os.devnull}")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        said = result.stderr.strip().partition("\n")[0]
+        raise CannotBuild(f"{compiler} refuses what the kernels need: {said}", INSTALL_COMPILER)
 
 
 def output_of(*command: str) -> str:
@@ -116,21 +130,24 @@ def output_of(*command: str) -> str:
     return result.stdout.strip().split("\n")[0] if result.returncode == 0 else ""
 
 
+def ninja_word(word: object) -> str:
+    """One word of a command, such as a path, in a ninja file."""
+    return shlex.quote(str(word)).replace("$", "$$")
+
+
+def ninja_path(path: Path) -> str:
+    """A path of a build line of a ninja file."""
+    return re.sub(r"[$ :]", r"$\g<0>", str(path))
+
+
 def link_line(torch: Path, to_linker: str) -> str:
-    """What both libraries are linked with, each option behind ``to_linker``.
+    """What both libraries are linked with, each option in place of the braces of ``to_linker``, in a ninja file.
 
     libtorch.so is named whether a symbol of it is used or not; -z defs: every symbol must be found at link time.
     """
-    lib = torch / "lib"
-    options = (
-        "-z,defs",
-        "--no-as-needed",
-        f"{lib}/libtorch.so",
-        "--as-needed",
-        f"{lib}/libtorch_cpu.so",
-        f"{lib}/libc10.so",
-    )
-    return " ".join(to_linker + option for option in options)
+    whole, *parts = (str(torch / "lib" / f"lib{name}.so") for name in ("torch", "torch_cpu", "c10"))
+    options = "-z", "defs", "--no-as-needed", whole, "--as-needed", *parts
+    return " ".join(ninja_word(to_linker.format(option)) for option in options)
 
 
 @dataclass(frozen=True)
@@ -144,42 +161,47 @@ class Toolchain:
         if sys.platform != "linux" or MACHINE not in ARCHITECTURES:
             where = f"{sys.platform} {MACHINE}"
             raise CannotBuild(f"kernels are compiled on Linux x86-64 and aarch64 only, not on {where}", "none needed")
+        for flags in self.levels.values():
+            check_flags(self.compiler, flags)
 
     @cached_property
     def levels(self) -> dict[str, str]:
         """Instruction set levels and their compiler flags."""
         return ARCHITECTURES[MACHINE][1]
 
+    @property
+    def command(self) -> str:
+        """The compiler and its flags, in a ninja file."""
+        return f"{self.compiler} {CXX_FLAGS} {os.environ.get('CXXFLAGS', '')}".replace("$", "$$")
+
     def ninja_file(self, output: Path) -> str:
         """The build: each file of csrc/cpu/isa once per level that it differs at, the rest once, one shared library."""
         lines = [
-            f"cxx = {self.compiler}",
-            f"flags = {CXX_FLAGS} -D{ARCHITECTURES[MACHINE][0]} {os.environ.get('CXXFLAGS', '')}",
-            f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {self.torch}/include",
-            "rule cxx\n command = $cxx $flags $extra -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
-            f"rule link\n command = $cxx $flags -shared $in -o $out {link_line(self.torch, '-Wl,')}",
+            f"cxx = {self.command} -D{ARCHITECTURES[MACHINE][0]}",
+            f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {ninja_word(self.torch / 'include')}",
+            "rule cxx\n command = $cxx $extra -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
+            f"rule link\n command = $cxx -shared $in -o $out {link_line(self.torch, '-Wl,{}')}",
         ]
         objects = []
         for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
             objects.append(f"{source.stem}.o")
-            lines.append(f"build {objects[-1]}: cxx {source}\n extra = $torch")
+            lines.append(f"build {objects[-1]}: cxx {ninja_path(source)}\n extra = $torch")
         # Nothing is thrown there, and what unwinding would need is a weak symbol of each object.
         for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
             for level, flags in self.levels.items():
                 if level in DOT_LEVELS and source.stem not in DOT_SOURCES:
                     continue
                 objects.append(f"isa/{source.stem}.{level}.o")
-                lines.append(
-                    f"build {objects[-1]}: cxx {source}\n extra = -DHBERT_LEVEL={level} -fno-exceptions {flags}"
-                )
-        lines.append(f"build {output}: link {' '.join(objects)}\n")
+                extra = f"-DHBERT_LEVEL={level} -fno-exceptions {flags}"
+                lines.append(f"build {objects[-1]}: cxx {ninja_path(source)}\n extra = {extra}")
+        lines.append(f"build {ninja_path(output)}: link {' '.join(objects)}\n")
         return "\n".join(lines)
 
     def describe(self) -> dict[str, object]:
         """What build_info.json records of a compiled build."""
         version = re.search(r"__version__ = '([^']+)'", (self.torch / "version.py").read_text())
         return {
-            "compiler": output_of(*self.compiler.split(), "--version"),
+            "compiler": output_of(*shlex.split(self.compiler), "--version"),
             "flags": CXX_FLAGS,
             "levels": list(self.levels),
             "torch_headers": version.group(1) if version else "unknown",
@@ -192,7 +214,7 @@ def find_nvcc() -> str:
     homes = [os.environ[k] for k in ("CUDA_HOME", "CUDA_PATH") if k in os.environ] + ["/usr/local/cuda"]
     found = next((path for home in homes if (path := shutil.which(f"{home}/bin/nvcc"))), None) or shutil.which("nvcc")
     if found is None:
-        raise CannotBuild("no CUDA compiler (nvcc)", "install the CUDA toolkit, or set CUDA_HOME, then reinstall hbert")
+        raise CannotBuild("no CUDA compiler (nvcc)", f"install the CUDA toolkit, or set CUDA_HOME, then {REINSTALL}")
     return found
 
 
@@ -209,7 +231,7 @@ class CudaToolchain:
             known = ", ".join(self.known_architectures)
             raise CannotBuild(
                 f"{self.nvcc} cannot compile for {', '.join(unknown) or 'any GPU'}; it knows {known}",
-                "set HBERT_CUDA_ARCHS",
+                f"set HBERT_CUDA_ARCHS, then {REINSTALL}",
             )
 
     @cached_property
@@ -235,22 +257,24 @@ class CudaToolchain:
     def ninja_file(self, output: Path) -> str:
         """The build: kernels by nvcc without torch, the binding by the C++ compiler without CUDA, linked by nvcc, which
         knows where its static runtime library is."""
+        host = ninja_word(shlex.split(self.host.compiler)[-1])
         lines = [
-            f"cxx = {self.host.compiler} {CXX_FLAGS} {os.environ.get('CXXFLAGS', '')}",
-            f"nvcc = {self.nvcc} -ccbin {self.host.compiler.split()[-1]} -std=c++17 -O3 {self.code_flags}",
-            f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {self.host.torch}/include",
+            f"cxx = {self.host.command}",
+            f"nvcc = {ninja_word(self.nvcc)} -ccbin {host} -std=c++17 -O3 {self.code_flags}",
+            f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {ninja_word(self.host.torch / 'include')}",
             f"""about = '-DHBERT_CUDA_ARCHITECTURES="{",".join(self.architectures)}"'""",
             "rule cxx\n command = $cxx $torch $about -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
             "rule nvcc\n command = $nvcc -Xcompiler=-fPIC,-fvisibility=hidden -MD -MF $out.d -c $in -o $out\n"
             " depfile = $out.d\n deps = gcc",
             "rule link\n command = $nvcc -shared -cudart static $in -o $out"
-            f" -Xlinker=--exclude-libs,ALL {link_line(self.host.torch, '-Xlinker=')}",
+            # In quotes, because nvcc gives it to a shell of its own.
+            f""" -Xlinker=--exclude-libs,ALL {link_line(self.host.torch, '-Xlinker="{}"')}""",
         ]
         objects = []
         for source in sorted((ROOT / "csrc/cuda").glob("*.c*")):
             objects.append(f"{source.stem}.o")
-            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
-        lines.append(f"build {output}: link {' '.join(objects)}\n")
+            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {ninja_path(source)}")
+        lines.append(f"build {ninja_path(output)}: link {' '.join(objects)}\n")
         return "\n".join(lines)
 
     def describe(self) -> dict[str, object]:
@@ -275,13 +299,11 @@ def not_built(obstacle: CannotBuild) -> dict[str, object]:
 
 def plan() -> tuple[Toolchain | None, dict[str, object]]:
     """The toolchain (None: pure Python) and what build_info.json says."""
-    info: dict[str, object] = {
-        "git": output_of("git", "rev-parse", "--short=12", "HEAD"),
-        "platform": platform.platform(),
-    }
+    revision, libc = output_of("git", "rev-parse", "--short=12", "HEAD"), " ".join(platform.libc_ver())
+    info: dict[str, object] = {"git": revision, "platform": sysconfig.get_platform(), "libc": libc}
     try:
         if wanted("HBERT_BUILD") == "0":
-            raise CannotBuild("HBERT_BUILD=0", "reinstall without HBERT_BUILD=0")
+            raise CannotBuild("HBERT_BUILD=0", f"unset HBERT_BUILD, then {REINSTALL}")
         toolchain = Toolchain()
     except CannotBuild as obstacle:
         if wanted("HBERT_BUILD") == "1":
@@ -294,11 +316,11 @@ def plan_cuda(host: Toolchain | None) -> tuple[CudaToolchain | None, dict[str, o
     """The same for the CUDA kernels (None: without)."""
     try:
         if wanted("HBERT_CUDA") == "0":
-            raise CannotBuild("HBERT_CUDA=0", "reinstall without HBERT_CUDA=0")
+            raise CannotBuild("HBERT_CUDA=0", f"unset HBERT_CUDA, then {REINSTALL}")
         if host is None:
             raise CannotBuild("the whole package is pure Python", "see the reason of that")
         if SANITIZE:
-            raise CannotBuild("HBERT_SANITIZE=1 is for the CPU kernels", "reinstall without HBERT_SANITIZE=1")
+            raise CannotBuild("HBERT_SANITIZE=1 is for the CPU kernels", f"unset HBERT_SANITIZE, then {REINSTALL}")
         toolchain = CudaToolchain(host)
     except CannotBuild as obstacle:
         if wanted("HBERT_CUDA") == "1":
@@ -351,9 +373,7 @@ class BuildLibrary(build_ext):
         if wanted("HBERT_CUDA") == "1":
             sys.exit("hbert: compiling the CUDA kernels failed, see above; HBERT_CUDA=0 installs without them")
         output.unlink(missing_ok=True)
-        obstacle = CannotBuild(
-            "compiling the CUDA kernels failed", "reinstall with HBERT_CUDA=1 and pip's -v to see why"
-        )
+        obstacle = CannotBuild("compiling the CUDA kernels failed", f"HBERT_CUDA=1 {REINSTALL} -v says why")
         BUILD_INFO["cuda"] = not_built(obstacle)
         write_build_info(output.parent)
 
