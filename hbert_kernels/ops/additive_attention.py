@@ -56,7 +56,8 @@ def additive_attention(
 ) -> Tensor:
     r"""The core of additive attention for packed sequences (Wu et al. 2021, arXiv 2108.09084, eq. 3-8).
 
-    With Q = ``query`` (already projected; the value shares it), K = x Wk + bk, d = H/h, per sequence:
+    With Q = ``query`` (already projected; the value shares it), K = x Wk + bk, d = H/h, per sequence (Wk is
+    ``key_weight`` transposed, as in torch.nn.Linear):
 
     .. math::
         g_j = \sum_t \mathrm{softmax}_t(Q w^a_j/\sqrt d)_t\, Q_{t,j}, \quad
@@ -64,7 +65,7 @@ def additive_attention(
         k_j = \sum_t \mathrm{softmax}_t(P w^b_j/\sqrt d)_t\, P_{t,j}, \quad
         U = Q \circ k
 
-    **K-free form** (exact): with A_j = Wk^T (g o w^b_j) the logits of the second softmax are x A_j/sqrt(d) up to what
+    **K-free form** (exact): with A_j = Wk (g o w^b_j) the logits of the second softmax are x A_j/sqrt(d) up to what
     is constant over t, and with the pooled xbar_j = sum_t beta_tj x_t, k_j = g_j o (xbar_j Wk[:, j] + bk_j): K is never
     formed. The scorers' biases are constant over t too: they change nothing, and their gradient is exactly zero.
 
