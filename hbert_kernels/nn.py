@@ -93,6 +93,12 @@ class ConvLayerNorm(nn.LayerNorm):
         bound = self.conv_weight.shape[0] ** -0.5
         return torch.empty_like(self.conv_weight, requires_grad=False).uniform_(-bound, bound)
 
+    def reset_parameters(self) -> None:
+        """Initialize all parameters anew."""
+        super().reset_parameters()
+        if hasattr(self, "conv_weight"):  # torch's constructor calls this first
+            self.reset_conv_parameters()
+
     def reset_conv_parameters(self) -> None:
         """Initialize conv_weight anew."""
         with torch.no_grad():

@@ -346,6 +346,28 @@ def test_copies(scorer, sub_norm):
         assert torch.equal(other(x), module(x))
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **where: hnn.ConvLayerNorm(40, 3, **where),
+        lambda **where: hnn.SubLNFeedForward(24, 50, **where),
+        lambda **where: hnn.AdditiveAttention(HIDDEN, HEADS, scorer="per_head", **where),
+    ],
+)
+def test_modules_of_the_meta_device_can_be_initialized(build):
+    torch.manual_seed(3)
+    expected = build()
+    module = build(device="meta").to_empty(device="cpu")
+    for parameter in module.parameters():
+        parameter.detach().fill_(torch.nan)
+    torch.manual_seed(3)
+    for part in module.modules():
+        if [*part.parameters(recurse=False)]:
+            part.reset_parameters()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, expected.get_parameter(name)), name
+
+
 def test_device_and_dtype_of_new_modules():
     modules = [
         hnn.AdditiveAttention(8, 2, scorer="per_head", device="meta", dtype=torch.bfloat16),
