@@ -133,7 +133,7 @@ def select(op: str, *tensors: Any) -> str:
 
 def automatic(op: str, *tensors: Any) -> tuple[str, list[str]]:
     """The backend that ``auto`` takes, and why each of those before it cannot run."""
-    reasons = []
+    reasons: list[str] = []
     for backend in _kernels[op]:
         reason = refusal(op, backend, *tensors)
         if reason is None:

@@ -147,7 +147,8 @@ def flash_refusal(device: int) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is not None or capability >= _FLASH_MIN_CAPABILITY:
         return None
-    return f"is torch's flash attention: compute capability 8.0 and newer, this device has {capability[0]}.{capability[1]}"
+    major, minor = capability
+    return f"is torch's flash attention: compute capability 8.0 and newer, this device has {major}.{minor}"
 
 
 def attention_refusal(qkv: Tensor | None = None, dropout_p: float = 0.0, num_heads: int | None = None) -> str | None:
