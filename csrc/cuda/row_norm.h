@@ -54,9 +54,9 @@ __device__ __forceinline__ Activated gelu_tanh(float x) {
   constexpr float kScale = 0.79788456080286536f, kCubic = 0.044715f;
   const float e = expf(fminf(80.0f, x * fmaf(x * x, -2 * kScale * kCubic, -2 * kScale)));
   const float p = 1 / (1 + e);
-  // Farther out p (1 - p) is 0 in exact numbers, here not quite, and what it is multiplied with grows as x^3. NaN stays.
-  const float t = x > 20 ? 20 : x < -20 ? -20 : x;
-  return {x * p, fmaf(t * fmaf(t * t, 3 * kScale * kCubic, kScale), 2 * p * e * p, p)};
+  // Farther out p (1 - p) is 0 in exact numbers, here not quite, so that nothing may grow beside it.
+  const float slope = fmaf(fminf(400.0f, x * x), 6 * kScale * kCubic, 2 * kScale);
+  return {x * p, fmaf(x * p * (e * p), slope, p)};
 }
 
 __device__ __forceinline__ Activated activate(Activation activation, float x) {

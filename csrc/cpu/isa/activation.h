@@ -71,11 +71,12 @@ struct GeluTanh {
   static V value(V x, V* derivative) {
     V complement;
     const V p = cdf(x, &complement);
-    // Farther out p (1 - p) is 0 in exact numbers, here not quite, and what it is multiplied with grows as x^3. NaN stays.
-    const V t = min(V::set(20), max(V::set(-20), x));
-    const V slope = fma(t * t, constant<V>(3 * kSqrt2OverPi * kTanhCubic), constant<V>(kSqrt2OverPi));
-    *derivative = fma(t * slope, constant<V>(2) * p * complement, p);
-    return x * p;
+    // Farther out p (1 - p) is 0 in exact numbers, here not quite, so that nothing may grow beside it.
+    const V square = min(V::set(400), x * x);
+    const V slope = fma(square, constant<V>(6 * kSqrt2OverPi * kTanhCubic), constant<V>(2 * kSqrt2OverPi));
+    const V out = x * p;
+    *derivative = fma(out * complement, slope, p);
+    return out;
   }
 };
 
