@@ -225,8 +225,8 @@ class AdditiveAttention(nn.Module):
             [B, N, H]; zeros at padding. What stands there does not influence any other row.
 
         Raises:
-            TypeError: the mask is not bool, or as in :meth:`forward_packed`. ValueError: x is not [B, N, H] or the mask
-            is not [B, N].
+            TypeError: the mask is not bool, or as in :meth:`forward_packed`.
+            ValueError: x is not [B, N, H] or the mask is not [B, N].
         """
         if x.dim() != 3 or x.shape[2] != self.query.in_features:
             raise ValueError(f"AdditiveAttention: x must be [B, N, {self.query.in_features}], got {tuple(x.shape)}")
