@@ -49,11 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (HbertError, ValueError) as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_PACKAGES:
-            raise
+        if error.name not in EXTRA_PACKAGES:
+            raise  # a module that a package has no longer, for one
         extra = "export" if arguments[0] == "export" else "train"
-        return _refuse(f"this command needs {package}, which is not installed: pip install 'hbert[{extra}]'")
+        return _refuse(f"this command needs {error.name}, which is not installed: pip install 'hbert[{extra}]'")
     return 0
 
 

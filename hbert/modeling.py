@@ -350,7 +350,7 @@ class HBertForMaskedLM(HBertHeadModel):
             check_masked_positions(masked_positions, labels, attention_mask)
             labels = layout.pack(labels, IGNORE_INDEX)
             check_range("labels", labels, self.config.vocab_size, IGNORE_INDEX)
-            loss, counted, num_correct = self._loss(hidden, labels, masked_positions, num_masked)
+            loss, counted, num_correct = self.masked_loss(hidden, labels, masked_positions, num_masked)
         if labels is None or not self.training:
             logits = layout.unpack(self.head(hidden))
         return HBertMaskedLMOutput(
@@ -362,10 +362,17 @@ class HBertForMaskedLM(HBertHeadModel):
             num_correct=num_correct,
         )
 
-    def _loss(
-        self, hidden: Tensor, labels: Tensor, masked: Tensor | None, divisor: Tensor | int | None
+    def masked_loss(
+        self, hidden: Tensor, labels: Tensor, masked: Tensor | None = None, divisor: Tensor | int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, number of labels that count, and number of hits, of tokens [..., H] and labels [...]."""
+        """Loss, number of labels that count, and number of hits, of the encoder's hidden states.
+
+        Args:
+            hidden: [..., H].
+            labels: int64 [...], -100 where there is none.
+            masked: the flat positions with a label; None: all are looked at.
+            divisor: of the summed loss; None: the number of labels that count.
+        """
         hidden, labels = hidden.flatten(0, -2), labels.flatten()
         hidden, labels = masked_rows(hidden, labels, masked)
         hidden, decoder = self.head.transform(hidden), self.head.decoder

@@ -1,6 +1,7 @@
 // Ops additive_pool and additive_pool_backward on the CPU: checks, allocation, parallel loops over chunks of sequences.
 #include "additive_pool.h"
 
+#include "denormals.h"
 #include "ops.h"
 
 namespace hbert {
@@ -64,6 +65,7 @@ std::tuple<Tensor, Tensor> additive_pool(const Tensor& x, const Tensor& scorer, 
   };
   const PoolKernels& k = table_for(p.x_dtype, kTables);
   torch::stable::parallel_for(0, chunks, chunk_grain(sequences, p.width), [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
     for (int64_t i = begin; i < end; ++i) k.forward(p, sequences.chunks[i].rows, part_at(i));
   });
   char* out = static_cast<char*>(pooled.mutable_data_ptr());
@@ -106,8 +108,10 @@ Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tens
   if (p.scorer_stride == 0) {
     BlockSums sums(workspace<Slot::kCall>(BlockSums::bytes(blocks.count, scorer_values, p.x_dtype)), blocks.count,
                    scorer_values, p.x_dtype);
-    for_each_block(sequences, blocks, sums, 0,
-                   [&](const Chunk& chunk, char* s, char*) { k.backward(p, g, chunk.rows, s); });
+    for_each_block(sequences, blocks, sums, 0, [&](const Chunk& chunk, char* s, char*) {
+      const FlushDenormals flush;
+      k.backward(p, g, chunk.rows, s);
+    });
     sums.finish(0, dscorer);
   } else {
     const size_t parts_bytes = sequences.num_parts * scorer_values * size;
@@ -115,6 +119,7 @@ Tensor additive_pool_backward_into(const Tensor& dx, bool accumulate, const Tens
     clear(parts, parts_bytes);
     char* totals = static_cast<char*>(dscorer.mutable_data_ptr());
     for_each_chunk(sequences, p.width, 0, [&](const Chunk& chunk, char*) {
+      const FlushDenormals flush;
       char* own = chunk.part >= 0 ? parts + chunk.part * scorer_values * size
                                   : totals + chunk.rows.sequence * scorer_values * size;
       k.backward(p, g, chunk.rows, own);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "denormals.h"
 #include "sequences.h"
 
 namespace hbert {
@@ -76,6 +77,7 @@ struct Plan {
   void for_each_run(const F& run) const {
     constexpr int64_t kMinCost = 4096;
     torch::stable::parallel_for(0, cost, kMinCost, [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
       const auto first = std::lower_bound(starts.begin(), starts.end(), begin) - starts.begin();
       const auto last = std::lower_bound(starts.begin(), starts.end(), end) - starts.begin();
       if (first < last) run(tasks.data() + first, last - first);

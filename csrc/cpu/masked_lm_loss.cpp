@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "masked_lm_loss.h"
+#include "denormals.h"
 #include "tensors.h"
 
 namespace hbert {
@@ -54,6 +55,7 @@ std::tuple<Tensor, Tensor> softmax_cross_entropy(const Tensor& logits, const std
   args.correct = static_cast<int64_t*>(correct.mutable_data_ptr());
   const MaskedLmLossKernels& k = table_for(args.dtype, kTables);
   torch::stable::parallel_for(0, rows, row_grain(args.vocab), [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
     k.softmax_cross_entropy(args, begin, end, workspace<Slot::kTask>(args.vocab * compute_size(args.dtype)));
   });
   return {loss, correct};

@@ -213,8 +213,7 @@ def _score(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[f
     if isinstance(model, HBertForMaskedLM):
         # Not through its forward, which in evaluation also makes the logits of all tokens.
         hidden = model.hbert(input_ids=input_ids).last_hidden_state[masked]
-        decoder = model.head.decoder
-        loss, hits = masked_lm_loss(model.head.transform(hidden), decoder.weight, decoder.bias, targets, num_masked=1)
+        loss, _, hits = model.masked_loss(hidden, targets, divisor=1)
     else:
         logits = model(input_ids=input_ids).logits[masked]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -36,7 +36,7 @@ from .text import Text, prepare_text
 
 # One rate for every run, whatever it trains with: accuracies are compared between runs.
 EVAL_RATE = 0.15
-_EVALUATIONS = 20
+_MOST_EVALUATIONS = 20
 # Neither the number of steps nor the machine may change what is measured.
 _EVAL_TOKENS = 65_536
 # How long a process waits for the others: the first one alone prepares the text and evaluates.
@@ -209,12 +209,14 @@ class _Run:
             seconds = times["full"].seconds
             calibration = {name: asdict(entry) for name, entry in times.items()}
         assert max_steps is not None
+        # All of them together read no more tokens than training does, and cost less: they only run forward.
+        evaluations = max_steps * self.recipe.batch_size * self.recipe.block_size // _EVAL_TOKENS
         save = -(-max_steps // _SAVE_SHARE)
         return Plan(
             max_steps=max_steps,
             dtype=self.dtype,
             log_every=settings.log_every or -(-max_steps // _LINES),
-            eval_every=settings.eval_every or -(-max_steps // _EVALUATIONS),
+            eval_every=settings.eval_every or -(-max_steps // max(1, min(_MOST_EVALUATIONS, evaluations))),
             eval_blocks=settings.eval_blocks or max(1, _EVAL_TOKENS // self.recipe.block_size),
             save_every=save if seconds is None else max(1, min(save, int(_SAVE_SECONDS / seconds))),
             step_seconds=seconds,
@@ -235,7 +237,7 @@ class _Run:
         # The processes have timed steps that they took together, but to the microsecond they differ.
         steps, times = self._shared((steps, times))
         if not all(entry.quiet for entry in times.values()):
-            worst = min(times.values(), key=lambda entry: entry.clean)
+            worst = min(times.values(), key=lambda entry: entry.clean / entry.measured)
             self.display.say(
                 f"the machine is busy: only {worst.clean} of {worst.measured} calibration steps were undisturbed; "
                 "the budget buys fewer steps than on a quiet machine, if these were slow"
@@ -274,7 +276,7 @@ class _Run:
     def _take_up(self, text: Text, engine: Engine) -> dict[str, Any]:
         out, record = self.settings.out, dict(self.record or {})
         if changed := folder.text_differences(record, text.record()):
-            raise HbertError(f"--resume: {' and '.join(changed)} of {out} were others; nothing was changed")
+            raise HbertError(f"--resume: {' and '.join(changed)} of {out} {'was' if len(changed) == 1 else 'were'} different; nothing was changed")
         checkpoint = newest_checkpoint(out)
         stored = read_state(checkpoint)
         if stored["run"] != folder.record_digest(record):
