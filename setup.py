@@ -13,6 +13,7 @@ Environment:
     CUDA_HOME        the CUDA toolkit; then CUDA_PATH, /usr/local/cuda, nvcc on the PATH.
     HBERT_CUDA_ARCHS the GPU architectures to compile for; default: "80,90,100", of these what nvcc knows. The newest
                      is there as PTX too, for later ones.
+    HBERT_REVISION   the revision that build_info.json names; default: what git says of this folder.
     HBERT_SANITIZE   1: with the address and undefined-behaviour sanitizers, in build/sanitized (see .ci/sanitizers).
 """
 
@@ -74,7 +75,7 @@ if SANITIZE:
     CXX_FLAGS += " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 # pip keeps the pure-Python wheel that it made of an index's sources, which hold PKG-INFO, and would take it again.
-_AGAIN = "--no-cache-dir --no-binary hbert hbert" if (ROOT / "PKG-INFO").exists() else "."
+_AGAIN = "--no-cache-dir --no-binary hbert hbert" if (ROOT / "PKG-INFO").exists() else "--editable ."
 REINSTALL = f"pip install --force-reinstall --no-deps {_AGAIN}"
 INSTALL_COMPILER = f"install g++ >= 11 or clang++ >= 12, or set CXX, then {REINSTALL}"
 
@@ -299,7 +300,8 @@ def not_built(obstacle: CannotBuild) -> dict[str, object]:
 
 def plan() -> tuple[Toolchain | None, dict[str, object]]:
     """The toolchain (None: pure Python) and what build_info.json says."""
-    revision, libc = output_of("git", "rev-parse", "--short=12", "HEAD"), " ".join(platform.libc_ver())
+    revision = os.environ.get("HBERT_REVISION") or output_of("git", "rev-parse", "--short=12", "HEAD")
+    libc = " ".join(platform.libc_ver())
     info: dict[str, object] = {"git": revision, "platform": sysconfig.get_platform(), "libc": libc}
     try:
         if wanted("HBERT_BUILD") == "0":
@@ -316,7 +318,7 @@ def plan_cuda(host: Toolchain | None) -> tuple[CudaToolchain | None, dict[str, o
     """The same for the CUDA kernels (None: without)."""
     try:
         if wanted("HBERT_CUDA") == "0":
-            raise CannotBuild("HBERT_CUDA=0", f"unset HBERT_CUDA, then {REINSTALL}")
+            raise CannotBuild("built without them (HBERT_CUDA=0)", REINSTALL)
         if host is None:
             raise CannotBuild("the whole package is pure Python", "see the reason of that")
         if SANITIZE:

@@ -143,7 +143,7 @@ def keep(name: str, path: Path) -> Path:
 def measured_blocks() -> dict[Path, dict[str, str]]:
     """The block of every CSV in docs/results/bench, by the page that shows it; README has some of them in brief.
 
-    The page of the models has one of all their losses, too.
+    The page of the models also has a block of all that they lost.
 
     Raises:
         HbertError: a file cannot be read, or is not one of bench/run.py.

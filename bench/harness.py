@@ -1,4 +1,4 @@
-"""The protocol: equality gate, then interleaved rounds in shuffled order, disturbed rounds dropped and counted."""
+"""The protocol: equality gate, then interleaved rounds in changing order, disturbed rounds dropped and counted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ TRIES = 3  # a disturbed slice of a round is repeated, at most this often in all
 PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine,
 GRACE = 4.0  # and this many seconds: one burst of other load is longer than a whole case of the kernels
 INT8_ERROR = 0.5  # relative, of a peer in int8: tells the function from another one; how close it comes is in the row
-# Fewer undisturbed rounds than this give no row: the range of five values holds the median of what they are drawn from
-# in 94% of all cases only, so that there would be no 95% interval.
+# Fewer undisturbed rounds than this give no row: five have no 95% interval of their median (stats.median_interval).
 FEWEST = 6
 ALL_PEERS = "all peers"
 FLOOR = "floor"
@@ -186,9 +185,15 @@ def plan_rounds(estimates: Mapping[str, float], min_time: float) -> tuple[dict[s
     return calls, max(FEWEST, math.ceil(min_time / shortest))
 
 
-def shuffled(peers: list[str], turn: int) -> list[str]:
-    """The order of a round, the same in every run: nobody keeps a place, or the one who comes before."""
-    return random.Random(turn).sample(peers, len(peers))
+def order_of(peers: list[str], turn: int) -> list[str]:
+    """The order of a round, the same in every run.
+
+    In as many rounds as there are peers each has every place once; then they are shuffled, so that none follows the
+    same one for long.
+    """
+    block, at = divmod(turn, len(peers))
+    order = random.Random(block).sample(peers, len(peers))
+    return order[at:] + order[:at]
 
 
 def _run_rounds(
@@ -215,7 +220,7 @@ def _run_rounds(
 def _run_round(result: Result, workers: Mapping[str, Worker], calls: Mapping[str, int], turn: int) -> Round | None:
     """One round; None if a peer failed in it (it is out, the others go on) or found no undisturbed moment."""
     done: Round = {}
-    for peer in shuffled(list(result.gates), turn):
+    for peer in order_of(list(result.gates), turn):
         try:
             part = _undisturbed(workers[peer], calls[peer], result)
         except WorkerError as error:

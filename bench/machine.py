@@ -215,11 +215,11 @@ def measured_revision(package: Path, checkout: Path = ROOT) -> str:
 
     Kernels in the checkout that were compiled before csrc changed are named behind it.
     """
-    info = _read(str(package / "build_info.json"))
-    built = json.loads(info).get("git", "") if info else ""
+    info = json.loads(_read(str(package / "build_info.json")) or "{}")
+    built = info.get("git", "")
     if package.parent.resolve() != checkout.resolve():
         return f"{built or 'unknown'} (installed)"
-    return git_revision(checkout) + (f" (kernels: {built})" if built and _is_stale(built, checkout) else "")
+    return git_revision(checkout) + (f" (kernels: {built})" if info.get("built") and _is_stale(built, checkout) else "")
 
 
 def _is_stale(revision: str, checkout: Path) -> bool:

@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds of calls for each peer and case (default: 2, for kernels 0.1; with --quick 0.5 and 0.05)",
     )
-    add("--quick", action="store_true", help="fewer shapes, a quarter of the time for each")
+    add("--quick", action="store_true", help="fewer shapes, less time for each")
     add("--strict", action="store_true", help=f"a run on a busy machine ends with exit code {BUSY}")
     add("--compare", type=Path, metavar="OLD.csv", help="tell what has changed since an earlier run")
     add(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import hbert
 from hbert.finetune.encoding import encode_texts
@@ -52,7 +53,7 @@ class Embedder:
     """
 
     def __init__(self, folder: str | Path, wait: float = 0.005, dtype: str = "auto") -> None:
-        encoder = load_encoder(str(folder))
+        encoder = load_encoder(str(folder), torch.device("cpu") if dtype == "int8" else None)
         tokenizer = load_text_tokenizer(str(folder), encoder)
         self.width = encoder.config.hidden_size
         self.max_length = text_length(encoder, tokenizer, None, pair=False)

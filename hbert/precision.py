@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -23,19 +24,29 @@ def add_precision_arguments(group: Any) -> None:
     )
 
 
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """Where the model has to be: int8 runs on CPUs."""
+    import torch
+
+    return torch.device("cpu") if args.optimize == "int8" else device()
+
+
 def prepared(model: PreTrainedModel, args: argparse.Namespace) -> tuple[Any, str, str]:
     """Returns the model to run, the dtype of autocast ("fp32": none), and a word for both.
 
-    int8 runs on CPUs: the model is moved there from a GPU.
-
     Raises:
-        ValueError: the model cannot be optimized.
+        ValueError: the model cannot be optimized, or is not where :func:`device_of` says.
     """
     import hbert
     from hbert.pretrain.machine import resolve_dtype
 
-    if args.optimize == "int8":
-        model = model.cpu()
     if args.optimize is not None:
         return hbert.optimize(model, args.optimize), "fp32", f"optimized for {args.optimize}"
     dtype = resolve_dtype(args.dtype, next(model.parameters()).device)

@@ -141,7 +141,7 @@ def _cuda_pool(x: Tensor | None = None, *others: Tensor | None) -> str | None:
 
 @functools.cache
 def flash_refusal(device: int) -> str | None:
-    """Why torch's flash attention does not run on a device; of AMD's torch itself knows."""
+    """Why torch's flash attention does not run on a device. Of AMD's devices torch decides when it is called."""
     if not torch.backends.cuda.is_flash_attention_available():
         return "is torch's flash attention, and this torch is built without it"
     capability = torch.cuda.get_device_capability(device)

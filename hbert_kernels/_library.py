@@ -50,11 +50,15 @@ def implement(name: str, function: Callable[..., Any], key: str) -> None:
     _library.impl(name, function, key)
 
 
+# Not "pip install .": in the folder of the sources Python finds these, and not what was installed elsewhere.
+_BUILD_HERE = "pip install --no-deps --editable ."
+
+
 def build_info() -> dict[str, Any]:
     """What setup.py recorded about the build: built or not, why not, compiler, flags, source revision."""
     path = _HERE / "build_info.json"
     if not path.exists():
-        return {"built": False, "reason": "this is a source tree that was never built", "fix": "pip install ."}
+        return {"built": False, "reason": "this is a source tree that was never built", "fix": _BUILD_HERE}
     return json.loads(path.read_text())
 
 
@@ -66,7 +70,7 @@ def _check_capability_cap() -> None:
 
 def _load(binary: Path, info: dict[str, Any]) -> str | None:
     if not binary.exists():
-        reason, fix = info.get("reason", "the library is missing"), info.get("fix", "pip install --force-reinstall .")
+        reason, fix = info.get("reason", "the library is missing"), info.get("fix", f"{_BUILD_HERE} --force-reinstall")
         return f"not built: {reason} (fix: {fix})"
     try:
         torch.ops.load_library(str(binary))

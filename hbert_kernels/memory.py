@@ -21,7 +21,8 @@ def keep_heap() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Each setting ends glibc's own adaptation of this threshold: the others without it would do harm.
+    # Any of these settings stops glibc from adapting the mmap threshold: without a large one every big block would be
+    # mapped anew.
     if not any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in _MMAP_THRESHOLDS):
         return False
     return all([mallopt(_M_TRIM_THRESHOLD, 2000 << 20) == 1, mallopt(_M_TOP_PAD, 64 << 20) == 1])

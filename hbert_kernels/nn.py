@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from . import ops
 from .ops.activation_layer_norm import activation_function
@@ -143,6 +144,11 @@ class SubLNFeedForward(nn.Module):
         return self.fc2(self.norm(self.fc1(x)))
 
 
+def _weight_says_all(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is of one of these classes, maybe with torch's parametrizations, and not a stand-in."""
+    return type(module) in kinds or (parametrize.is_parametrized(module) and isinstance(module, kinds))
+
+
 class HeadScorer(nn.Module):
     """A score vector per head on the head's own slice: weight [h, d] (the scorer of the Fastformer paper's text)."""
 
@@ -254,7 +260,7 @@ class AdditiveAttention(nn.Module):
         self._check_scorers()
         query, norm = self.query(x), self.norm
         # The K-free form reads the weight of the key, which would go around whatever stands in for a linear layer.
-        plain = type(self.key) is nn.Linear
+        plain = _weight_says_all(self.key, nn.Linear)
         mixed = ops.additive_attention(
             query,
             # Under autocast the projection is narrower than its input, and the core reads both.
@@ -277,8 +283,9 @@ class AdditiveAttention(nn.Module):
 
     def _check_scorers(self) -> None:
         for name in ("query_att", "key_att"):
-            kind = type(getattr(self, name))
-            if kind not in (nn.Linear, HeadScorer):
+            scorer = getattr(self, name)
+            if not _weight_says_all(scorer, nn.Linear, HeadScorer):
+                kind = type(scorer)
                 raise TypeError(
                     f"AdditiveAttention: {name} is a {kind.__name__} of {kind.__module__}, but only the weight of a"
                     " torch.nn.Linear or a HeadScorer is read: leave scorers out of adapters"

@@ -111,7 +111,7 @@ def test_an_old_compiler_is_told_before_anything_is_compiled(tree):
 @pytest.mark.parametrize(
     ("of_an_index", "command"),
     [
-        (False, "pip install --force-reinstall --no-deps ."),
+        (False, "pip install --force-reinstall --no-deps --editable ."),
         (True, "pip install --force-reinstall --no-deps --no-cache-dir --no-binary hbert hbert"),
     ],
 )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNEL_OPS = [op for op in hk.OPS if refusal(op, "cpp") is None]
 KERNEL_TESTS = [f"tests/ops/test_{op}.py" for op in KERNEL_OPS if op != "add_layer_norm"]  # tested with layer_norm
 INT8_TESTS = ["tests/ops/test_int8_linear.py"]
-KERNEL_TESTS += ["tests/ops/test_int8_norm.py", "tests/ops/test_packed_linear.py", *INT8_TESTS]
+KERNEL_TESTS += [f"tests/ops/test_{name}.py" for name in ("denormals", "int8_norm", "packed_linear")] + INT8_TESTS
 # What these levels add to the one below.
 DOT_LEVELS = ("avx2_vnni", "avx512_vnni", "neon_dot")
 # By /proc/cpuinfo; that bfloat16 products are fast is no flag of it.

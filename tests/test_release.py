@@ -1,5 +1,6 @@
 """What a release says of itself: one version everywhere, and every public name in the API reference."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,11 @@ def test_the_version_is_the_same_everywhere():
         "CHANGELOG.md": re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE),
     }
     assert {name: match and match[1] for name, match in found.items()} == dict.fromkeys(found, hk.__version__)
+
+
+def test_ci_has_the_triton_whose_registers_are_counted():
+    budget = json.loads((ROOT / "tests/gpu/triton_budget.json").read_text())
+    assert f"triton=={budget['triton']['version']}\n" in (ROOT / ".ci/constraints.txt").read_text()
 
 
 def test_every_public_name_is_in_the_reference():

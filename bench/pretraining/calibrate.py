@@ -11,7 +11,7 @@ from statistics import median
 from accelerate import Accelerator
 from rich.console import Console
 
-from bench.harness import shuffled
+from bench.harness import order_of
 from bench.pretraining import minilm, plan, store
 from hbert.data.storage import write_json
 from hbert.pretrain import machine
@@ -39,7 +39,7 @@ def calibrate(group: str, console: Console) -> None:
         for _ in range(_WARM_UP):
             step()
     for turn in range(_MOST_ROUNDS):
-        for name in shuffled(list(cases), turn):
+        for name in order_of(list(cases), turn):
             samples[name].append(timed_step(cases[name]))
         if all(sum(quiet for _, quiet in taken) >= CLEAN_STEPS for taken in samples.values()):
             break

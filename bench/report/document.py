@@ -27,9 +27,9 @@ _RATIO = (
     "turns, so that a slow moment of the machine hits both; it need not be the ratio of the two medians."
 )
 _INTERVAL = (
-    "In brackets stands its 95% bootstrap interval over the rounds. A whole interval above 1 is called better, one "
-    "below 1 worse, and one that holds 1 no difference. Memory is measured once: its ratio has no interval, and from "
-    "2% on it is a difference."
+    "In brackets stands its 95% interval over the rounds, of order statistics. A whole interval above 1 is called "
+    "better, one below 1 worse, and one that holds 1 no difference. Memory is measured once: its ratio has no "
+    "interval, and is a difference above 2%."
 )
 _SPREAD = (
     "Medians and percentiles are those of the calls. No candidate was timed before its output had been held against "

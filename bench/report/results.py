@@ -18,7 +18,7 @@ from hbert.errors import HbertError
 _TEXTS = ("suite", "case", "candidate", "baseline", "dtype", "metric", "unit")
 _NEEDED = (*_TEXTS, "batch", "seq", "median")
 _NUMBERS = ("p10", "p90", "ratio", "ratio_lo", "ratio_hi", "rounds", "dropped", "canary_drift")
-# Memory is measured once: what differs by less is one page or another, and no more than that.
+# Memory is measured once: smaller differences are noise.
 _SAME_MEMORY = 0.02
 _OF_THE_RUN = ("cpu", "device", "threads", "torch", "heap_kept", "isa", "git", "date")
 

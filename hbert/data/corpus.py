@@ -164,4 +164,6 @@ def _named_files(paths: Sequence[Path], others: Sequence[str]) -> list[TextFile]
 def _check_names(names: Sequence[str]) -> None:
     # Tokens, masks and results are kept by source.
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise HbertError(f"two sources of text are called {twice[0]!r}; leave one out, or rename its file or folder")
+        raise HbertError(
+            f"two sources of text are called {twice[0]!r}; leave one out, or rename the file or folder of yours"
+        )

@@ -29,13 +29,16 @@ def temporary_sibling(path: Path) -> Path:
 
 def sync(path: Path) -> None:
     """Brings a file, or the names in a directory, to the disk."""
-    directory = path.is_dir()
-    if directory and os.name == "nt":
-        return  # Windows opens no directories
+    windows, directory = os.name == "nt", path.is_dir()
+    if windows and directory:
+        return  # which it does not open
     # Windows syncs only what is open for writing.
-    descriptor = os.open(path, os.O_RDONLY if directory else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError:
+        if not directory:  # some network file systems sync none, and the files in it are there
+            raise
     finally:
         os.close(descriptor)
 

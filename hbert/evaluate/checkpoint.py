@@ -17,7 +17,7 @@ from hbert.data.tokenizer import SPECIAL_TOKENS
 from hbert.errors import HbertError
 
 
-def load_masked_lm(name: str, device: str = "cpu") -> PreTrainedModel:
+def load_masked_lm(name: str, device: str | torch.device = "cpu") -> PreTrainedModel:
     """Returns the model of a checkpoint folder or hub name, in float32 and evaluation mode, on the device.
 
     No code of the checkpoint is run.

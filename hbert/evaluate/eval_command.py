@@ -13,7 +13,7 @@ from hbert.data.storage import write_json
 from hbert.data.terminal import output_console, print_table, progress
 from hbert.data.token_cache import TokenCache
 from hbert.errors import HbertError
-from hbert.precision import add_precision_arguments, prepared
+from hbert.precision import add_precision_arguments, device_of, prepared
 
 from .run_folder import RunInfo, read_info
 
@@ -94,14 +94,12 @@ def _quiet_transformers() -> None:
 
 
 def _load(args: argparse.Namespace) -> tuple[PreTrainedModel, Tokenizer]:
-    import torch
-
     from hbert.data.tokenizer import load_tokenizer
 
     from .checkpoint import checkpoint_tokenizer, load_masked_lm
     from .held_out import check_model
 
-    model = load_masked_lm(args.model, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_masked_lm(args.model, device_of(args))
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else checkpoint_tokenizer(args.model)
     check_model(model, tokenizer.get_vocab_size(), args.length)
     return model, tokenizer

@@ -20,7 +20,6 @@ from hbert.data.masking import IGNORE_INDEX, mask_tokens
 from hbert.data.token_cache import Blocks, TokenCache
 from hbert.errors import HbertError
 from hbert.modeling import HBertForMaskedLM
-from hbert_kernels import masked_lm_loss
 
 DTYPES = ("fp32", "bf16")
 

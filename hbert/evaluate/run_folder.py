@@ -35,7 +35,7 @@ class RunInfo:
     token_cache: str
 
     def clock(self, step: int, tokens: int) -> float | None:
-        """Seconds on a clock of steps, which other load on the machine changes no more than step_seconds.
+        """Seconds on a clock of steps, which other load on the machine changes through step_seconds alone.
 
         step x step_seconds; under a batch ramp the time of a step is linear in its blocks, as in the budget.
         """

@@ -14,11 +14,12 @@ import numpy as np
 from hbert.data.storage import replacing
 from hbert.data.terminal import output_console
 from hbert.errors import HbertError
+from hbert.precision import device_of
 
 from .inference import POOLINGS, pooled_states
 from .models import load_encoder
 from .options import prepare_process
-from .stream import add_stream_arguments, load_runner, model_device, open_stream
+from .stream import add_stream_arguments, load_runner, open_stream
 
 SUFFIXES = (".npy", ".safetensors")
 TENSOR = "embeddings"
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command: float32 [number of texts, width] in the order of the texts."""
     prepare_process()
     stream = open_stream(args, SUFFIXES)
-    model = load_encoder(args.model, model_device(args))
+    model = load_encoder(args.model, device_of(args))
     runner, max_length = load_runner(args, model, pooled_states(args.pooling, args.normalize))
     with writing_rows(args.out, stream.count, model.config.hidden_size) as write:
         for vectors in stream.results(runner, max_length, "embed"):

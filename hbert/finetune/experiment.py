@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hbert.data.storage import sha256_file, write_json
 from hbert.data.terminal import progress
 from hbert.errors import HbertError
+from hbert.precision import device
 from hbert.pretrain.machine import describe, resolve_dtype, software
 from hbert.pretrain.settings import field_values
 
@@ -24,7 +25,7 @@ from .examples import Examples, LabelSet, read_examples
 from .inference import Runner, class_probabilities
 from .metrics import confusion_matrix, decide, measure, per_label
 from .model_card import model_card
-from .models import device, load_classifier, load_new_classifier, load_text_tokenizer, text_length
+from .models import load_classifier, load_new_classifier, load_text_tokenizer, text_length
 from .naive_bayes import NaiveBayes
 from .output import RESULTS, check_output, output_folder
 from .predictions import writing_predictions

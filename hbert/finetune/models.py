@@ -21,6 +21,7 @@ import hbert.heads  # noqa: F401  registers HBERT with the Auto classes
 from hbert.errors import HbertError
 from hbert.evaluate.checkpoint import from_checkpoint
 from hbert.evaluate.held_out import max_positions
+from hbert.precision import device
 from hbert.pretrain.models import check_fields
 
 from .examples import LabelSet
@@ -123,11 +124,6 @@ def text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, aske
     if asked < smallest:
         raise ValueError(f"max_length is {asked}; with the special tokens it must be at least {smallest}")
     return asked
-
-
-def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def label_names(config: PreTrainedConfig) -> list[str]:

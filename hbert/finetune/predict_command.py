@@ -6,12 +6,13 @@ import argparse
 from typing import Any
 
 from hbert.data.terminal import output_console
+from hbert.precision import device_of
 
 from .inference import class_probabilities
 from .models import label_names, load_classifier
 from .options import prepare_process
 from .predictions import SUFFIXES, writing_predictions
-from .stream import add_stream_arguments, load_runner, model_device, open_stream
+from .stream import add_stream_arguments, load_runner, open_stream
 
 
 def add_parser(subparsers: Any, summary: str) -> None:
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     prepare_process()
     stream = open_stream(args, SUFFIXES)
-    model = load_classifier(args.model, model_device(args))
+    model = load_classifier(args.model, device_of(args))
     multi = model.config.problem_type == "multi_label_classification"
     runner, max_length = load_runner(args, model, class_probabilities(multi))
     with writing_predictions(args.out, label_names(model.config), multi, args.label_separator) as writer:

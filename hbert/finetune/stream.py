@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from hbert.data.terminal import progress
@@ -127,11 +126,6 @@ def _check_target(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     folder = out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise HbertError(f"--out {out}: its folder must exist and be writable")
-
-
-def model_device(args: argparse.Namespace) -> torch.device | None:
-    """Where the model has to be for these arguments; None: on the device there is."""
-    return torch.device("cpu") if args.optimize == "int8" else None
 
 
 def load_runner(args: argparse.Namespace, model: PreTrainedModel, readout: Readout) -> tuple[Runner, int]:

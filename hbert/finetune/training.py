@@ -166,7 +166,7 @@ class _StopAtNaN(TrainerCallback):
 
 
 class _OneDevice(TrainingArguments):
-    """The Trainer's arguments, for the first GPU alone: of several it would make nn.DataParallel, with so many batches.
+    """The Trainer's arguments, for the first GPU alone: of several it would make nn.DataParallel, a batch on each.
 
     One batch is what the settings say it is, on any machine.
     """

@@ -28,7 +28,7 @@ _POOLER = "pooler"
 def check_modules(encoder: nn.Module) -> None:
     """Checks that the modules whose weights are read are what the encoder's library put there, and no adapters.
 
-    Theirs go by names of the same module of Python as the encoder's class. The pooler is called, not read.
+    The library's own are the classes of the Python module that defines the encoder. The pooler is called, not read.
 
     Raises:
         ValueError: one is of another class, a subclass included; the message names it.

@@ -59,7 +59,7 @@ def check_log(path: Path, offset: int) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found is None or found < offset:
         state = "is missing" if found is None else f"has {found:,} bytes"
-        raise HbertError(f"--resume: {path} {state}, but the checkpoint was saved behind {offset:,}; put it back")
+        raise HbertError(f"--resume: {path} {state}, but the checkpoint needs its first {offset:,} bytes")
 
 
 class MetricsLog:

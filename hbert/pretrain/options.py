@@ -42,7 +42,9 @@ def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     group.add_argument("--save-every", type=int, metavar="STEPS", help="between checkpoints")
     group.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep (default 2)")
-    group.add_argument("--eval-every", type=int, metavar="STEPS", help="between evaluations (default: 20 in all, fewer in a short run)")
+    group.add_argument(
+        "--eval-every", type=int, metavar="STEPS", help="between evaluations (default: 20 in all, fewer in a short run)"
+    )
     group.add_argument("--eval-blocks", type=int, metavar="N", help="held-out blocks of each (default: 65,536 tokens)")
     group.add_argument("--log-every", type=int, metavar="STEPS", help="between lines of metrics.jsonl")
 

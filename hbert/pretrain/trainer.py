@@ -276,7 +276,7 @@ class _Run:
     def _take_up(self, text: Text, engine: Engine) -> dict[str, Any]:
         out, record = self.settings.out, dict(self.record or {})
         if changed := folder.text_differences(record, text.record()):
-            raise HbertError(f"--resume: {' and '.join(changed)} of {out} {'was' if len(changed) == 1 else 'were'} different; nothing was changed")
+            raise HbertError(f"--resume: {out} began with another {' and another '.join(changed)}; nothing was changed")
         checkpoint = newest_checkpoint(out)
         stored = read_state(checkpoint)
         if stored["run"] != folder.record_digest(record):

@@ -372,7 +372,7 @@ def test_the_revision_is_that_of_what_is_measured(checkout, tmp_path_factory):
     built = git("rev-parse", "--short=12", "HEAD")
     assert machine.measured_revision(here, folder) == built  # nothing is compiled
     for package in (here, elsewhere):
-        (package / "build_info.json").write_text(json.dumps({"git": built}))
+        (package / "build_info.json").write_text(json.dumps({"git": built, "built": True}))
     git("commit", "--allow-empty", "-m", "two")
     now = git("rev-parse", "--short=12", "HEAD")
     assert machine.measured_revision(here, folder) == now != built
@@ -381,3 +381,5 @@ def test_the_revision_is_that_of_what_is_measured(checkout, tmp_path_factory):
     git("commit", "-am", "three")
     now = git("rev-parse", "--short=12", "HEAD")
     assert machine.measured_revision(here, folder) == f"{now} (kernels: {built})"
+    (here / "build_info.json").write_text(json.dumps({"git": built, "built": False}))
+    assert machine.measured_revision(here, folder) == now

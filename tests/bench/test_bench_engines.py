@@ -15,7 +15,7 @@ from bench import artifacts, client, engines, harness, machine, session
 from bench.artifacts import Artifacts
 from bench.client import ENGINE_MODULE, Setup, WorkerError, start_worker
 from bench.cpu import Cpu
-from bench.engines.forward import EngineForward
+from bench.engines.forward import _TRIALS, EngineForward
 from bench.exports import Exporter, _once
 from bench.harness import Case
 from bench.names import ENGINE_PEERS, fixed_dtype
@@ -103,10 +103,11 @@ class Loaded:
     """An engine that gives what it was told to, after `seconds`."""
 
     def __init__(self, states, seconds=0.0):
-        self.states, self.seconds = states, seconds
+        self.states, self.seconds, self.log = states, seconds, lambda: None
 
     def prepared(self, ids, mask):
         def call():
+            self.log()
             time.sleep(self.seconds)
             return self.states
 
@@ -162,6 +163,21 @@ def test_the_fastest_variant_is_timed_and_named(task_of):
     states = right_states(task_of.path("ort-fp32"))
     task = task_of("ort-fp32", slow=Loaded(states, 0.05), fast=Loaded(states), slower=Loaded(states, 0.1))
     assert ", fast, " in task.traits()["backend"]
+
+
+def test_variants_are_tried_with_bound_threads(task_of, monkeypatch):
+    log = []
+    monkeypatch.setattr(machine, "bind", lambda threads, cpus: log.append("bind") or "bound")
+    states = right_states(task_of.path("ort-fp32"))
+    variants = {name: Loaded(states) for name in ("one", "two")}
+    for name, variant in variants.items():
+        variant.log = lambda name=name: log.append(name)
+    task_of("ort-fp32", **variants)
+    trials = list(zip(log, log[1:], strict=False))
+    # A call, then the threads that worked in it are bound, then three calls at least that are timed.
+    for name in variants:
+        at = trials.index((name, "bind"))
+        assert log[at + 2 : at + 2 + _TRIALS] == [name] * _TRIALS
 
 
 def test_a_failed_export_is_that_peers_alone(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from bench.stats import P99_CALLS, Ratio, bootstrap_median, drift, paired_ratio, spread
+from bench.stats import P99_CALLS, Ratio, drift, median_interval, paired_ratio, spread
 
 
 def order_statistic(values, share):
@@ -39,26 +39,26 @@ def test_spread_of_nothing_is_an_error():
         spread([])
 
 
-def exact_bootstrap(values, level):
-    """Quantile of the median over all resamples of an odd number of distinct values, from the binomial distribution.
-
-    The median is at most the k-th smallest value when at least half of the draws are.
-    """
-    n = len(values)
-    for k, value in enumerate(sorted(values), 1):
-        p = k / n
-        at_most = sum(math.comb(n, j) * p**j * (1 - p) ** (n - j) for j in range((n + 1) // 2, n + 1))
-        if at_most >= level:
-            return value
-    raise AssertionError("a distribution function ends at 1")
+@pytest.mark.parametrize(
+    "count, first", [(6, 1), (7, 1), (8, 1), (9, 2), (11, 2), (12, 3), (15, 4), (20, 6), (100, 40)]
+)
+def test_the_interval_is_that_of_the_sign_test(count, first):
+    """`first`: from printed tables of the sign test at 5%, two-sided."""
+    values = np.random.default_rng(count).permutation(np.arange(1.0, count + 1))
+    assert median_interval(values) == (first, count + 1 - first)
 
 
-@pytest.mark.parametrize("count", [3, 5, 9, 15, 31])
-def test_interval_is_that_of_all_resamples(count):
+@pytest.mark.parametrize("count", [6, 7, 10])
+def test_the_interval_holds_the_median_as_often_as_it_says(count):
+    draws = np.random.default_rng(0).lognormal(size=(20_000, count))
+    low, high = np.array([median_interval(row) for row in draws]).T
+    assert ((low < 1) & (1 < high)).mean() > 0.95 - 0.003
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_the_interval_of_few_values_is_their_range(count):
     values = np.random.default_rng(count).normal(size=count)
-    noise = 0.01  # four standard deviations of a tail share over the resamples, and a little
-    for got, level in zip(bootstrap_median(values), (0.025, 0.975), strict=True):
-        assert exact_bootstrap(values, level - noise) <= got <= exact_bootstrap(values, level + noise)
+    assert median_interval(values) == (values.min(), values.max())
 
 
 def test_pairing_cancels_the_drift_of_the_machine():

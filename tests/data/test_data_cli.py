@@ -106,6 +106,15 @@ def test_bugs_keep_their_traceback(monkeypatch):
         cli.main(["corpus", "--list"])
 
 
+def test_a_module_that_a_package_has_no_longer_keeps_its_traceback(monkeypatch):
+    def gone(args):
+        raise ModuleNotFoundError("No module named 'transformers.gone'", name="transformers.gone")
+
+    monkeypatch.setattr("hbert.data.corpus_command.run", gone)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["corpus", "--list"])
+
+
 def test_interrupt_is_quiet(monkeypatch, capsys):
     def interrupt(args):
         raise KeyboardInterrupt
@@ -141,7 +150,9 @@ def test_help_loads_no_heavy_module_and_data_needs_no_torch(tmp_path):
 def test_a_command_without_its_packages_says_how_to_install_them(missing):
     program = (
         "import sys\n"
-        f"sys.modules.update(dict.fromkeys({missing!r}))\n"
+        "class Absent:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name in {missing!r}:\n            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
         "from hbert import cli\n"
         "for command in cli.COMMANDS:\n"
         "    try:\n        print(cli.main([command, '--help']))\n"

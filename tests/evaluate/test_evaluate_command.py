@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+import torch
 from evaluate_helpers import bert_model, hbert_model, run_info, write_documents, write_run
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -22,7 +23,7 @@ from hbert.data.tokenizer import special_ids, tokenizer_digest
 from hbert.errors import HbertError
 from hbert.evaluate.checkpoint import checkpoint_tokenizer, with_bert_names
 from hbert.evaluate.held_out import evaluate
-from hbert.precision import prepared
+from hbert.precision import device_of
 
 
 def run(capsys, *arguments):
@@ -77,13 +78,10 @@ def test_optimized_for_serving(capsys, tmp_path, corpus, tokenizer, cache, build
     assert dtype == "fp32" or written["loss"] != pytest.approx(plain.loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
-def test_int8_leaves_the_gpu(monkeypatch, dtype):
-    model, moved = hbert_model(), []
-    monkeypatch.setattr(model, "cpu", lambda: moved.append(model) or model)
-    found, autocast, _ = prepared(model, argparse.Namespace(optimize=dtype))
-    assert found is not model and autocast == "fp32"
-    assert moved == ([model] if dtype == "int8" else [])
+def test_int8_stays_on_the_cpu_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr("hbert.precision.device", lambda: torch.device("cuda"))
+    assert device_of(argparse.Namespace(optimize="int8")) == torch.device("cpu")
+    assert {device_of(argparse.Namespace(optimize=dtype)) for dtype in (None, "bf16")} == {torch.device("cuda")}
 
 
 def test_one_kind_of_numbers_at_a_time(capsys, tmp_path):

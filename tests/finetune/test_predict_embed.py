@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hbert.errors import HbertError
-from hbert.finetune import embed_command, models, stream
+from hbert.finetune import embed_command, stream
 
 NAMES = {0: "bad", 1: "good", 2: "odd"}
 TEXTS = [text for _, text in toy_rows(37, seed=5)] + ["", "happy " * 50]
@@ -154,7 +154,7 @@ def test_optimized_for_serving(hbert, classifier, texts, tmp_path):
 
 
 def test_int8_stays_on_the_cpu_where_there_is_a_gpu(hbert, classifier, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr("hbert.precision.device", lambda: torch.device("meta"))
     words = ["--model", classifier, "--input", texts, "--optimize"]
     for command, name in (("embed", "a.npy"), ("predict", "a.tsv")):
         status, _, stderr = hbert(command, *words, "int8", "--out", tmp_path / name)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from model_helpers import batch, dense_twin, small_masked_lm, small_model, with_adapter
+from torch.nn.utils.parametrizations import weight_norm
 
 IGNORED = -100
 TARGETS = {
@@ -58,6 +59,16 @@ def test_scorers_take_no_adapter(name):
     with_adapter(model, f"layers.0.attention.{name}")
     with pytest.raises(TypeError, match=f"{name} is a LoraLinear of model_helpers, .* leave scorers out of adapters"):
         model(*batch())
+
+
+@pytest.mark.parametrize("name", ["query_att", "key_att", "key"])
+@pytest.mark.parametrize("scorer", ["dense", "per_head"])
+def test_parametrized_weights_are_read(scorer, name):
+    model = small_model(scorer=scorer)
+    expected = model(*batch(rows=2, length=45)).last_hidden_state
+    weight_norm(model.layers[0].attention.get_submodule(name))
+    found = model(*batch(rows=2, length=45)).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("divisor", [None, 7])

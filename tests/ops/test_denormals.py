@@ -1,4 +1,4 @@
-"""Softmax weights that underflow into denormal numbers: zeros in the kernels of x86-64, where these are multiplied slowly."""
+"""Softmax weights that underflow into denormal numbers: zeros on x86-64, where these are multiplied slowly."""
 
 import math
 import platform

@@ -1,5 +1,6 @@
 """Two gloo processes train as one does."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -86,7 +87,12 @@ def slow(out, number, *args):
     return save(out, number, *args)
 
 engine.Engine.step, loop.save_checkpoint = told, slow
-sys.exit(main(sys.argv[1:]))
+try:
+    status = main(sys.argv[1:])
+finally:
+    if os.environ["RANK"] == "1":
+        print("leaves behind", sorted(os.listdir(os.environ["CHECKPOINTS"])))
+sys.exit(status)
 """
 
 
@@ -94,9 +100,12 @@ def test_under_torchrun_nobody_leaves_before_the_checkpoint_is_there(words, out,
     script = tmp_path / "slow_save.py"
     script.write_text(SLOW_SAVE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run([*launcher, "pretrain", *words()], capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"CHECKPOINTS": str(out / "checkpoints")}
+    command = [*launcher, "pretrain", *words()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode != 0 and checkpoints(out)[-1].name == "step-00000004", done.stderr
     assert record(out)["status"] == "interrupted"
+    assert "'step-00000004'" in done.stdout.partition("leaves behind")[2]
     assert "waits for the others for 1 day, 0:00:00" in done.stdout
 
 

@@ -240,7 +240,7 @@ def test_resume_refuses_other_text(finished, pretrain, text):
         status, _, stderr = pretrain(resume=True)
     finally:
         text.write_text(content)
-    assert status == 2 and "corpus and tokenizer" in stderr and files_of(out) == before
+    assert status == 2 and "began with another corpus and another tokenizer" in stderr and files_of(out) == before
 
 
 def test_resume_of_a_finished_run_restores_its_model(finished, pretrain):
@@ -271,7 +271,7 @@ def test_resume_without_its_lines(finished, pretrain, size, message):
     (out / "metrics.jsonl").unlink() if size is None else (out / "metrics.jsonl").write_bytes(b"{" * size)
     before = files_of(out)
     status, _, stderr = pretrain(resume=True)
-    assert status == 2 and f"metrics.jsonl {message}, but the checkpoint was saved behind" in stderr
+    assert status == 2 and f"metrics.jsonl {message}, but the checkpoint needs its first" in stderr
     assert files_of(out) == before
 
 
