@@ -151,7 +151,7 @@ def test_a_command_without_its_packages_says_how_to_install_them(missing):
     program = (
         "import sys\n"
         "class Absent:\n    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name in {missing!r}:\n            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)\n"
+        f"        if name in {missing!r}:\n            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from hbert import cli\n"
         "for command in cli.COMMANDS:\n"
