@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.documents import rewrite
-from bench.finetuning import plan, report, store, tasks
+from bench.finetuning import plan, report, store, tasks, times
 
 
 def command(run: plan.Run, lr: float, models: Path, task: Path, out: Path) -> list[str]:
@@ -54,7 +53,8 @@ def run_all(there: Sequence[str], options: argparse.Namespace, console: Console)
         return [run for run in runs if fnmatch.fnmatch(run.name, options.only) and not store.is_done(run)]
 
     complete = True
-    for task, model in itertools.product(there, plan.MODELS):
+    pairs = [(task, model) for task in there for model in plan.models(task)]
+    for task, model in pairs:
         # A sweep grows while its best rate is at an edge.
         while waiting := missing(store.sweep(task, model)):
             if not execute(waiting[0], options, console):
@@ -63,10 +63,51 @@ def run_all(there: Sequence[str], options: argparse.Namespace, console: Console)
     return all([execute(run, options, console) for run in missing(plan.runs(tuple(there)))]) and complete
 
 
+def _write_tasks(options: argparse.Namespace, console: Console) -> bool:
+    for folder in tasks.write_tasks(options.tasks):
+        console.print(str(folder))
+    return True
+
+
+def _run(options: argparse.Namespace, console: Console) -> bool:
+    return run_all(_there(options), options, console)
+
+
+def _time(options: argparse.Namespace, console: Console) -> bool:
+    for task in _there(options):
+        if any(store.chosen(task, model) for model in plan.models(task)):
+            store.keep_times(task, times.measure(task, options.tasks, options.models, console))
+    return True
+
+
+def _show_status(options: argparse.Namespace, console: Console) -> bool:
+    there = _there(options)
+    sweeps = (run for task in there for model in plan.models(task) for run in store.sweep(task, model))
+    for run in (*sweeps, *plan.runs(there)):
+        if fnmatch.fnmatch(run.name, options.only):
+            console.print(f"{run.name:24} {'done' if store.is_done(run) else 'to do'}")
+    return True
+
+
+def _report(options: argparse.Namespace, console: Console) -> bool:
+    found = report.report()
+    rewrite(report.PAGE, {"finetuning": found})
+    console.print(found)
+    console.print(f"written to {report.write_page(store.RESULTS / 'report')}")
+    return True
+
+
+def _there(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(task for task in plan.TASKS if (options.tasks / task).is_dir())
+
+
+ACTIONS = {"tasks": _write_tasks, "run": _run, "time": _time, "status": _show_status, "report": _report}
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.finetuning", description=__doc__)
-    parser.add_argument("action", choices=("tasks", "run", "status", "report"))
+    parser.add_argument("action", choices=tuple(ACTIONS))
     parser.add_argument(
         "--tasks", type=Path, default=Path("runs/tasks"), help="a folder of train, valid, test.tsv each"
     )
@@ -75,24 +116,7 @@ def main() -> int:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'emotion-*'")
     options = parser.parse_args()
     console = Console(soft_wrap=True, markup=False, highlight=False)
-    if options.action == "tasks":
-        for folder in tasks.write_tasks(options.tasks):
-            console.print(str(folder))
-        return 0
-    if options.action == "report":
-        found = report.report()
-        rewrite(report.PAGE, {"finetuning": found})
-        console.print(found)
-        console.print(f"written to {report.write_page(store.RESULTS / 'report')}")
-        return 0
-    there = tuple(task for task in plan.TASKS if (options.tasks / task).is_dir())
-    if options.action == "status":
-        sweeps = (run for task in there for model in plan.MODELS for run in store.sweep(task, model))
-        for run in (*sweeps, *plan.runs(there)):
-            if fnmatch.fnmatch(run.name, options.only):
-                console.print(f"{run.name:24} {'done' if store.is_done(run) else 'to do'}")
-        return 0
-    return 0 if run_all(there, options, console) else 1
+    return 0 if ACTIONS[options.action](options, console) else 1
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.pretraining.plan import FINE_TUNED as MODELS
-from bench.pretraining.plan import LAST_SEED
+from bench.pretraining.plan import FINE_TUNED, LAST_SEED
 
 # Task -> epochs: those of the paper, where intents of hwu64, which MASSIVE was drawn from, stand in for MASSIVE.
 TASKS = {"emotion": 10, "hwu64": 15, "r52": 10, "rotten": 10}
 # The paper's 5e-5, and larger ones: these models are small and were trained for 20 minutes.
 LEARNING_RATES = (5e-5, 2e-4, 5e-4)
 SEEDS = (0, 1, 2)
+# Model -> the pretraining run whose weights it starts from: 20 minutes each, and an hour.
+MODELS = {name: f"main-{name}-{LAST_SEED}" for name in FINE_TUNED}
+HOUR_MODELS = {"b60": "hour-b-0", "g60": "hour-g-0"}
+HOUR_TASKS = ("hwu64",)
 # Epochs without a better score on the validation split after which a run ends.
 PATIENCE = 3
 
@@ -31,9 +34,19 @@ class Run:
         return f"{self.task}-{self.model}-{self.seed if self.lr is None else f'{self.lr:g}'}"
 
 
+def models(task: str) -> tuple[str, ...]:
+    """The models that are fine-tuned on a task."""
+    return (*MODELS, *(HOUR_MODELS if task in HOUR_TASKS else ()))
+
+
 def pretrained(model: str) -> str:
     """The pretraining run whose weights a model starts from."""
-    return f"main-{model}-{LAST_SEED}"
+    return (MODELS | HOUR_MODELS)[model]
+
+
+def baseline(model: str) -> str:
+    """What a model is compared with: BERT in this kit, pretrained as long."""
+    return "b60" if model in HOUR_MODELS else "b"
 
 
 def sweep_run(task: str, model: str, lr: float) -> Run:
@@ -43,4 +56,4 @@ def sweep_run(task: str, model: str, lr: float) -> Run:
 
 def runs(tasks: tuple[str, ...]) -> list[Run]:
     """All runs behind the sweeps, whose best is that of the first seed, in the order in which they are worth having."""
-    return [Run(task, model, seed) for seed in SEEDS[1:] for task in tasks for model in MODELS]
+    return [Run(task, model, seed) for seed in SEEDS[1:] for task in tasks for model in models(task)]

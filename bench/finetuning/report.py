@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean, median, stdev
 
 from bench.documents import DOCS
 from bench.finetuning import plan, store
+from bench.stats import paired_ratio
 from hbert.data.storage import replacing
 from hbert.evaluate.summary import markdown
 from hbert.finetune.significance import compare
@@ -19,8 +19,8 @@ PAGE = DOCS / "results-finetuning.md"
 _METRICS = ("accuracy", "macro_f1", "mcc")
 _CAPTION = (
     "Up and to the left is better. A point is the mean over the seeds at the learning rate that the validation split "
-    "chose, its whiskers reach one standard deviation over them on either side. The time is that of predicting the "
-    "test split, taken once a seed beside whatever else ran on the machine; for latencies use bench/run.py."
+    "chose, its whiskers reach one standard deviation over them on either side. The time is the median of the rounds "
+    "of `python -m bench.finetuning time`: the test split, the models by turns on one machine."
 )
 _Finished = dict[str, list[plan.Run]]
 _Table = tuple[list[str], list[list[str]]]
@@ -30,8 +30,10 @@ def report() -> str:
     """Returns the tables of all tasks that have results, as Markdown."""
     finished, parts = _finished(), []
     for task in plan.TASKS:
-        tables = [*_tables(finished.get(task, {})), *_sweeps(task)]
-        parts += ["\n".join([f"### {task}\n", *(markdown(*table) for table in tables)])] if tables else []
+        runs = finished.get(task, {})
+        tables = [*_tables(task, runs), *_sweeps(task)]
+        notes = [f"{note}\n" for note in _notes(task, runs)]
+        parts += ["\n".join([f"### {task}\n", *(markdown(*table) for table in tables), *notes])] if tables else []
     return "\n".join(parts)
 
 
@@ -44,9 +46,12 @@ def write_page(out: Path) -> Path:
     """
     parts = []
     for task, runs in _finished().items():
-        chart, title = accuracy_chart(runs), f"{task}: test accuracy against the time of a text"
-        parts += [page.heading(task), page.figure(save_chart(chart, out, f"{task}-accuracy-time"), title, _CAPTION)]
-        parts += [page.table(*table) for table in (*_tables(runs), *_sweeps(task))]
+        parts.append(page.heading(task))
+        if store.times(task):
+            chart, title = accuracy_chart(task, runs), f"{task}: test accuracy against the time of a text"
+            parts.append(page.figure(save_chart(chart, out, f"{task}-accuracy-time"), title, _CAPTION))
+        parts += [page.table(*table) for table in (*_tables(task, runs), *_sweeps(task))]
+        parts += [page.paragraph(note) for note in _notes(task, runs)]
     path = out / "index.html"
     with replacing(path) as temporary:
         temporary.write_text(page.page("Fine-tuning", parts), encoding="utf-8")
@@ -55,14 +60,14 @@ def write_page(out: Path) -> Path:
 
 def _finished() -> dict[str, _Finished]:
     """The runs of each model of each task, where there are any."""
-    tasks = {task: {model: store.chosen(task, model) for model in plan.MODELS} for task in plan.TASKS}
+    tasks = {task: {model: store.chosen(task, model) for model in plan.models(task)} for task in plan.TASKS}
     done = {task: {model: runs for model, runs in models.items() if runs} for task, models in tasks.items()}
     return {task: models for task, models in done.items() if models}
 
 
 def _sweeps(task: str) -> list[_Table]:
     """The validation accuracy of the first seed at every rate that was tried, that of the chosen one bold."""
-    tried = {model: [run for run in store.sweep(task, model) if store.is_done(run)] for model in plan.MODELS}
+    tried = {model: [run for run in store.sweep(task, model) if store.is_done(run)] for model in plan.models(task)}
     rates = sorted({run.lr for runs in tried.values() for run in runs if run.lr is not None})
     lines = []
     for model, runs in tried.items():
@@ -73,46 +78,79 @@ def _sweeps(task: str) -> list[_Table]:
     return [(["validation accuracy at", *(f"{rate:g}" for rate in rates)], lines)] if lines else []
 
 
-def _tables(finished: _Finished) -> list[_Table]:
+def _tables(task: str, finished: _Finished) -> list[_Table]:
     if not finished:
         return []
-    tables = [(["model", "seeds", "lr", *_METRICS, "test, ms a text"], _scores(finished))]
-    if plan.MODELS[0] in finished and len(finished) > 1:
-        columns = ["against " + plan.MODELS[0], "difference of accuracy", "95% interval", "McNemar p by seed"]
-        tables.append((columns, _differences(finished)))
+    tables = [(["model", "seeds", "lr", *_METRICS, "ms a text", "speed against BERT"], _scores(task, finished))]
+    if differences := _differences(finished):
+        tables.append((["models", "difference of accuracy", "95% interval", "McNemar p by seed"], differences))
     return tables
 
 
-def accuracy_chart(finished: _Finished) -> LineChart:
+def _notes(task: str, finished: _Finished) -> list[str]:
+    """What the tables do not say by themselves: who is below the floor, and where the times are from."""
+    if not finished:
+        return []
+    notes, floor = [], _floor(finished)["accuracy"]
+    if below := [model for model, runs in finished.items() if mean(_test_scores(runs, "accuracy")) < floor]:
+        notes.append(f"Below naive Bayes, so pretraining has failed for this task: {', '.join(below)}.")
+    if times := store.times(task):
+        rounds = len(next(iter(times["milliseconds"].values())))
+        notes.append(
+            f"Times: `python -m bench.finetuning time`, float32, {times['threads']} threads, {rounds} rounds by turns, "
+            f"{times['texts']:,} texts of {times['tokens'] / times['texts']:.1f} tokens; {times['machine']['cpu']}, "
+            f"{times['cpu_capability']}; commit {times['git']}; {times['date']}."
+        )
+    return notes
+
+
+def accuracy_chart(task: str, finished: _Finished) -> LineChart:
     """A point for each model: mean test accuracy over the seeds and one standard deviation, against time; the floor."""
     lines = []
     for colour, (model, runs) in enumerate(finished.items()):
-        records = [store.record(run) for run in runs]
-        found = [entry["test"]["accuracy"]["mean"] for entry in records]
+        if not (milliseconds := _milliseconds(task, model)):
+            continue
+        found = _test_scores(runs, "accuracy")
         spread = stdev(found) if len(found) > 1 else 0.0
         centre = mean(found)
-        lines.append(Line(Series(model, colour), [_text_time(records)], [centre], [centre - spread], [centre + spread]))
+        lines.append(
+            Line(Series(model, colour), [median(milliseconds)], [centre], [centre - spread], [centre + spread])
+        )
     floor = _floor(finished)["accuracy"]
     return LineChart("test split, ms a text", "test accuracy", lines, {f"naive Bayes {floor:.3f}": floor})
 
 
-def _text_time(records: list[dict[str, Any]]) -> float:
-    """Milliseconds."""
-    return mean(1e3 * run["seconds"] / run["texts"] for entry in records for run in entry["inference"])
+def _milliseconds(task: str, model: str) -> list[float]:
+    """A text's, in each round; none where the model was not timed."""
+    return (store.times(task) or {}).get("milliseconds", {}).get(model, [])
+
+
+def _test_scores(runs: list[plan.Run], metric: str) -> list[float]:
+    return [store.record(run)["test"][metric]["mean"] for run in runs]
 
 
 def _floor(finished: _Finished) -> dict[str, float]:
     return store.record(next(iter(finished.values()))[0])["floor"]["test"]
 
 
-def _scores(finished: _Finished) -> list[list[str]]:
+def _scores(task: str, finished: _Finished) -> list[list[str]]:
     rows = []
     for model, runs in finished.items():
-        records = [store.record(run) for run in runs]
-        scores = [_spread([entry["test"][name]["mean"] for entry in records]) for name in _METRICS]
-        rows.append([model, str(len(runs)), f"{runs[0].lr:g}", *scores, f"{_text_time(records):.2f}"])
+        scores = [_spread(_test_scores(runs, name)) for name in _METRICS]
+        rows.append([model, str(len(runs)), f"{runs[0].lr:g}", *scores, *_speed(task, model)])
     floor = _floor(finished)
-    return [*rows, ["naive Bayes", "", "", *(f"{floor[name]:.4f}" for name in _METRICS), ""]]
+    return [*rows, ["naive Bayes", "", "", *(f"{floor[name]:.4f}" for name in _METRICS), "", ""]]
+
+
+def _speed(task: str, model: str) -> tuple[str, str]:
+    """Time of a text, and how many times as fast as its baseline."""
+    own, other = _milliseconds(task, model), _milliseconds(task, plan.baseline(model))
+    if not own:
+        return "", ""
+    if not other or model == plan.baseline(model):
+        return f"{median(own):.3f}", ""
+    ratio = paired_ratio(other, own)
+    return f"{median(own):.3f}", f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _spread(values: list[float]) -> str:
@@ -120,11 +158,14 @@ def _spread(values: list[float]) -> str:
 
 
 def _differences(finished: _Finished) -> list[list[str]]:
-    (_, first), *others = finished.items()
     rows = []
-    for model, runs in others:
-        found = compare([store.predictions(run) for run in first], [store.predictions(run) for run in runs])
+    for model in finished:
+        baseline = plan.baseline(model)
+        if model == baseline or baseline not in finished:
+            continue
+        first, second = ([store.predictions(run) for run in finished[name]] for name in (baseline, model))
+        found = compare(first, second)
         interval = f"[{found.interval.low:+.4f}, {found.interval.high:+.4f}]"
         chances = ", ".join(f"{p:.2g}" for p in found.mcnemar_p)
-        rows.append([model, f"{found.interval.difference:+.4f}", interval, chances])
+        rows.append([f"{model} - {baseline}", f"{found.interval.difference:+.4f}", interval, chances])
     return rows

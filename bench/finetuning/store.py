@@ -11,6 +11,7 @@ from typing import Any
 from bench.finetuning.plan import LEARNING_RATES, SEEDS, Run, sweep_run
 from bench.machine import ROOT
 from bench.sweep import with_edges
+from hbert.data.storage import replacing
 
 RESULTS = ROOT / "docs" / "results" / "finetuning"
 _PATHS = ("model", "train", "valid", "test", "out")
@@ -58,6 +59,24 @@ def _kept(out: Path) -> dict[str, Any]:
     for split in found["data"].values():
         split["source"] = Path(split["source"]).name
     return found
+
+
+def keep_times(task: str, found: dict[str, Any]) -> None:
+    """Keeps what `times.measure` returned for a task."""
+    path = _times_file(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def times(task: str) -> dict[str, Any] | None:
+    """What was kept of a task's times, if it was measured."""
+    path = _times_file(task)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _times_file(task: str) -> Path:
+    return RESULTS / "times" / f"{task}.json"
 
 
 def validation_accuracy(run: Run) -> float:

@@ -8,12 +8,33 @@ from argparse import ArgumentParser
 
 import pytest
 from html_page import Page
+from rich.console import Console
+from transformers import BertConfig
 
 from bench.finetuning import __main__ as queue
-from bench.finetuning import plan, report, store
+from bench.finetuning import plan, report, store, times
+from hbert import HBertConfig
+from hbert.data.tokenizer import SPECIAL_TOKENS, save_tokenizer, tokenizer_from_vocabulary
+from hbert.errors import HbertError
 from hbert.finetune.finetune_command import add_parser
 
 LABELS = ["x", "y"] * 50
+PIECES = [*SPECIAL_TOKENS, "the", "sea", "boat"]
+_SIZES = {"vocab_size": len(PIECES), "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 16}
+CONFIGS = {
+    "b": BertConfig(**_SIZES, num_hidden_layers=2, intermediate_size=64),
+    "g": HBertConfig(**_SIZES, layer_types="AS", positions="learned"),
+}
+TIMES = {
+    "machine": {"cpu": "a processor"},
+    "threads": 1,
+    "cpu_capability": "avx2",
+    "git": "abc",
+    "date": "2026-11-30",
+    "texts": 100,
+    "tokens": 950,
+    "milliseconds": {"b": [2.0, 2.1, 1.9], "g": [1.0, 1.1, 0.9]},
+}
 
 
 @pytest.fixture
@@ -38,8 +59,9 @@ def finish(run: plan.Run, folder, right: int, validation: float = 0.5) -> None:
         "validation": {"accuracy": {"mean": validation}},
         "test": scores,
         "floor": {"test": {name: 0.25 for name in scores}},
-        "inference": [{"seconds": 0.2, "texts": 100}],
         "best_seed_test": {"confusion": [[1, 2], [3, 4]]},
+        "labels": ["x", "y"],
+        "model": {"config": CONFIGS[run.model].to_dict()},
     }
     (out / "results.json").write_text(json.dumps(record))
     store.keep(run, out)
@@ -52,7 +74,8 @@ def finish_sweep(model: str, folder, right: int) -> None:
 
 
 def finish_two_models(folder) -> None:
-    """Three seeds each: b is right about 60 to 62 texts, g about 80 to 82."""
+    """Three seeds each: b is right about 60 to 62 texts, g about 80 to 82, in half the time."""
+    store.keep_times("rotten", TIMES)
     for model, right in (("b", 60), ("g", 80)):
         finish_sweep(model, folder, right)
         for seed in (1, 2):
@@ -62,7 +85,8 @@ def finish_two_models(folder) -> None:
 def test_the_plan():
     runs = plan.runs(tuple(plan.TASKS))
     assert len({run.name for run in runs}) == len(runs)
-    assert len(runs) == len(plan.TASKS) * len(plan.MODELS) * (len(plan.SEEDS) - 1)
+    models = len(plan.TASKS) * len(plan.MODELS) + len(plan.HOUR_TASKS) * len(plan.HOUR_MODELS)
+    assert len(runs) == models * (len(plan.SEEDS) - 1)
 
 
 def test_the_validation_split_chooses_the_rate_and_the_test_split_does_not(results):
@@ -110,9 +134,11 @@ def test_the_tables(results):
     finish_two_models(results)
     text = report.report()
     assert "### rotten" in text and "### emotion" not in text
-    assert "| b | 3 | 0.0002 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 2.00 |" in text
-    assert "| naive Bayes |  |  | 0.2500 | 0.2500 | 0.2500 |  |" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("| g | +")]
+    assert "| b | 3 | 0.0002 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 2.000 |  |" in text
+    assert "| 0.8100 ± 0.0100 | 1.000 | 2.00 [1.91, 2.11] |" in text
+    assert "| naive Bayes |  |  | 0.2500 | 0.2500 | 0.2500 |  |  |" in text
+    assert "float32, 1 threads, 3 rounds by turns, 100 texts of 9.5 tokens; a processor, avx2; commit abc" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| g - b |")]
     # 20 texts that only g has right in each seed: 2 / 2^20.
     assert "| +0.2000 | [+0.12" in line and line.endswith("| 1.9e-06, 1.9e-06, 1.9e-06 |")
 
@@ -128,6 +154,33 @@ def test_a_sweep_that_is_not_complete_is_shown_without_scores(results):
     # The best rate is the highest: the next one is still to come.
     assert [run.lr for run in store.sweep("rotten", "g")] == [5e-5, 2e-4, 5e-4, 1e-3]
     assert "naive Bayes" not in report.report()
+
+
+@pytest.fixture
+def timed(results, monkeypatch):
+    """Two models with finished runs, a test split of three texts."""
+    monkeypatch.setattr(times, "ROUNDS", 4)
+    finish_sweep("b", results, 60)
+    finish_sweep("g", results, 80)
+    (results / "tasks" / "rotten").mkdir(parents=True)
+    (results / "tasks" / "rotten" / "test.tsv").write_text("x\tthe sea\ny\tthe boat the sea\nx\tsea\n")
+    return results
+
+
+def test_models_are_timed_by_turns_on_the_test_split(timed):
+    CONFIGS["g"].save_pretrained(timed / "models" / "main-g-2")
+    save_tokenizer(tokenizer_from_vocabulary(PIECES), timed / "models" / "main-g-2")
+    found = times.measure("rotten", timed / "tasks", timed / "models", Console(quiet=True))
+    assert (found["texts"], found["tokens"]) == (3, 7 + 2 * 3)
+    assert {name: len(rounds) for name, rounds in found["milliseconds"].items()} == {"b": 4, "g": 4}
+    assert all(value > 0 for rounds in found["milliseconds"].values() for value in rounds)
+    store.keep_times("rotten", found)
+    assert store.times("rotten") == found and "Times: `python -m bench.finetuning time`" in report.report()
+
+
+def test_times_need_the_tokenizer_of_a_model(timed):
+    with pytest.raises(HbertError, match="none of main-b-2, .*: their tokenizer is needed"):
+        times.measure("rotten", timed / "tasks", timed / "models", Console(quiet=True))
 
 
 def test_runs_wait_for_sweeps_and_for_models(results, monkeypatch, tmp_path):
@@ -150,12 +203,25 @@ def test_the_page_has_accuracy_against_time(results):
     assert sorted(file.suffix for file in path.parent.iterdir()) == [".html", ".png", ".png"]
 
 
+def test_models_below_naive_bayes_are_named(results):
+    finish_sweep("b", results, 26)
+    finish_sweep("g", results, 24)
+    assert "Below naive Bayes, so pretraining has failed for this task: g." in report.report()
+
+
+def test_models_of_an_hour_are_compared_with_each_other():
+    assert {plan.baseline(name) for name in plan.MODELS} == {"b"}
+    assert {plan.baseline(name) for name in plan.HOUR_MODELS} == {"b60"}
+    assert plan.pretrained("g60") == "hour-g-0" and plan.pretrained("g") == "main-g-2"
+
+
 def test_points_are_means_over_seeds_with_their_deviation(results):
+    store.keep_times("rotten", TIMES)
     finish_sweep("b", results, 60)
     for seed, right in ((1, 64), (2, 68)):
         finish(plan.Run("rotten", "b", seed), results, right)
-    chart = report.accuracy_chart({"b": store.chosen("rotten", "b")})
+    chart = report.accuracy_chart("rotten", {"b": store.chosen("rotten", "b")})
     (line,) = chart.lines
-    assert (line.x, line.y) == ([pytest.approx(2.0)], [pytest.approx(0.64)])  # 0.2 s for 100 texts
+    assert (line.x, line.y) == ([pytest.approx(2.0)], [pytest.approx(0.64)])
     assert (line.low, line.high) == ([pytest.approx(0.60)], [pytest.approx(0.68)])
     assert chart.marks == {"naive Bayes 0.250": 0.25}
