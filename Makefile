@@ -39,7 +39,7 @@ format: $(VENV)/installed-all
 	$(CXX_FILES) | xargs -0 $(BIN)/clang-format -i
 
 # The site in build/site; a link, an anchor or a docstring that does not fit ends it.
-docs: $(VENV)/installed-docs
+docs: $(VENV)/installed-all
 	$(BIN)/mkdocs build --strict
 
 # The benchmark's report of made-up results in build/report, looked at by a headless Chromium: pictures of it, light and dark,
