@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import hbert_kernels as hk
@@ -20,6 +21,11 @@ def test_the_version_is_the_same_everywhere():
 def test_ci_has_the_triton_whose_registers_are_counted():
     budget = json.loads((ROOT / "tests/gpu/triton_budget.json").read_text())
     assert f"triton=={budget['triton']['version']}\n" in (ROOT / ".ci/constraints.txt").read_text()
+
+
+def test_the_check_of_a_wheel_passes_here(capsys):
+    runpy.run_path(str(ROOT / ".ci/check_wheel.py"), run_name="__main__")
+    assert "saved, loaded, the same in compiled kernels" in capsys.readouterr().out
 
 
 def test_every_public_name_is_in_the_reference():
