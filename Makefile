@@ -11,10 +11,12 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 BIN := $(VENV)/bin
 BUILD_INPUTS := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu') setup.py pyproject.toml
 
-# A release newer than the one that the kernels are compiled against, several gigabytes where only CUDA builds exist; and
-# the Python that it runs in: another one will do, for the wheel is of no version of Python.
+# For check-torch, each several gigabytes where only CUDA builds exist: a torch newer than the one that the kernels are compiled
+# against, and the Python that it runs in, one of the two another one than here; and the oldest torch, if it is named:
+#   make check-torch PYTHON_NEWER=python3.13 TORCH_OLDEST="torch==2.10.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH_NEWER ?= torch
 PYTHON_NEWER ?= $(PYTHON)
+TORCH_OLDEST ?=
 
 .PHONY: test bench lint format docs check-report check-gpu check-levels check-sanitizers check-torch dist clean
 
@@ -39,7 +41,7 @@ format: $(VENV)/installed-all
 	$(CXX_FILES) | xargs -0 $(BIN)/clang-format -i
 
 # The site in build/site; a link, an anchor or a docstring that does not fit ends it.
-docs: $(VENV)/installed-docs
+docs: $(VENV)/installed-all
 	$(BIN)/mkdocs build --strict
 
 # The benchmark's report of made-up results in build/report, looked at by a headless Chromium: pictures of it, light and dark,
@@ -59,15 +61,20 @@ check-levels: $(VENV)/installed-all
 check-sanitizers: $(VENV)/installed-all
 	.ci/sanitizers $(BIN)/python --full
 
-# The wheel in dist/, compiled beside the torch of $(VENV), passes its selftest in $(TORCH) and in $(TORCH_NEWER).
+# The wheel in dist/, compiled beside the torch of $(VENV), at work where compilers fail: in $(TORCH), $(TORCH_NEWER) and,
+# if it is named, $(TORCH_OLDEST).
 check-torch: CHECK = $(abspath $(VENV))-check
+check-torch: VERSIONS = -Ic "import sys, importlib.metadata as m; print(sys.version_info[:2], m.version('torch').partition('+')[0])"
 check-torch: dist
 	rm -rf $(CHECK)
 	$(PYTHON) -m venv $(CHECK)/built && $(CHECK)/built/bin/python -m pip install $(TORCH)
 	$(PYTHON_NEWER) -m venv $(CHECK)/newer && $(CHECK)/newer/bin/python -m pip install $(TORCH_NEWER)
-	for python in $(CHECK)/*/bin/python; do \
-		$$python -m pip install --no-deps dist/hbert-*.whl && \
-		(cd $(CHECK) && $$python -m hbert_kernels.selftest) || exit 1; \
+	test "$$($(BIN)/python $(VERSIONS))" != "$$($(CHECK)/newer/bin/python $(VERSIONS))" || \
+		{ echo "check-torch: Python and torch are those of the build: set PYTHON_NEWER or TORCH_NEWER to others"; exit 1; }
+	$(if $(TORCH_OLDEST),$(PYTHON) -m venv $(CHECK)/oldest && $(CHECK)/oldest/bin/python -m pip install $(TORCH_OLDEST))
+	export CC=/bin/false CXX=/bin/false; for python in $(CHECK)/*/bin/python; do \
+		$$python -m pip install "$$(echo dist/hbert-*.whl)[train]" && \
+		$$python -I -m hbert_kernels.selftest && $$python -I .ci/check_wheel.py || exit 1; \
 	done
 
 # What is released, in dist/: the sources that git has, and a wheel built from them whose name says the oldest glibc that it

@@ -2,8 +2,12 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
+import pytest
+
+import hbert.data
 import hbert_kernels as hk
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +26,15 @@ def test_ci_has_the_triton_whose_registers_are_counted():
     assert f"triton=={budget['triton']['version']}\n" in (ROOT / ".ci/constraints.txt").read_text()
 
 
-def test_every_public_name_is_in_the_reference():
+def test_the_check_of_a_wheel_passes_here(capsys):
+    runpy.run_path(str(ROOT / ".ci/check_wheel.py"), run_name="__main__")
+    assert "saved, loaded, the same in compiled kernels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [hk, hbert, hbert.data], ids=lambda module: module.__name__)
+def test_every_public_name_is_in_the_reference(module):
     reference = (ROOT / "docs" / "api.md").read_text()
-    named = set(re.findall(r"\w+", reference))
-    assert {name for name in hk.__all__ if name not in named} == {"__version__"}
+    entry = re.search(rf"^::: {module.__name__}\n((?: .*\n)*)", reference, re.MULTILINE)
+    assert entry is not None
+    named = set(re.findall(r"\w+", reference)) if "members:" in entry[1] else set(module.__all__)
+    assert set(module.__all__) - named - {"__version__"} == set()

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -82,11 +83,7 @@ const std::function<void()>* kernel;
 std::mt19937_64 random_bits;
 uint64_t seed = 1, launches = 0;
 
-struct StaticShared {
-  const void* key;
-  void* memory;
-};
-std::vector<StaticShared> static_arrays;
+std::map<const void*, void*> static_arrays;
 void* dynamic_array;
 size_t dynamic_bytes;
 char kernel_started, kernel_ended, *barrier_objects, *arena;
@@ -169,7 +166,7 @@ void* allocate_shared(size_t bytes) {
 
 void free_shared() {
   if (!kThreadSanitizer) {
-    for (const StaticShared& array : static_arrays) std::free(array.memory);
+    for (const auto& [key, memory] : static_arrays) std::free(memory);
     std::free(dynamic_array);
   }
   static_arrays.clear();
@@ -341,10 +338,9 @@ void check_source_lane(int lane) {
 }
 
 void* static_shared(const void* key, size_t bytes) {
-  for (const StaticShared& array : static_arrays)
-    if (array.key == key) return array.memory;
-  static_arrays.push_back({key, allocate_shared(bytes)});
-  return static_arrays.back().memory;
+  void*& memory = static_arrays[key];
+  if (memory == nullptr) memory = allocate_shared(bytes);
+  return memory;
 }
 
 void* dynamic_shared() { return dynamic_array; }

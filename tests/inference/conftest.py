@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for folder in ("models", "patch", "convert"):
+for folder in ("models", "patching", "convert"):
     sys.path.append(str(Path(__file__).parents[1] / folder))
 
 from convert_checkpoint import minilm  # noqa: E402, F401

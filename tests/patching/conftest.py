@@ -1,4 +1,4 @@
-"""Fixtures of the patch tests."""
+"""Fixtures of the patching tests."""
 
 import sys
 from pathlib import Path
