@@ -13,10 +13,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from hbert.data.storage import content_key, read_json, write_json
-from hbert.data.tokenizer import save_tokenizer
 from hbert.errors import HbertError
 
-from .checkpoint import CHECKPOINTS, WRITE_ERRORS, save_checkpoint
+from .checkpoint import CHECKPOINTS, WRITE_ERRORS, save_checkpoint, write_model
 from .optimizers import Optimizers
 
 RUN, METRICS, EVENTS = "run.json", "metrics.jsonl", "tensorboard"
@@ -56,14 +55,19 @@ def _is_false_start(out: Path) -> bool:
 
 
 def create(
-    out: Path, record: Mapping[str, Any], model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any]
+    out: Path,
+    record: Mapping[str, Any],
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    optimizers: Optimizers,
+    state: Mapping[str, Any],
 ) -> None:
     """Writes the checkpoint of step 0, an empty log, and last run.json, which makes the folder that of a run.
 
     Raises:
         HbertError: a file could not be written, as on a full disk.
     """
-    save_checkpoint(out, 0, model, optimizers, {"run": record_digest(record), **state}, keep=1)
+    save_checkpoint(out, 0, model, tokenizer, optimizers, {"run": record_digest(record), **state}, keep=1)
     try:
         (out / METRICS).touch()
         write_json(out / RUN, record)
@@ -117,8 +121,7 @@ def export(out: Path, model: PreTrainedModel, tokenizer: Tokenizer, card: str) -
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        model.save_pretrained(temporary)
-        save_tokenizer(tokenizer, temporary, model.config.max_position_embeddings)
+        write_model(temporary, model, tokenizer)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(temporary.iterdir()):
             os.replace(path, out / path.name)

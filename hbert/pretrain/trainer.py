@@ -196,7 +196,8 @@ class _Run:
         plan = self._plan(engine, batches)
         record = self._new_record(text, engine, plan)
         if self.accelerator.is_main_process:
-            folder.create(self.settings.out, record, engine.model, engine.optimizers, asdict(self.state))
+            state = asdict(self.state)
+            folder.create(self.settings.out, record, engine.model, text.tokenizer, engine.optimizers, state)
         return record
 
     def _plan(self, engine: Engine, batches: StepBatches) -> Plan:
@@ -300,6 +301,7 @@ class _Run:
             plan=plan if settings.save_every is None else _saving_every(settings.save_every, plan),
             state=self.state,
             outlets=self._outlets(),
+            tokenizer=text.tokenizer,
             evaluate=partial(self._evaluate, text, engine, plan.eval_blocks),
             out=settings.out,
             keep=settings.keep,

@@ -54,7 +54,7 @@ def test_two_processes_give_the_weights_of_one(words, tmp_path):
 def test_a_signal_to_one_process_stops_both_at_the_same_step(words, out, tmp_path):
     # The first process is told, too, as torchrun does, while it writes the checkpoint of that step, its third.
     tell = ("hbert.pretrain.engine", "Engine._seed_dropout", 4, signal.SIGTERM)
-    tell_first = ("hbert.pretrain.checkpoint", "safetensors.torch.save_model", 3, signal.SIGTERM)
+    tell_first = ("hbert.pretrain.checkpoint", "write_model", 3, signal.SIGTERM)
     results = [process.wait() for process in start_both(words(), tmp_path, [tell_first, tell])]
     assert [status for status, _ in results] == [143, 143], results
     assert "--resume" in results[0][1] and "--resume" not in results[1][1]

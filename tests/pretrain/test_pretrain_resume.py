@@ -11,12 +11,12 @@ from hbert.pretrain.checkpoint import checkpoints
 # of the resumed run, with the last checkpoint half written, with the model half written.
 MOMENTS = [
     ("hbert.pretrain.engine", "Optimizers.step", 2),
-    ("hbert.data.storage", "sync", 12),
+    ("hbert.data.storage", "sync", 24),
     ("hbert.pretrain.checkpoint", "shutil.rmtree", 4),
     ("hbert.evaluate.held_out", "evaluate", 1),
     ("hbert.pretrain.engine", "get_total_norm", 2),
-    ("hbert.pretrain.checkpoint", "sha256_file", 3),
-    ("hbert.pretrain.folder", "os.replace", 9),
+    ("hbert.pretrain.checkpoint", "sha256_file", 8),
+    ("hbert.pretrain.folder", "os.replace", 11),
 ]
 
 

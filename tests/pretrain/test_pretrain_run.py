@@ -251,6 +251,21 @@ def test_resume_of_a_finished_run_restores_its_model(finished, pretrain):
     assert (out / "model.safetensors").read_bytes() == weights and metrics(out) == lines
 
 
+def test_resume_from_a_checkpoint_of_weights_alone(finished, pretrain):
+    """As checkpoints were before they were model folders."""
+    out, *_ = finished
+    weights = (out / "model.safetensors").read_bytes()
+    shutil.rmtree(checkpoints(out)[-1])
+    (newest,) = checkpoints(out)
+    state = json.loads((newest / "state.json").read_text())
+    for name in set(state["files"]) - {"model.safetensors", "optimizers.pt"}:
+        (newest / name).unlink()
+        del state["files"][name]
+    (newest / "state.json").write_text(json.dumps(state))
+    assert pretrain(resume=True)[0] == 0
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
 def test_resume_with_damaged_checkpoints(finished, pretrain):
     out, *_ = finished
     newest = checkpoints(out)[-1]
