@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -30,19 +31,39 @@ def check_new(out: Path) -> None:
     Raises:
         HbertError: it is not empty or cannot be written to.
     """
-    try:
+    with _writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
+        _probe(out)
         if _is_false_start(out):
             shutil.rmtree(out / CHECKPOINTS)
             (out / METRICS).unlink(missing_ok=True)
         taken = any(out.iterdir())
-    except OSError as error:
-        raise HbertError(f"--out {out} cannot be written to: {error.strerror}") from error
     if taken:
         what = "holds a run: go on with --resume" if (out / RUN).is_file() else "is not empty"
         raise HbertError(f"--out {out} {what}, or choose another folder")
+
+
+def check_writable(out: Path) -> None:
+    """Checks the folder of a run that is taken up.
+
+    Raises:
+        HbertError: it cannot be written to.
+    """
+    with _writing_to(out):
+        _probe(out)
+
+
+@contextmanager
+def _writing_to(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HbertError(f"--out {out} cannot be written to: {error.strerror}") from error
+
+
+def _probe(out: Path) -> None:
+    with TemporaryFile(dir=out):
+        pass
 
 
 def _is_false_start(out: Path) -> bool:
