@@ -9,7 +9,7 @@ import signal
 import pytest
 from pretrain_helpers import files_of, flags, metrics, record, run_process, write_corpus
 
-from hbert.pretrain import engine, folder, trainer
+from hbert.pretrain import engine, folder, machine, trainer
 from hbert.pretrain.checkpoint import checkpoints
 
 # Moments of one run, in its order: in a step, with a checkpoint half written, behind one, in an evaluation, in a step
@@ -96,6 +96,17 @@ def test_resume_with_the_same_text_elsewhere(finished, pretrain, text, tmp_path)
     copy = shutil.copyfile(text, tmp_path / text.name)
     status, _, stderr = pretrain(resume=True, data=str(copy))
     assert status == 0, stderr
+
+
+def test_resume_on_another_machine(pretrain, out, monkeypatch):
+    pretrain(deadline="0.000001s")
+    before = record(out)
+    for about in ("describe", "software"):
+        monkeypatch.setattr(machine, about, lambda *device: {"revision": "another", "cpu_capability": "another"})
+    status, stdout, stderr = pretrain(resume=True, deadline="10m")
+    assert status == 0 and stdout.startswith("finished after 12 steps"), stderr
+    # What is recorded is how the run began.
+    assert [record(out)[name] for name in ("machine", "software")] == [before[name] for name in ("machine", "software")]
 
 
 def test_resume_refuses_other_text(finished, pretrain, text):

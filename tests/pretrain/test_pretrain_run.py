@@ -62,20 +62,27 @@ def test_the_tokenizer_knows_the_models_positions(pretrain, out, arch):
     assert AutoTokenizer.from_pretrained(out).model_max_length == 48
 
 
-def test_the_model_card_defines_the_run(finished, text):
-    out, *_ = finished
+# Paths, and what a run can do without: how it was timed and how often it was saved.
+NOT_ON_THE_CARD = {"data", "tokenizer", "init_from", "calibration", "step_seconds", "save_every"}
+
+
+def test_the_model_card_defines_the_run(pretrain, out, text):
+    assert pretrain(eval_every=None, log_every=None)[0] == 0
     card = (out / "README.md").read_text()
     entry = record(out)
     assert f"**{entry['result']['accuracy']:.4f}**" in card and "12 steps" in card
-    for name in (
-        "dropout | 0.1",
-        "lr | 0.002",
-        "seed | 0",
-        "layer_types",
-        entry["corpus"]["fingerprint"],
-        "text.txt |",
-    ):
-        assert name in card
+    assert entry["corpus"]["fingerprint"] in card and entry["tokenizer"]["sha256"][:16] in card and "text.txt |" in card
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:3]) for line in card.splitlines() if line.startswith("|")}
+    recipe = {name: value for name, value in entry["recipe"].items() if name not in ("name", "model")}
+    settings = {name: value for name, value in entry["settings"].items() if not name.startswith("model.")}
+    # What was left to the run is on the card as it was decided.
+    settings |= {name: value for name, value in entry["plan"].items() if name in settings}
+    for facts in (settings, recipe, entry["model"], entry["plan"], entry["machine"], entry["software"]):
+        for name, value in facts.items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            assert name in NOT_ON_THE_CARD or (name, shown) in rows, name
+    assert {("recipe_name", "budget"), ("compile", "false"), ("recipe_corpus", "null"), ("processes", "1")} <= rows
+    assert {name for name, _ in rows} >= {"revision", "cpu_capability", "time: training"}
     # Where it lay is nobody's business.
     assert str(text.parent) not in card
 
