@@ -235,9 +235,10 @@ class _Run:
                 name: measure_step(partial(self._rehearse, engine, batches, size), self._shared, patience)
                 for name, size in sizes.items()
             }
+        # The processes have timed steps that they took together, but to the microsecond they differ: by its own
+        # times one could find room for a step where another finds none.
+        times = self._shared(times)
         steps = steps_in(budget, self.recipe, times["full"].seconds, times.get("ramp_start", times["full"]).seconds)
-        # The processes have timed steps that they took together, but to the microsecond they differ.
-        steps, times = self._shared((steps, times))
         if not all(entry.quiet for entry in times.values()):
             worst = min(times.values(), key=lambda entry: entry.clean / entry.measured)
             self.display.say(
