@@ -12,7 +12,7 @@ from pretrain_helpers import files_of, metrics, record, write_cycles
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hbert.evaluate.held_out import evaluate
-from hbert.pretrain import budget, engine, trainer
+from hbert.pretrain import budget, command, engine, optimizers, trainer
 from hbert.pretrain.checkpoint import checkpoints
 
 
@@ -31,6 +31,12 @@ def test_the_run_folder(finished, cache):
     assert [path.name for path in checkpoints(out)] == ["step-00000009", "step-00000012"]
 
 
+def test_the_command_keeps_its_heap(pretrain, out, monkeypatch):
+    kept = []
+    monkeypatch.setattr(command, "keep_heap", lambda: kept.append(out.exists()))
+    assert pretrain(max_steps=1)[0] == 0 and kept == [False]
+
+
 def test_metrics(finished, cache):
     out, *_ = finished
     lines = metrics(out)
@@ -45,6 +51,21 @@ def test_metrics(finished, cache):
         assert line["tokens"] == line["step"] * 4 * 32
     assert [line["train_seconds"] for line in lines] == sorted(line["train_seconds"] for line in lines)
     assert lines[-1] == record(out)["result"]
+
+
+def test_every_step_has_the_learning_rate_of_the_schedule(pretrain, out, monkeypatch):
+    def step(self, factor):
+        original(self, factor)
+        used.append([group["lr"] for group in self._groups()])
+
+    original, used = optimizers.Optimizers.step, []
+    monkeypatch.setattr(optimizers.Optimizers, "step", step)
+    assert pretrain(warmup=0.3, log_every=1)[0] == 0
+    # Four steps towards the peak, then down to 0 over the other eight.
+    factors = [1 / 5, 2 / 5, 3 / 5, 4 / 5, *(left / 8 for left in range(8, 0, -1))]
+    expected = pytest.approx([0.002 * factor for factor in factors])
+    assert [rates[0] for rates in used] == expected and all(len(set(rates)) == 1 for rates in used)
+    assert [line["lr"] for line in metrics(out) if line["kind"] == "train"] == expected
 
 
 def test_the_result_loads_with_the_auto_classes(finished, cache):
