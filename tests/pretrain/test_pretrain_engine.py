@@ -1,6 +1,7 @@
 """Steps of the engine against a training loop written out by hand."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -99,6 +100,28 @@ def test_compiled_steps_are_the_same(cache, monkeypatch):
     eager, compiled = engine_of("SA", recipe, cache), engine_of("SA", recipe, cache, compiled=True)
     for one, other in zip(train(eager, recipe, cache, 2), train(compiled, recipe, cache, 2), strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-4) and other.correct == one.correct
+
+
+def test_inside_document_borders_a_step_is_that_of_the_documents_alone(cache):
+    recipe = small_recipe(document_borders=True)
+    engine, model = engine_of("v1c", recipe, cache), model_of("v1c", recipe, cache).eval()
+    (part,) = batches_of(small_recipe(), cache).at(0, 0, 6).parts
+    loss, hits, sequences = 0.0, 0, 0
+    for ids, labels in zip(part.inputs["input_ids"], part.labels, strict=True):
+        starts = [0, *(place for place in range(1, 32) if ids[place] == cache.special_ids["[CLS]"]), 32]
+        for start, end in itertools.pairwise(starts):
+            logits, own = model(input_ids=ids[None, start:end]).logits[0], labels[start:end]
+            loss = loss + F.cross_entropy(logits, own, ignore_index=-100, reduction="sum")
+            hits += (logits.argmax(-1) == own).sum().item()
+            sequences += 1
+    assert sequences > 6  # a document ends inside a block
+    loss = loss / (part.labels != -100).sum()
+    loss.backward()
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+    (found,) = train(engine, recipe, cache, 1)
+    assert (found.loss, found.grad_norm) == pytest.approx((loss.item(), norm), rel=1e-4) and found.correct == hits
+    (without,) = train(engine_of("v1c", small_recipe(), cache), small_recipe(), cache, 1)
+    assert without.loss != pytest.approx(found.loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["SA", "bert"])

@@ -284,6 +284,24 @@ def test_too_little_held_out_text(pretrain, out, tmp_path):
     assert status == 2 and "no source has a block of 32 held-out tokens" in stderr
 
 
+def test_a_compiled_run(pretrain, out, monkeypatch, tmp_path):
+    compiled = []
+
+    def compile(model, **options):
+        compiled.append(model)
+        return original(model, backend="eager")  # generating code takes a minute
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    for folder, options in ((out, {"compile": True}), (tmp_path / "plain", {})):
+        assert pretrain(out=folder, max_steps=2, dropout=0.0, **options)[0] == 0
+    assert len(compiled) == 1
+    assert record(out)["times"]["compile"] > 0 and "compile" not in record(tmp_path / "plain")["times"]
+    # The step that compiles leaves no trace.
+    losses = [[line["loss"] for line in metrics(folder)] for folder in (out, tmp_path / "plain")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_dtype_bf16_trains(pretrain, out):
     assert pretrain(dtype="bf16", max_steps=2)[0] == 0
     assert record(out)["dtype"] == "bf16"
