@@ -118,7 +118,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, max_length: int = M
     }
     names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
     with replacing(folder / "tokenizer.json") as temporary:
-        tokenizer.save(str(temporary))
+        # Not tokenizer.save: its error on a full disk is a plain Exception.
+        temporary.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     write_json(folder / "tokenizer_config.json", config | names)
 
 

@@ -15,7 +15,7 @@ from hbert.data.token_cache import TokenCache
 from hbert.errors import HbertError
 from hbert.precision import add_precision_arguments, device_of, prepared
 
-from .run_folder import RunInfo, read_info
+from .run_folder import RunInfo, model_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +29,9 @@ DEFAULT_CORPUS, DEFAULT_LENGTH = "pypi", 128
 def add_parser(subparsers: Any, summary: str) -> None:
     """Adds the command to an argparse subparsers object."""
     parser = subparsers.add_parser("eval", help=summary, description=summary)
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder (a run's, too) or a hub name")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a run or one of its checkpoints, another checkpoint folder, or a hub name"
+    )
     group = parser.add_argument_group("text", f"default: the run's own, else the recipe {DEFAULT_CORPUS}")
     text = group.add_mutually_exclusive_group()
     text.add_argument("--recipe-corpus", metavar="NAME", help="a recipe or source (hbert corpus --list)")
@@ -53,11 +55,15 @@ def run(args: argparse.Namespace) -> None:
 
     from .held_out import check_arguments
 
-    info = read_info(Path(args.model)) if (Path(args.model) / "run.json").is_file() else None
+    given = args.model
+    args.model, info = model_folder(given)
     if args.length is None:
         args.length = DEFAULT_LENGTH if info is None else info.length
     check_arguments(args.length, args.rate, args.batch_size, args.max_blocks)
     _check_target(args.json)
+    if args.model != given:
+        line = f"{given} has not ended: its newest checkpoint, {args.model}"
+        output_console().print(line, markup=False, soft_wrap=True)
     keep_heap()
     _quiet_transformers()
     model, tokenizer = _load(args)

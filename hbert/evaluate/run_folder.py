@@ -17,14 +17,15 @@ from hbert.errors import HbertError
 class RunInfo:
     """What a report needs of run.json.
 
-    ``settings`` are those that the run was asked for. ``step_seconds`` is the time of a step: that of the calibration,
-    or the median of a run without a budget, None while that is not finished; ``ramp_seconds`` is the calibrated time of
-    a first step under a batch ramp.
+    ``settings`` are those that the run was asked for; ``status`` is whether and how it ended. ``step_seconds`` is the
+    time of a step: that of the calibration, or the median of a run without a budget, None while that is not finished;
+    ``ramp_seconds`` is the calibrated time of a first step under a batch ramp.
     ``length`` is that of the held-out blocks, ``corpus`` the fingerprint of the text, ``tokenizer`` the
     SHA-256 of the tokenizer, ``token_cache`` where the tokens were.
     """
 
     settings: dict[str, Any]
+    status: str
     parameters: int
     max_steps: int
     step_seconds: float | None
@@ -129,6 +130,7 @@ def read_info(folder: Path) -> RunInfo:
         content = read_json(file)
         return RunInfo(
             settings=content["settings"],
+            status=content["status"],
             parameters=content["parameters"]["total"],
             max_steps=content["max_steps"],
             step_seconds=content["step_seconds"],
@@ -140,6 +142,28 @@ def read_info(folder: Path) -> RunInfo:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HbertError(f"{file} is not from hbert pretrain: {error!r}") from error
+
+
+def model_folder(name: str) -> tuple[str, RunInfo | None]:
+    """Returns the folder of the model that is meant by a name, and the run that it is of, None where it is of no run.
+
+    A run that has not ended has its model in its newest checkpoint.
+
+    Raises:
+        HbertError: a run.json is not one of hbert pretrain.
+    """
+    from hbert.pretrain.checkpoint import CHECKPOINTS, checkpoints
+    from hbert.pretrain.loop import DEADLINE, FINISHED
+
+    folder = Path(name).resolve()
+    if (folder / "run.json").is_file():
+        info = read_info(folder)
+        ended = info.status in (FINISHED, DEADLINE) and (folder / "config.json").is_file()
+        saved = [] if ended else checkpoints(Path(name))
+        return str(saved[-1]) if saved else name, info
+    run = folder.parent.parent
+    of_run = folder.parent.name == CHECKPOINTS and (run / "run.json").is_file()
+    return name, read_info(run) if of_run else None
 
 
 def _read_run(folder: Path, label: str) -> Run:

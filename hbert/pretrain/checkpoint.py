@@ -12,9 +12,11 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from hbert.data.storage import move_complete, read_json, sha256_file, temporary_sibling, write_json
+from hbert.data.tokenizer import save_tokenizer
 from hbert.errors import HbertError
 
 from .optimizers import Optimizers
@@ -39,9 +41,17 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def save_checkpoint(
-    out: Path, step: int, model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any], keep: int
+    out: Path,
+    step: int,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    optimizers: Optimizers,
+    state: Mapping[str, Any],
+    keep: int,
 ) -> Path:
     """Writes ``out/checkpoints/step-XXXXXXXX`` and then drops all but the last ``keep``; returns its path.
+
+    It is a model folder, with what the next step needs beside the weights.
 
     Raises:
         HbertError: it could not be written, as on a full disk; those before it are intact.
@@ -52,7 +62,7 @@ def save_checkpoint(
         # A run that was taken up may pass a step that it has been at before.
         if folder not in before:
             with complete_folder(folder) as temporary:
-                _write(temporary, step, model, optimizers, state)
+                _write(temporary, step, model, tokenizer, optimizers, state)
     except WRITE_ERRORS as error:
         left = f"; {before[-1]} is intact, go on from it with --resume" if before else ""
         raise HbertError(f"the checkpoint of step {step} could not be written: {error}{left}") from error
@@ -61,11 +71,24 @@ def save_checkpoint(
     return folder
 
 
-def _write(folder: Path, step: int, model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any]) -> None:
-    safetensors.torch.save_model(model, str(folder / _MODEL))
+def write_model(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Writes what the Auto classes load: model, configuration and tokenizer."""
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
+
+
+def _write(
+    folder: Path,
+    step: int,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    optimizers: Optimizers,
+    state: Mapping[str, Any],
+) -> None:
+    write_model(folder, model, tokenizer)
     with open(folder / _OPTIMIZERS, "wb") as file:
         torch.save(optimizers.state(), file)
-    files = {name: sha256_file(folder / name) for name in (_MODEL, _OPTIMIZERS)}
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
     write_json(folder / _STATE, {"step": step, "files": files, **state})
 
 

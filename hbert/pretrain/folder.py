@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,10 +14,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from hbert.data.storage import content_key, read_json, write_json
-from hbert.data.tokenizer import save_tokenizer
 from hbert.errors import HbertError
 
-from .checkpoint import CHECKPOINTS, WRITE_ERRORS, save_checkpoint
+from .checkpoint import CHECKPOINTS, WRITE_ERRORS, save_checkpoint, write_model
 from .optimizers import Optimizers
 
 RUN, METRICS, EVENTS = "run.json", "metrics.jsonl", "tensorboard"
@@ -31,19 +31,39 @@ def check_new(out: Path) -> None:
     Raises:
         HbertError: it is not empty or cannot be written to.
     """
-    try:
+    with _writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
+        _probe(out)
         if _is_false_start(out):
             shutil.rmtree(out / CHECKPOINTS)
             (out / METRICS).unlink(missing_ok=True)
         taken = any(out.iterdir())
-    except OSError as error:
-        raise HbertError(f"--out {out} cannot be written to: {error.strerror}") from error
     if taken:
         what = "holds a run: go on with --resume" if (out / RUN).is_file() else "is not empty"
         raise HbertError(f"--out {out} {what}, or choose another folder")
+
+
+def check_writable(out: Path) -> None:
+    """Checks the folder of a run that is taken up.
+
+    Raises:
+        HbertError: it cannot be written to.
+    """
+    with _writing_to(out):
+        _probe(out)
+
+
+@contextmanager
+def _writing_to(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HbertError(f"--out {out} cannot be written to: {error.strerror}") from error
+
+
+def _probe(out: Path) -> None:
+    with TemporaryFile(dir=out):
+        pass
 
 
 def _is_false_start(out: Path) -> bool:
@@ -56,14 +76,19 @@ def _is_false_start(out: Path) -> bool:
 
 
 def create(
-    out: Path, record: Mapping[str, Any], model: PreTrainedModel, optimizers: Optimizers, state: Mapping[str, Any]
+    out: Path,
+    record: Mapping[str, Any],
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    optimizers: Optimizers,
+    state: Mapping[str, Any],
 ) -> None:
     """Writes the checkpoint of step 0, an empty log, and last run.json, which makes the folder that of a run.
 
     Raises:
         HbertError: a file could not be written, as on a full disk.
     """
-    save_checkpoint(out, 0, model, optimizers, {"run": record_digest(record), **state}, keep=1)
+    save_checkpoint(out, 0, model, tokenizer, optimizers, {"run": record_digest(record), **state}, keep=1)
     try:
         (out / METRICS).touch()
         write_json(out / RUN, record)
@@ -117,8 +142,7 @@ def export(out: Path, model: PreTrainedModel, tokenizer: Tokenizer, card: str) -
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        model.save_pretrained(temporary)
-        save_tokenizer(tokenizer, temporary, model.config.max_position_embeddings)
+        write_model(temporary, model, tokenizer)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         for path in sorted(temporary.iterdir()):
             os.replace(path, out / path.name)

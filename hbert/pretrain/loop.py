@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
 from .batches import StepBatches
 from .checkpoint import checkpoints, save_checkpoint
 from .engine import Engine, NonFiniteError, StepResult, first_non_finite
@@ -99,6 +101,7 @@ class Training:
     plan: Plan
     state: State
     outlets: Outlets
+    tokenizer: Tokenizer
     evaluate: Callable[[], EvalResult]
     out: Path
     keep: int
@@ -201,7 +204,8 @@ class Training:
         with self.state.timed("checkpoints"):
             self.state.metrics_bytes = self.outlets.log.sync()
             content = {"run": self.digest, **asdict(self.state)}
-            save_checkpoint(self.out, self.state.step, self.engine.model, self.engine.optimizers, content, self.keep)
+            model, optimizers = self.engine.model, self.engine.optimizers
+            save_checkpoint(self.out, self.state.step, model, self.tokenizer, optimizers, content, self.keep)
 
     def _with_checkpoint(self, error: NonFiniteError) -> NonFiniteError:
         saved = checkpoints(self.out)

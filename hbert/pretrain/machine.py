@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hbert_kernels import cpu_capability
+from hbert_kernels._library import build_info
+
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # Intel's processors with AVX512-FP16 have AMX, too, and multiply bfloat16 by AVX-512 at half the rate of float32: where
 # a virtual machine hides AMX, that is what is left.
 _MADE_FOR_AMX = {"avx512_bf16", "avx512_fp16"}
 _PACKAGES = ("hbert", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -56,6 +61,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": cores,
         "threads": torch.get_num_threads(),
+        "cpu_capability": cpu_capability(),
         "device": device.type,
         **gpu,
         "system": f"{platform.system()} {platform.machine()}",
@@ -63,8 +69,27 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def software() -> dict[str, str]:
-    """Version of Python and of every package that has a part in the result."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    """Version of Python and of every package that has a part in the result, and the revision of this code."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **versions, "revision": _revision(_CHECKOUT)}
+
+
+def _revision(checkout: Path) -> str:
+    """Short commit hash, with "-dirty" where files have been changed; of an installed package, that of its build."""
+    built = build_info().get("git") or "unknown"
+    # A folder of packages may lie inside somebody else's repository.
+    if not (checkout / ".git").exists():
+        return built
+    try:
+        dirty = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+        return _git(checkout, "rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
+        return built
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def _version(name: str) -> str:

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# Where files lay is nobody's business; what stood in them is told by names and digests.
+_PATHS = ("data", "tokenizer", "init_from")
+
 
 def model_card(record: Mapping[str, Any]) -> str:
     """Returns the card of a finished run in Markdown, from its run.json alone."""
@@ -22,7 +25,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         "## Held-out text\n",
         _sources(record, result),
         "## Training\n",
-        _table({**record["recipe"], "dtype": record["dtype"], "seed": settings["seed"], **_first_weights(record)}),
+        _table({**_settings(record), **_first_weights(record)}),
         "## Model\n",
         _table({"parameters": f"{record['parameters']['total']:,}", **record["model"]}),
         "## Made with\n",
@@ -61,6 +64,16 @@ def _sources(record: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     rate, blocks, length = (record["eval"][name] for name in ("rate", "blocks", "length"))
     note = f"Corpus `{record['corpus']['fingerprint']}`, tokenizer `{record['tokenizer']['sha256'][:16]}`; "
     return "\n".join([*rows, "", f"{note}{rate:.0%} masked, at most {blocks:,} blocks of {length} tokens.\n"])
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run was asked for, but for the model, which has a table of its own, with what was decided later."""
+    asked = {
+        name: value
+        for name, value in record["settings"].items()
+        if name not in _PATHS and not name.startswith("model.")
+    }
+    return {name: record["plan"].get(name, value) for name, value in asked.items()}
 
 
 def _first_weights(record: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -42,6 +43,7 @@ _EVAL_TOKENS = 65_536
 # How long a process waits for the others: the first one alone prepares the text and evaluates.
 _WAIT = timedelta(days=1)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LINES = 400
 _SAVE_SHARE, _SAVE_SECONDS = 10, 600.0
 
@@ -83,9 +85,9 @@ def pretrain(
         try:
             return _Run(settings, options, record, started, accelerator, display).run()
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if (reason := _refused_write(settings.out, error)) is None:
                 raise
-            raise HbertError(f"{settings.out}: {error}; make room and go on with --resume") from error
+            raise HbertError(reason) from error
         finally:
             accelerator.end_training()
 
@@ -135,8 +137,7 @@ class _Run:
 
     def run(self) -> Outcome:
         settings, main = self.settings, self.accelerator.is_main_process
-        if self.record is None:
-            self._make_folder()
+        self._check_folder()
         initial = self._initial_weights()
         with self.state.timed("data"), self.accelerator.main_process_first():
             text = prepare_text(settings, self.display.say if main else _silent)
@@ -164,11 +165,11 @@ class _Run:
         number = (training.signals.received or signal.SIGTERM) if status == INTERRUPTED else None
         return Outcome(status, self.state.step, number, self.state.last_eval, main)
 
-    def _make_folder(self) -> None:
+    def _check_folder(self) -> None:
         refusal: HbertError | None = None
         if self.accelerator.is_main_process:
             try:
-                folder.check_new(self.settings.out)
+                (folder.check_new if self.record is None else folder.check_writable)(self.settings.out)
             except HbertError as error:
                 refusal = error
         if refusal := self._shared(refusal):
@@ -196,7 +197,8 @@ class _Run:
         plan = self._plan(engine, batches)
         record = self._new_record(text, engine, plan)
         if self.accelerator.is_main_process:
-            folder.create(self.settings.out, record, engine.model, engine.optimizers, asdict(self.state))
+            state = asdict(self.state)
+            folder.create(self.settings.out, record, engine.model, text.tokenizer, engine.optimizers, state)
         return record
 
     def _plan(self, engine: Engine, batches: StepBatches) -> Plan:
@@ -233,9 +235,10 @@ class _Run:
                 name: measure_step(partial(self._rehearse, engine, batches, size), self._shared, patience)
                 for name, size in sizes.items()
             }
+        # The processes have timed steps that they took together, but to the microsecond they differ: by its own
+        # times one could find room for a step where another finds none.
+        times = self._shared(times)
         steps = steps_in(budget, self.recipe, times["full"].seconds, times.get("ramp_start", times["full"]).seconds)
-        # The processes have timed steps that they took together, but to the microsecond they differ.
-        steps, times = self._shared((steps, times))
         if not all(entry.quiet for entry in times.values()):
             worst = min(times.values(), key=lambda entry: entry.clean / entry.measured)
             self.display.say(
@@ -300,6 +303,7 @@ class _Run:
             plan=plan if settings.save_every is None else _saving_every(settings.save_every, plan),
             state=self.state,
             outlets=self._outlets(),
+            tokenizer=text.tokenizer,
             evaluate=partial(self._evaluate, text, engine, plan.eval_blocks),
             out=settings.out,
             keep=settings.keep,
@@ -348,6 +352,15 @@ class _Run:
             record = folder.update(out, step_seconds=_typical_step(out / folder.METRICS))
         record = folder.update(out, result=state.last_eval)
         folder.export(out, engine.model, text.tokenizer, model_card(record))
+
+
+def _refused_write(out: Path, error: OSError) -> str | None:
+    """What an error of the file system means to the user of a run folder; None: it has another cause."""
+    if error.errno in _NO_ROOM:
+        return f"{out}: {error}; make room and go on with --resume"
+    path = error.filename
+    inside = isinstance(path, str) and Path(path).absolute().is_relative_to(out.absolute())
+    return f"--out {out} cannot be written to: {error}" if error.errno in _DENIED and inside else None
 
 
 def _silent(line: str) -> None:

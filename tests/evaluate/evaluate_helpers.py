@@ -82,6 +82,7 @@ def run_info(corpus, tokenizer, max_steps=100, step_seconds=0.5, **entries):
     """The entries of a run.json that are read."""
     settings = {"arch": "v1c", "size": "tiny", "seed": 0, "budget": 50.0, "recipe_corpus": None}
     return {
+        "status": "finished",
         "settings": settings | {"data": [str(file.path) for file in corpus.files]},
         "parameters": {"total": 1_234_567, "token_embedding": 345},
         "max_steps": max_steps,

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from evaluate_helpers import run_info, write_documents, write_run
 from html_page import Page
+from matplotlib.figure import Figure
 
 from hbert import cli
 from hbert.data import TokenCache, load_corpus, ngram_marks, save_tokenizer, train_tokenizer
 from hbert.evaluate import marks as marks_module
+from hbert.evaluate.report_command import charts
 from hbert.evaluate.run_folder import read_runs
+from hbert.reporting.style import THEMES
 
 STEP_TOKENS = 2048
 
@@ -59,6 +62,14 @@ def make_run(tmp_path, corpus, tokenizer):
     return make
 
 
+def drawn(chart):
+    """The axes of a chart."""
+    figure = Figure()
+    chart.draw(figure, THEMES["light"])
+    (axes,) = figure.axes
+    return axes
+
+
 def png_size(content):
     assert content[:8] == b"\x89PNG\r\n\x1a\n" and content[12:16] == b"IHDR" and content[-8:-4] == b"IEND"
     return struct.unpack(">II", content[16:24])
@@ -96,6 +107,44 @@ def test_report_of_two_runs(capsys, tmp_path, make_run, cache, mark):
     assert page.row("late, never")[2] == f"{mark:.4f}"
     assert "| late | v1c tiny |" in (out / "summary.md").read_text()
     assert "late" in printed and str(out / "index.html") in printed
+
+
+def test_the_curves(tmp_path, make_run, corpus, tokenizer, cache):
+    info = run_info(corpus, tokenizer, 30, step_seconds=6.0)
+    paths = [
+        make_run("one", [0.1, 0.3, 0.2], info, loss=2.5),
+        make_run("two", [0.4], run_info(corpus, tokenizer, 30, step_seconds=None)),
+    ]
+    runs = read_runs(paths)
+    found = charts(runs, marks_module.marks_of(runs, tmp_path), ["steps", "tokens", "clock"])
+    counted = ngram_marks(cache)
+    heights = [counted.unigram, counted.left_bigram, counted.trigram]
+    labels = [f"{name} {y:.3f}" for name, y in zip(("unigram", "left bigram", "trigram"), heights, strict=True)]
+    positions = {
+        "steps": ("steps", [10, 20, 30], 10),
+        "tokens": ("training tokens", [10 * STEP_TOKENS, 20 * STEP_TOKENS, 30 * STEP_TOKENS], 10 * STEP_TOKENS),
+        "clock": ("clock, minutes", [1.0, 2.0, 3.0], np.nan),
+    }
+    for metric, values in (("accuracy", ([0.1, 0.3, 0.2], [0.4])), ("loss", ([2.5] * 3, [3.0]))):
+        for axis, (label, first, second) in positions.items():
+            chart = found.pop(f"{metric}-{axis}")
+            assert chart.x_label == label and chart.y_label.startswith(f"held-out {metric}")
+            for line, name, x, y in zip(chart.lines, ("one", "two"), (first, [second]), values, strict=True):
+                assert line.series.label == name and line.y == y
+                np.testing.assert_allclose(line.x, x)
+            assert dict(chart.marks) == (dict(zip(labels, heights, strict=True)) if metric == "accuracy" else {})
+            axes = drawn(chart)
+            across = [line.get_ydata()[0] for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+            assert across == list(chart.marks.values())
+            texts = {text.get_text(): text.get_position()[1] for text in axes.texts}
+            assert texts.items() >= chart.marks.items()
+    assert not found
+
+
+def test_no_marks_for_runs_of_different_text(tmp_path, make_run, corpus, tokenizer):
+    other = load_corpus(text=[write_documents(tmp_path / "3.txt", 3)])
+    runs = read_runs([make_run("one", [0.1]), make_run("two", [0.1], run_info(other, tokenizer, 10))])
+    assert not charts(runs, marks_module.marks_of(runs, tmp_path), ["steps"])["accuracy-steps"].marks
 
 
 def test_pictures_are_inline_and_the_page_needs_nothing_else(capsys, tmp_path, make_run):

@@ -5,27 +5,42 @@ import json
 import pytest
 
 from hbert import cli
+from hbert.pretrain.loop import Training
+
+
+@pytest.fixture
+def words(tmp_path, corpus):
+    """The command line of four steps, evaluated and saved after every second one."""
+    text = ["--data", *(str(file.path) for file in corpus.files)]
+    recipe = ["--size", "1x16x2", "--vocab-size", "90", "--block-size", "32", "--batch-size", "4", "--dtype", "fp32"]
+    steps = ["--max-steps", "4", "--eval-every", "2", "--save-every", "2", "--eval-blocks", "10000"]
+    return ["pretrain", *text, *recipe, *steps, "--out", str(tmp_path / "run")]
+
+
+def evaluations_of(run):
+    entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [entry for entry in entries if entry["kind"] == "eval"]
+
+
+def evaluated(capsys, tmp_path, folder):
+    """What hbert eval prints and writes of a folder."""
+    capsys.readouterr()
+    assert cli.main(["eval", str(folder), "--dtype", "fp32", "--json", str(tmp_path / "result.json")]) == 0
+    return capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
 
 
 @pytest.mark.parametrize("arch", ["v1c", "bert"])
-def test_a_run_is_evaluated_and_reported_as_it_was_trained(capsys, tmp_path, corpus, arch):
-    folder, result, out = tmp_path / "run", tmp_path / "result.json", tmp_path / "report"
-    text = ["--data", *(str(file.path) for file in corpus.files)]
-    recipe = ["--size", "1x16x2", "--vocab-size", "90", "--block-size", "32", "--batch-size", "4", "--dtype", "fp32"]
-    steps = ["--max-steps", "4", "--eval-every", "2", "--eval-blocks", "10000"]
-    assert cli.main(["pretrain", "--arch", arch, *text, *recipe, *steps, "--out", str(folder)]) == 0
-    evaluations = [
-        entry
-        for entry in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        if entry["kind"] == "eval"
-    ]
+def test_a_run_is_evaluated_and_reported_as_it_was_trained(capsys, tmp_path, words, arch):
+    folder, out = tmp_path / "run", tmp_path / "report"
+    assert cli.main([*words, "--arch", arch]) == 0
+    evaluations = evaluations_of(folder)
 
-    assert cli.main(["eval", str(folder), "--dtype", "fp32", "--json", str(result)]) == 0
-    printed = capsys.readouterr().out
-    assert "blocks of 32 tokens" in printed and "not the tokenizer of a run" not in printed
-    found = json.loads(result.read_text())
-    assert found["loss"] == pytest.approx(evaluations[-1]["loss"], rel=1e-6)
-    assert found["num_masked"] == evaluations[-1]["num_masked"]
+    for model, expected in ((folder, evaluations[1]), (folder / "checkpoints" / "step-00000002", evaluations[0])):
+        printed, found = evaluated(capsys, tmp_path, model)
+        assert "blocks of 32 tokens" in printed and "not the tokenizer of a run" not in printed
+        assert "has not ended" not in printed and found["model"] == str(model)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert found["num_masked"] == expected["num_masked"]
 
     assert cli.main(["report", str(folder), "--out", str(out), "--x", "clock"]) == 0
     report = json.loads((out / "summary.json").read_text())
@@ -33,3 +48,19 @@ def test_a_run_is_evaluated_and_reported_as_it_was_trained(capsys, tmp_path, cor
     assert report["warnings"] == [] and row["finished"] and row["marks"] is not None
     assert [entry["loss"] for entry in row["evaluations"]] == [entry["loss"] for entry in evaluations]
     assert (row["arch"], row["step"], row["tokens"]) == (arch, 4, 4 * 4 * 32) and row["clock_seconds"] > 0
+
+
+def test_of_an_interrupted_run_the_newest_checkpoint_is_evaluated(capsys, tmp_path, words, monkeypatch):
+    folder = tmp_path / "run"
+    # The deadline leaves a model, older than the checkpoint of the signal.
+    assert cli.main([*words, "--deadline", "0.000001s"]) == 0
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Training, "_votes", lambda training: (int(training.state.step == 1), 0))
+        cli.main([*words, "--resume"])
+    printed, found = evaluated(capsys, tmp_path, folder)
+    newest = folder / "checkpoints" / "step-00000002"
+    assert f"{folder} has not ended: its newest checkpoint, {newest}" in printed
+    assert "not the tokenizer of a run" not in printed and found["model"] == str(newest)
+    assert cli.main([*words, "--resume", "--deadline", "10m"]) == 0
+    assert [entry["step"] for entry in evaluations_of(folder)] == [1, 2, 4]
+    assert found["loss"] == pytest.approx(evaluations_of(folder)[1]["loss"], rel=1e-6)

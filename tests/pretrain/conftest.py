@@ -60,3 +60,10 @@ def pretrain(words, capsys):
         return status, output.out, output.err
 
     return run
+
+
+@pytest.fixture
+def finished(pretrain, out):
+    status, stdout, stderr = pretrain()
+    assert status == 0, stderr
+    return out, stdout, stderr

@@ -74,14 +74,15 @@ class Process:
     """`hbert pretrain` in a process of its own, its output in a file.
 
     `die_at` is (module, attribute, n, signal): the process sends itself this signal in the n-th call of that function.
+    `before` is called before the command.
     """
 
-    def __init__(self, words, log, environment=None, die_at=None):
+    def __init__(self, words, log, environment=None, die_at=None, before=None):
         self._log = log
         context = multiprocessing.get_context("forkserver")
         # Imported once for all processes; they are forked from a server that has computed nothing.
         context.set_forkserver_preload(["hbert.pretrain.command", "torch.utils.tensorboard"])
-        arguments = (["pretrain", *words], str(log), environment or {}, die_at)
+        arguments = (["pretrain", *words], str(log), environment or {}, die_at, before)
         self._process = context.Process(target=_main, args=arguments)
         self._process.start()
 
@@ -96,7 +97,7 @@ def run_process(words, log, **options):
     return Process(words, log, **options).wait()
 
 
-def _main(words, log, environment, die_at):
+def _main(words, log, environment, die_at, before):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -108,6 +109,8 @@ def _main(words, log, environment, die_at):
     torch.set_num_threads(1)
     if die_at is not None:
         _arm(*die_at)
+    if before is not None:
+        before()
     from hbert.cli import main
 
     sys.exit(main(words))

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 from pretrain_helpers import files_of
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hbert.data import HbertError
+from hbert.data.tokenizer import SPECIAL_TOKENS, tokenizer_from_vocabulary
 from hbert.pretrain.checkpoint import (
     checkpoints,
     complete_folder,
@@ -22,6 +24,9 @@ from hbert.pretrain.optimizers import Optimizers
 from hbert.pretrain.recipes import Recipe
 
 RECIPE = Recipe(optimizer="muon")
+SMALL, LARGE = (
+    tokenizer_from_vocabulary([*SPECIAL_TOKENS, *(f"piece{index}" for index in range(count))]) for count in (45, 9000)
+)
 
 
 def trained(steps, width=32):
@@ -39,8 +44,9 @@ def advance(model, optimizers, step):
     optimizers.step(0.5)
 
 
-def save(out, steps, keep=2):
-    return save_checkpoint(out, steps, *trained(steps), {"run": "r", "note": [1, 2]}, keep)
+def save(out, steps, keep=2, tokenizer=SMALL):
+    model, optimizers = trained(steps)
+    return save_checkpoint(out, steps, model, tokenizer, optimizers, {"run": "r", "note": [1, 2]}, keep)
 
 
 @contextmanager
@@ -73,14 +79,25 @@ def test_the_last_ones_are_kept(tmp_path):
     assert newest_checkpoint(tmp_path).name == "step-00000020"
 
 
-@pytest.mark.parametrize("limit", [100, 40_000, 100_000])
-def test_a_full_disk_leaves_the_one_before(tmp_path, limit):
-    # Room for nothing; for a part of the model; for the model and a part of the optimizers.
-    save(tmp_path, 1)
+def test_a_checkpoint_is_a_model_folder(tmp_path):
+    saved, (expected, _) = save(tmp_path, 1), trained(1)
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
+    assert tokenizer.convert_ids_to_tokens([4, 5]) == ["[MASK]", "piece0"]
+    assert tokenizer.model_max_length == model.config.max_position_embeddings
+    (saved / "tokenizer.json").write_text("{}")
+    with pytest.raises(HbertError, match="tokenizer.json is not what was written"):
+        read_state(saved)
+
+
+@pytest.mark.parametrize(("limit", "tokenizer"), [(100, SMALL), (40_000, SMALL), (120_000, LARGE), (120_000, SMALL)])
+def test_a_full_disk_leaves_the_one_before(tmp_path, limit, tokenizer):
+    # Room for nothing; for a part of the model; for the model and a part of the tokenizer, or of the optimizers.
+    saved = save(tmp_path, 1)
     before = files_of(tmp_path)
-    assert 40_000 < len(before[min(before, key=str)]) < 10**6
+    assert 40_000 < (saved / "model.safetensors").stat().st_size < 120_000 < (saved / "optimizers.pt").stat().st_size
     with full_disk(limit), pytest.raises(HbertError, match="step 2 could not be written: .*step-00000001 is intact"):
-        save(tmp_path, 2, keep=1)
+        save(tmp_path, 2, keep=1, tokenizer=tokenizer)
     assert files_of(tmp_path) == before
     assert newest_checkpoint(tmp_path).name == "step-00000001"
 

@@ -1,6 +1,7 @@
 """Steps of the engine against a training loop written out by hand."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -27,9 +28,9 @@ def model_of(arch, recipe, cache, **fields):
     return build_model(model_config(arch, "2x32x2", fields, recipe, cache.vocab_size), seed=1)
 
 
-def engine_of(arch, recipe, cache, compiled=False, **fields):
+def engine_of(arch, recipe, cache, compiled=False, dtype="fp32", **fields):
     model = model_of(arch, recipe, cache, **fields)
-    return Engine(Accelerator(cpu=True, mixed_precision="no"), model, recipe, seed=5, dtype="fp32", compiled=compiled)
+    return Engine(Accelerator(cpu=True, mixed_precision="no"), model, recipe, seed=5, dtype=dtype, compiled=compiled)
 
 
 def batches_of(recipe, cache):
@@ -101,6 +102,43 @@ def test_compiled_steps_are_the_same(cache, monkeypatch):
         assert other.loss == pytest.approx(one.loss, rel=1e-4) and other.correct == one.correct
 
 
+def test_inside_document_borders_a_step_is_that_of_the_documents_alone(cache):
+    recipe = small_recipe(document_borders=True)
+    engine, model = engine_of("v1c", recipe, cache), model_of("v1c", recipe, cache).eval()
+    (part,) = batches_of(small_recipe(), cache).at(0, 0, 6).parts
+    loss, hits, sequences = 0.0, 0, 0
+    for ids, labels in zip(part.inputs["input_ids"], part.labels, strict=True):
+        starts = [0, *(place for place in range(1, 32) if ids[place] == cache.special_ids["[CLS]"]), 32]
+        for start, end in itertools.pairwise(starts):
+            logits, own = model(input_ids=ids[None, start:end]).logits[0], labels[start:end]
+            loss = loss + F.cross_entropy(logits, own, ignore_index=-100, reduction="sum")
+            hits += (logits.argmax(-1) == own).sum().item()
+            sequences += 1
+    assert sequences > 6  # a document ends inside a block
+    loss = loss / (part.labels != -100).sum()
+    loss.backward()
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+    (found,) = train(engine, recipe, cache, 1)
+    assert (found.loss, found.grad_norm) == pytest.approx((loss.item(), norm), rel=1e-4) and found.correct == hits
+    (without,) = train(engine_of("v1c", small_recipe(), cache), small_recipe(), cache, 1)
+    assert without.loss != pytest.approx(found.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["SA", "bert"])
+def test_bf16_is_autocast_of_the_products(arch, cache):
+    recipe, found = small_recipe(), {}
+    for dtype in ("fp32", "bf16"):
+        engine, dtypes = engine_of(arch, recipe, cache, dtype=dtype), set()
+        layers = [module for module in engine.model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+        for layer in layers:
+            layer.register_forward_hook(lambda module, inputs, output, dtypes=dtypes: dtypes.add(output.dtype))
+        found[dtype] = train(engine, recipe, cache, 1)[0].loss, dtypes, engine.model
+    (loss, dtypes, _), (near, lower, model) = found.values()
+    assert dtypes == {torch.float32} and lower == {torch.bfloat16}
+    assert near != loss and near == pytest.approx(loss, rel=1e-2)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 def test_a_step_is_a_function_of_its_number(cache):
     recipe = small_recipe(dropout=0.3)
     batch = batches_of(recipe, cache).at(0, 0, 6)
@@ -154,6 +192,11 @@ def test_muon_updates_the_matrices_of_the_encoder(cache):
             expected = 0.5 * recipe.lr * size / (size + 1e-8)
             torch.testing.assert_close(update.abs(), expected, rtol=1e-2, atol=1e-6)
     assert sum(p.numel() for group in optimizers._all[1].param_groups for p in group["params"]) > 0
+
+
+def test_adamw_is_the_fused_one(cache):
+    (adamw,) = Optimizers(model_of("v1c", small_recipe(), cache), small_recipe())._all
+    assert all(group["fused"] for group in adamw.param_groups)
 
 
 def test_what_decays(cache):

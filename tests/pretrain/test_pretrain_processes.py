@@ -11,6 +11,7 @@ import torch
 from pretrain_helpers import Process, metrics, record, run_process
 from safetensors.torch import load_file
 
+from hbert.pretrain import budget, trainer
 from hbert.pretrain.checkpoint import checkpoints
 
 # Two accumulation passes of unequal size in each process, a batch ramp, no dropout: its masks are drawn per process.
@@ -23,12 +24,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_both(words, folder, die_at=(None, None)):
-    """Two processes with the variables that torchrun sets; each may be told to die."""
+def start_both(words, folder, die_at=(None, None), before=None):
+    """Two processes with the variables that torchrun sets; each may be told to die, or what to call before it runs."""
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     return [
-        Process(words, folder / f"rank{rank}.log", environment=environment, die_at=moment)
+        Process(words, folder / f"rank{rank}.log", environment=environment, die_at=moment, before=before)
         for rank, (environment, moment) in enumerate(zip(ranks, die_at, strict=True))
     ]
 
@@ -51,10 +52,42 @@ def test_two_processes_give_the_weights_of_one(words, tmp_path):
         np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5)
 
 
+def times_of_its_own():
+    """Each process believes in its own times; by those of the second one there is no room for a single step."""
+    slower = 100 if os.environ["RANK"] == "1" else 1
+    seconds = iter([0.5 * slower, 0.25 * slower])  # of a full batch, of the first one of the ramp
+
+    def measured(run_step, agree, patience):
+        run_step()
+        return budget.StepTime(next(seconds), 30, 30)
+
+    trainer.measure_step = measured
+
+
+def test_a_budget_with_a_ramp_is_that_of_the_first_process(words, out, tmp_path):
+    options = {
+        "max_steps": None,
+        "budget": "3s",
+        "batch_size": 8,
+        "ramp_start": 4,
+        "ramp_fraction": 0.5,
+        "log_every": 1,
+    }
+    results = [process.wait() for process in start_both(words(**options), tmp_path, before=times_of_its_own)]
+    assert [status for status, _ in results] == [0, 0], results
+    # 4 blocks take .25 s, 8 take .5 s: these 7 steps 2.875 s, and 8 would take 3.375.
+    sizes = [4, 5, 6, 7, 8, 8, 8]
+    entry = record(out)
+    assert entry["max_steps"] == 7 and entry["step_seconds"] == 0.5 and entry["processes"] == 2
+    assert entry["plan"]["calibration"]["ramp_start"] == {"seconds": 0.25, "clean": 30, "measured": 30}
+    trained = [line["tokens"] for line in metrics(out) if line["kind"] == "train"]
+    assert trained == [32 * sum(sizes[: step + 1]) for step in range(7)]
+
+
 def test_a_signal_to_one_process_stops_both_at_the_same_step(words, out, tmp_path):
     # The first process is told, too, as torchrun does, while it writes the checkpoint of that step, its third.
     tell = ("hbert.pretrain.engine", "Engine._seed_dropout", 4, signal.SIGTERM)
-    tell_first = ("hbert.pretrain.checkpoint", "safetensors.torch.save_model", 3, signal.SIGTERM)
+    tell_first = ("hbert.pretrain.checkpoint", "write_model", 3, signal.SIGTERM)
     results = [process.wait() for process in start_both(words(), tmp_path, [tell_first, tell])]
     assert [status for status, _ in results] == [143, 143], results
     assert "--resume" in results[0][1] and "--resume" not in results[1][1]

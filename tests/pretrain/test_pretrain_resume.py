@@ -1,22 +1,27 @@
-"""A run that is killed and taken up again ends as the run left alone."""
+"""A run that is killed and taken up again ends as the run left alone; what cannot be taken up."""
 
+import errno
+import json
+import os
+import shutil
 import signal
 
 import pytest
-from pretrain_helpers import files_of, flags, metrics, record, run_process
+from pretrain_helpers import files_of, flags, metrics, record, run_process, write_corpus
 
+from hbert.pretrain import engine, folder, machine, trainer
 from hbert.pretrain.checkpoint import checkpoints
 
 # Moments of one run, in its order: in a step, with a checkpoint half written, behind one, in an evaluation, in a step
 # of the resumed run, with the last checkpoint half written, with the model half written.
 MOMENTS = [
     ("hbert.pretrain.engine", "Optimizers.step", 2),
-    ("hbert.data.storage", "sync", 12),
+    ("hbert.data.storage", "sync", 24),
     ("hbert.pretrain.checkpoint", "shutil.rmtree", 4),
     ("hbert.evaluate.held_out", "evaluate", 1),
     ("hbert.pretrain.engine", "get_total_norm", 2),
-    ("hbert.pretrain.checkpoint", "sha256_file", 3),
-    ("hbert.pretrain.folder", "os.replace", 9),
+    ("hbert.pretrain.checkpoint", "sha256_file", 8),
+    ("hbert.pretrain.folder", "os.replace", 11),
 ]
 
 
@@ -74,3 +79,147 @@ def test_killed_before_the_run_began(words, out, tmp_path):
     assert files_of(out)
     status, output = run_process(words(max_steps=2), tmp_path / "log")
     assert status == 0, output
+
+
+def test_resume_refuses_other_settings(finished, pretrain, tmp_path):
+    out, *_ = finished
+    before = files_of(out)
+    status, _, stderr = pretrain(resume=True, lr=1e-4, seed=3)
+    assert status == 2
+    assert "begun with other settings: lr (was 0.002, now 0.0001), seed (was 0, now 3)" in stderr
+    status, _, stderr = pretrain(resume=True, max_steps=20)
+    assert status == 2 and "max_steps (was 12, now 20)" in stderr
+    assert files_of(out) == before
+
+
+def test_resume_with_the_same_text_elsewhere(finished, pretrain, text, tmp_path):
+    copy = shutil.copyfile(text, tmp_path / text.name)
+    status, _, stderr = pretrain(resume=True, data=str(copy))
+    assert status == 0, stderr
+
+
+def test_resume_on_another_machine(pretrain, out, monkeypatch):
+    pretrain(deadline="0.000001s")
+    before = record(out)
+    for about in ("describe", "software"):
+        monkeypatch.setattr(machine, about, lambda *device: {"revision": "another", "cpu_capability": "another"})
+    status, stdout, stderr = pretrain(resume=True, deadline="10m")
+    assert status == 0 and stdout.startswith("finished after 12 steps"), stderr
+    # What is recorded is how the run began.
+    assert [record(out)[name] for name in ("machine", "software")] == [before[name] for name in ("machine", "software")]
+
+
+def test_resume_refuses_other_text(finished, pretrain, text):
+    out, *_ = finished
+    content, before = text.read_text(), files_of(out)
+    try:
+        write_corpus(text, seed=1)
+        status, _, stderr = pretrain(resume=True)
+    finally:
+        text.write_text(content)
+    assert status == 2 and "began with another corpus and another tokenizer" in stderr and files_of(out) == before
+
+
+def test_resume_of_a_finished_run_restores_its_model(finished, pretrain):
+    out, *_ = finished
+    weights, lines = (out / "model.safetensors").read_bytes(), metrics(out)
+    (out / "model.safetensors").unlink()
+    assert pretrain(resume=True)[0] == 0
+    assert (out / "model.safetensors").read_bytes() == weights and metrics(out) == lines
+
+
+def test_resume_from_a_checkpoint_of_weights_alone(finished, pretrain):
+    """As checkpoints were before they were model folders."""
+    out, *_ = finished
+    weights = (out / "model.safetensors").read_bytes()
+    shutil.rmtree(checkpoints(out)[-1])
+    (newest,) = checkpoints(out)
+    state = json.loads((newest / "state.json").read_text())
+    for name in set(state["files"]) - {"model.safetensors", "optimizers.pt"}:
+        (newest / name).unlink()
+        del state["files"][name]
+    (newest / "state.json").write_text(json.dumps(state))
+    assert pretrain(resume=True)[0] == 0
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_resume_with_damaged_checkpoints(finished, pretrain):
+    out, *_ = finished
+    newest = checkpoints(out)[-1]
+    (newest / "model.safetensors").write_bytes(b"short")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and f"{newest} is corrupt" in stderr
+    shutil.rmtree(newest)
+    status, stdout, stderr = pretrain(resume=True)
+    assert status == 0 and "from step 9 to 12" in stderr
+    shutil.rmtree(out / "checkpoints")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "--resume: no checkpoint" in stderr
+
+
+@pytest.mark.parametrize(("size", "message"), [(None, "is missing"), (10, "has 10 bytes")])
+def test_resume_without_its_lines(finished, pretrain, size, message):
+    out, *_ = finished
+    (out / "metrics.jsonl").unlink() if size is None else (out / "metrics.jsonl").write_bytes(b"{" * size)
+    before = files_of(out)
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and f"metrics.jsonl {message}, but the checkpoint needs its first" in stderr
+    assert files_of(out) == before
+
+
+def test_events_of_an_attempt_that_died_before_its_first_checkpoint(pretrain, out, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def broken(self, step, *args):
+        if step == 4:
+            raise RuntimeError("the machine died")
+        return original(self, step, *args)
+
+    original = engine.Engine.step
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine died"):
+        patch.setattr(engine.Engine, "step", broken)
+        pretrain(save_every=None, max_steps=50)
+    assert pretrain(save_every=None, max_steps=50, resume=True)[0] == 0
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    steps = [event.step for event in events.Scalars("train/loss")]
+    assert steps == sorted(set(steps)) and steps[0] == 2
+
+
+def test_resume_with_a_checkpoint_of_another_run(finished, pretrain, tmp_path):
+    out, *_ = finished
+    other = tmp_path / "other"
+    pretrain(out=other, seed=1)
+    shutil.rmtree(out / "checkpoints")
+    shutil.copytree(other / "checkpoints", out / "checkpoints")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "belongs to another run" in stderr
+
+
+def test_resume_into_a_folder_that_cannot_be_written(finished, pretrain, monkeypatch):
+    out, *_ = finished
+    before = files_of(out)
+
+    def denied(*args, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(args[0] if args else out))
+
+    # The folder, before any work; then files in it.
+    for module, name in ((folder, "TemporaryFile"), (folder, "write_json"), (trainer, "MetricsLog")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, denied)
+            if name == "TemporaryFile":
+                patch.setattr(trainer, "prepare_text", None)
+            status, _, stderr = pretrain(resume=True)
+        assert status == 2 and f"--out {out} cannot be written to: " in stderr and "Permission denied" in stderr
+        assert name == "MetricsLog" or files_of(out) == before
+    with monkeypatch.context() as patch, pytest.raises(PermissionError, match="elsewhere"):
+        patch.setattr(trainer, "prepare_text", lambda *args: denied("elsewhere"))
+        pretrain(resume=True)
+
+
+def test_resume_without_a_run(pretrain, out):
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "is not a run folder" in stderr and not out.exists()
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    status, _, stderr = pretrain(resume=True)
+    assert status == 2 and "not the record of a run" in stderr

@@ -8,19 +8,12 @@ import struct
 
 import pytest
 import torch
-from pretrain_helpers import files_of, metrics, record, write_corpus, write_cycles
+from pretrain_helpers import files_of, metrics, record, write_cycles
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hbert.evaluate.held_out import evaluate
-from hbert.pretrain import budget, engine, trainer
+from hbert.pretrain import budget, command, engine, optimizers, trainer
 from hbert.pretrain.checkpoint import checkpoints
-
-
-@pytest.fixture
-def finished(pretrain, out):
-    status, stdout, stderr = pretrain()
-    assert status == 0, stderr
-    return out, stdout, stderr
 
 
 def test_the_run_folder(finished, cache):
@@ -36,6 +29,12 @@ def test_the_run_folder(finished, cache):
     assert set(entry["times"]) == {"data", "training", "evaluation", "checkpoints"}
     assert entry["step_seconds"] > 0 and entry["software"]["torch"] == torch.__version__
     assert [path.name for path in checkpoints(out)] == ["step-00000009", "step-00000012"]
+
+
+def test_the_command_keeps_its_heap(pretrain, out, monkeypatch):
+    kept = []
+    monkeypatch.setattr(command, "keep_heap", lambda: kept.append(out.exists()))
+    assert pretrain(max_steps=1)[0] == 0 and kept == [False]
 
 
 def test_metrics(finished, cache):
@@ -54,6 +53,21 @@ def test_metrics(finished, cache):
     assert lines[-1] == record(out)["result"]
 
 
+def test_every_step_has_the_learning_rate_of_the_schedule(pretrain, out, monkeypatch):
+    def step(self, factor):
+        original(self, factor)
+        used.append([group["lr"] for group in self._groups()])
+
+    original, used = optimizers.Optimizers.step, []
+    monkeypatch.setattr(optimizers.Optimizers, "step", step)
+    assert pretrain(warmup=0.3, log_every=1)[0] == 0
+    # Four steps towards the peak, then down to 0 over the other eight.
+    factors = [1 / 5, 2 / 5, 3 / 5, 4 / 5, *(left / 8 for left in range(8, 0, -1))]
+    expected = pytest.approx([0.002 * factor for factor in factors])
+    assert [rates[0] for rates in used] == expected and all(len(set(rates)) == 1 for rates in used)
+    assert [line["lr"] for line in metrics(out) if line["kind"] == "train"] == expected
+
+
 def test_the_result_loads_with_the_auto_classes(finished, cache):
     out, *_ = finished
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
@@ -69,20 +83,27 @@ def test_the_tokenizer_knows_the_models_positions(pretrain, out, arch):
     assert AutoTokenizer.from_pretrained(out).model_max_length == 48
 
 
-def test_the_model_card_defines_the_run(finished, text):
-    out, *_ = finished
+# Paths, and what a run can do without: how it was timed and how often it was saved.
+NOT_ON_THE_CARD = {"data", "tokenizer", "init_from", "calibration", "step_seconds", "save_every"}
+
+
+def test_the_model_card_defines_the_run(pretrain, out, text):
+    assert pretrain(eval_every=None, log_every=None)[0] == 0
     card = (out / "README.md").read_text()
     entry = record(out)
     assert f"**{entry['result']['accuracy']:.4f}**" in card and "12 steps" in card
-    for name in (
-        "dropout | 0.1",
-        "lr | 0.002",
-        "seed | 0",
-        "layer_types",
-        entry["corpus"]["fingerprint"],
-        "text.txt |",
-    ):
-        assert name in card
+    assert entry["corpus"]["fingerprint"] in card and entry["tokenizer"]["sha256"][:16] in card and "text.txt |" in card
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:3]) for line in card.splitlines() if line.startswith("|")}
+    recipe = {name: value for name, value in entry["recipe"].items() if name not in ("name", "model")}
+    settings = {name: value for name, value in entry["settings"].items() if not name.startswith("model.")}
+    # What was left to the run is on the card as it was decided.
+    settings |= {name: value for name, value in entry["plan"].items() if name in settings}
+    for facts in (settings, recipe, entry["model"], entry["plan"], entry["machine"], entry["software"]):
+        for name, value in facts.items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            assert name in NOT_ON_THE_CARD or (name, shown) in rows, name
+    assert {("recipe_name", "budget"), ("compile", "false"), ("recipe_corpus", "null"), ("processes", "1")} <= rows
+    assert {name for name, _ in rows} >= {"revision", "cpu_capability", "time: training"}
     # Where it lay is nobody's business.
     assert str(text.parent) not in card
 
@@ -215,103 +236,6 @@ def test_a_full_disk(pretrain, out, limit):
     assert status == 0 and stdout.startswith("finished after 12 steps")
 
 
-def test_resume_refuses_other_settings(finished, pretrain, tmp_path):
-    out, *_ = finished
-    before = files_of(out)
-    status, _, stderr = pretrain(resume=True, lr=1e-4, seed=3)
-    assert status == 2
-    assert "begun with other settings: lr (was 0.002, now 0.0001), seed (was 0, now 3)" in stderr
-    status, _, stderr = pretrain(resume=True, max_steps=20)
-    assert status == 2 and "max_steps (was 12, now 20)" in stderr
-    assert files_of(out) == before
-
-
-def test_resume_with_the_same_text_elsewhere(finished, pretrain, text, tmp_path):
-    copy = shutil.copyfile(text, tmp_path / text.name)
-    status, _, stderr = pretrain(resume=True, data=str(copy))
-    assert status == 0, stderr
-
-
-def test_resume_refuses_other_text(finished, pretrain, text):
-    out, *_ = finished
-    content, before = text.read_text(), files_of(out)
-    try:
-        write_corpus(text, seed=1)
-        status, _, stderr = pretrain(resume=True)
-    finally:
-        text.write_text(content)
-    assert status == 2 and "began with another corpus and another tokenizer" in stderr and files_of(out) == before
-
-
-def test_resume_of_a_finished_run_restores_its_model(finished, pretrain):
-    out, *_ = finished
-    weights, lines = (out / "model.safetensors").read_bytes(), metrics(out)
-    (out / "model.safetensors").unlink()
-    assert pretrain(resume=True)[0] == 0
-    assert (out / "model.safetensors").read_bytes() == weights and metrics(out) == lines
-
-
-def test_resume_with_damaged_checkpoints(finished, pretrain):
-    out, *_ = finished
-    newest = checkpoints(out)[-1]
-    (newest / "model.safetensors").write_bytes(b"short")
-    status, _, stderr = pretrain(resume=True)
-    assert status == 2 and f"{newest} is corrupt" in stderr
-    shutil.rmtree(newest)
-    status, stdout, stderr = pretrain(resume=True)
-    assert status == 0 and "from step 9 to 12" in stderr
-    shutil.rmtree(out / "checkpoints")
-    status, _, stderr = pretrain(resume=True)
-    assert status == 2 and "--resume: no checkpoint" in stderr
-
-
-@pytest.mark.parametrize(("size", "message"), [(None, "is missing"), (10, "has 10 bytes")])
-def test_resume_without_its_lines(finished, pretrain, size, message):
-    out, *_ = finished
-    (out / "metrics.jsonl").unlink() if size is None else (out / "metrics.jsonl").write_bytes(b"{" * size)
-    before = files_of(out)
-    status, _, stderr = pretrain(resume=True)
-    assert status == 2 and f"metrics.jsonl {message}, but the checkpoint needs its first" in stderr
-    assert files_of(out) == before
-
-
-def test_events_of_an_attempt_that_died_before_its_first_checkpoint(pretrain, out, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    def broken(self, step, *args):
-        if step == 4:
-            raise RuntimeError("the machine died")
-        return original(self, step, *args)
-
-    original = engine.Engine.step
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the machine died"):
-        patch.setattr(engine.Engine, "step", broken)
-        pretrain(save_every=None, max_steps=50)
-    assert pretrain(save_every=None, max_steps=50, resume=True)[0] == 0
-    events = EventAccumulator(str(out / "tensorboard")).Reload()
-    steps = [event.step for event in events.Scalars("train/loss")]
-    assert steps == sorted(set(steps)) and steps[0] == 2
-
-
-def test_resume_with_a_checkpoint_of_another_run(finished, pretrain, tmp_path):
-    out, *_ = finished
-    other = tmp_path / "other"
-    pretrain(out=other, seed=1)
-    shutil.rmtree(out / "checkpoints")
-    shutil.copytree(other / "checkpoints", out / "checkpoints")
-    status, _, stderr = pretrain(resume=True)
-    assert status == 2 and "belongs to another run" in stderr
-
-
-def test_resume_without_a_run(pretrain, out):
-    status, _, stderr = pretrain(resume=True)
-    assert status == 2 and "is not a run folder" in stderr and not out.exists()
-    out.mkdir()
-    (out / "run.json").write_text("{}")
-    status, _, stderr = pretrain(resume=True)
-    assert status == 2 and "not the record of a run" in stderr
-
-
 def test_a_folder_that_is_not_empty(finished, pretrain, tmp_path):
     out, *_ = finished
     before = files_of(out)
@@ -358,6 +282,24 @@ def test_too_little_held_out_text(pretrain, out, tmp_path):
     path.write_text("\n\n".join(line for line in kept if not is_held_out([line])))
     status, _, stderr = pretrain(data=str(path))
     assert status == 2 and "no source has a block of 32 held-out tokens" in stderr
+
+
+def test_a_compiled_run(pretrain, out, monkeypatch, tmp_path):
+    compiled = []
+
+    def compile(model, **options):
+        compiled.append(model)
+        return original(model, backend="eager")  # generating code takes a minute
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    for folder, options in ((out, {"compile": True}), (tmp_path / "plain", {})):
+        assert pretrain(out=folder, max_steps=2, dropout=0.0, **options)[0] == 0
+    assert len(compiled) == 1
+    assert record(out)["times"]["compile"] > 0 and "compile" not in record(tmp_path / "plain")["times"]
+    # The step that compiles leaves no trace.
+    losses = [[line["loss"] for line in metrics(folder)] for folder in (out, tmp_path / "plain")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_dtype_bf16_trains(pretrain, out):
