@@ -46,6 +46,18 @@ def test_a_bert_of_transformers(hbert, bert_folder, toy, tmp_path):
     assert results(tmp_path / "two")["test"] == results(out)["test"]
 
 
+def test_a_model_below_naive_bayes_is_a_failure(hbert, hbert_folder, toy, tmp_path):
+    out, line = tmp_path / "out", "Below naive Bayes in accuracy: pretraining or fine-tuning has failed"
+    words = ["--model", hbert_folder, *toy, "--out", out, *FAST, "--epochs", 1, "--lr", 1e-9]
+    status, stdout, stderr = hbert("finetune", *words)
+    assert status == 0, stderr
+    record = results(out)
+    assert record["test"]["accuracy"]["mean"] < record["floor"]["test"]["accuracy"]
+    assert record["failure"] == line
+    assert line in stdout.splitlines()
+    assert f"**{line}.**" in (out / "README.md").read_text(encoding="utf-8").splitlines()
+
+
 def test_patience_ends_a_run(hbert, hbert_folder, short, tmp_path):
     words = [*short, "--out", tmp_path / "out", "--lr", 1e-9, "--epochs", 9, "--patience", 2]
     status, _, stderr = hbert("finetune", "--model", hbert_folder, *words)
