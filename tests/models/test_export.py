@@ -89,6 +89,31 @@ def test_the_command_line(tmp_path, capsys):
     assert out.read_bytes() == written
 
 
+@pytest.mark.parametrize("out", ["config.json/model.onnx", "/proc/model.onnx"])
+def test_places_that_cannot_be_written_are_found_before_the_export(tmp_path, capsys, monkeypatch, out):
+    def no_export(*_):
+        raise AssertionError("the export has begun")
+
+    monkeypatch.setattr(hbert.export, "_program", no_export)
+    small_model(layer_types="A").save_pretrained(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["export", str(tmp_path), str(tmp_path / out)]) == 2
+    stderr = capsys.readouterr().err
+    assert f"hbert: error: {tmp_path / out} could not be written: " in stderr and stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_while_the_file_is_written(tmp_path, monkeypatch):
+    class Program:
+        def save(self, *_, **__):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hbert.export, "_program", lambda *_: Program())
+    with pytest.raises(HbertError, match=r"model\.onnx could not be written: .*No space left"):
+        export_onnx(small_model(layer_types="A"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
