@@ -66,6 +66,25 @@ def test_patience_ends_a_run(hbert, hbert_folder, short, tmp_path):
     assert len(run["epochs"]) == 3 and run["best_epoch"] == 1
 
 
+def test_the_weights_are_those_of_the_best_epoch(hbert, hbert_folder, short, tmp_path, monkeypatch):
+    out, measured = tmp_path / "out", []
+    evaluate = training._LengthTrainer.evaluate
+
+    def evaluated(self, *args, **kwargs):
+        measured.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(training._LengthTrainer, "evaluate", evaluated)
+    monkeypatch.setattr(training, "_measure", lambda *_: {"accuracy": 1 / len(measured)})
+    status, _, stderr = hbert("finetune", "--model", hbert_folder, *short, "--out", out, "--epochs", 2)
+    assert status == 0, stderr
+    assert results(out)["runs"][0]["best_epoch"] == 1
+    saved, (first, second) = load_file(out / "model.safetensors"), measured
+    assert saved.keys() == first.keys()
+    assert all(torch.equal(saved[name], first[name]) for name in saved)
+    assert not torch.equal(first["classifier.out.weight"], second["classifier.out.weight"])
+
+
 def test_several_labels_and_pairs(hbert, hbert_folder, tmp_path):
     """Two texts a row; a row has the labels of both."""
     flags = ["--multi-label", "--text-column", "one", "--text-pair-column", "two", "--label-column", "tags"]
