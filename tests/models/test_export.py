@@ -14,7 +14,13 @@ from model_helpers import VOCAB, batch, small_masked_lm, small_model
 from torch import nn
 
 import hbert.export
-from hbert import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification, HBertModel
+from hbert import (
+    HBertForMaskedLM,
+    HBertForQuestionAnswering,
+    HBertForSequenceClassification,
+    HBertForTokenClassification,
+    HBertModel,
+)
 from hbert.cli import main
 from hbert.errors import HbertError
 from hbert.export import export_onnx
@@ -36,8 +42,14 @@ def inputs(rows: int, length: int, types: bool) -> dict[str, torch.Tensor]:
         (HBertModel, MERGE, ["last_hidden_state"]),
         (HBertForSequenceClassification, HYBRID, ["logits"]),
         (HBertForQuestionAnswering, {"layer_types": "A", "norm_style": "post_ln"}, ["start_logits", "end_logits"]),
+        (HBertForMaskedLM, {"norm_style": "pre_ln", "layer_types": "AS"}, ["logits"]),
+        (
+            HBertForTokenClassification,
+            {"layer_types": "S", "conv_kernel_size": 3, "conv_placement": "branch"},
+            ["logits"],
+        ),
     ],
-    ids=["encoder-merge", "sequences-hybrid", "answers-post_ln"],
+    ids=["encoder-merge", "sequences-hybrid", "answers-post_ln", "masked_lm-pre_ln", "tokens-branch"],
 )
 def test_onnx_runtime_gives_our_numbers_at_every_size(tmp_path, kind, fields, outputs):
     model = small_model(kind, dtype=torch.float32, **fields)
@@ -87,6 +99,10 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["export", str(tmp_path / "model"), str(out)]) == 2
     assert "exists; choose another name or pass --overwrite" in capsys.readouterr().err
     assert out.read_bytes() == written
+    small_model(HBertForTokenClassification, dtype=torch.float32, layer_types="A").save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(out), "--overwrite"]) == 0
+    assert [output.name for output in onnxruntime.InferenceSession(str(out)).get_outputs()] == ["logits"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "model.onnx"]
 
 
 @pytest.mark.parametrize("out", ["config.json/model.onnx", "/proc/model.onnx"])
