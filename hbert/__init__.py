@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ._registration import register_with_transformers
 
 if TYPE_CHECKING:
+    from . import convert as convert
     from .collate import PackedCollator, PackedMaskedLMCollator
     from .config import HBertConfig
     from .export import export_onnx
@@ -48,6 +49,8 @@ _EXPORTS = {
     "unpatch": "hbert.patching",
 }
 
+_MODULES = ("convert",)
+
 __all__ = [
     "DenseLayout",
     "HBertConfig",
@@ -71,16 +74,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in _EXPORTS and name not in _MODULES:
         raise AttributeError(f"module 'hbert' has no attribute {name!r}")
     import_module("hbert.config")  # first: it says which transformers is needed where that is missing
+    if name in _MODULES:
+        return import_module(f"hbert.{name}")
     value = getattr(import_module(_EXPORTS[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 register_with_transformers()

@@ -61,7 +61,7 @@ def export_onnx(model: HBertPreTrainedModel, path: str | Path) -> Path:
 
     Raises:
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
-        HbertError: ONNX Runtime computes something else; nothing was written.
+        HbertError: the file cannot be written; or ONNX Runtime computes something else, and nothing was written.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -69,9 +69,13 @@ def export_onnx(model: HBertPreTrainedModel, path: str | Path) -> Path:
         raise ModuleNotFoundError(needed, name=missing[0])
     path, dense = Path(path), _Dense(model)
     inputs = [_inputs(model.config, shape) for shape in _SHAPES]
-    with replacing(path) as temporary:
-        _program(dense, inputs[0]).save(str(temporary), external_data=False)
-        _check(dense, temporary, inputs)
+    try:
+        with replacing(path) as temporary:
+            temporary.touch()  # where that fails, the export, which takes its time, would be in vain
+            _program(dense, inputs[0]).save(str(temporary), external_data=False)
+            _check(dense, temporary, inputs)
+    except OSError as error:
+        raise HbertError(f"{path} could not be written: {error}") from error
     return path
 
 

@@ -189,6 +189,7 @@ def _test_all(settings: Settings, prepared: Prepared, runs: Sequence[TrainedRun]
         speeds.append(speed)
         if run is best:
             details = _details(prepared, decided)
+    test, floor = _summary(tests), _floor(settings, prepared, folder)
     return {
         "format": FORMAT,
         "settings": settings.as_record(),
@@ -200,8 +201,9 @@ def _test_all(settings: Settings, prepared: Prepared, runs: Sequence[TrainedRun]
         "best_seed": best.seed,
         "runs": [_about_run(run) for run in runs],
         "validation": _summary([run.validation for run in chosen]),
-        "test": _summary(tests),
-        "floor": _floor(settings, prepared, folder),
+        "test": test,
+        "floor": floor,
+        "failure": _failure(settings.chosen_by, test, floor),
         "best_seed_test": details,
         "inference": speeds,
         "machine": describe(device()),
@@ -267,6 +269,13 @@ def _floor(settings: Settings, prepared: Prepared, folder: Path) -> dict[str, An
     probabilities = model.probabilities(texts["test"])
     _write_predictions(settings, prepared, probabilities, folder / PREDICTIONS / "naive-bayes.tsv")
     return {"smoothing": model.smoothing, "test": _measured(prepared, decide(probabilities, multi=False))}
+
+
+def _failure(metric: str, test: dict[str, Any], floor: dict[str, Any] | None) -> str | None:
+    """What the floor says of a model below it; None for one that is not, and where there is no floor."""
+    if floor is None or test[metric]["mean"] >= floor["test"][metric]:
+        return None
+    return f"Below naive Bayes in {metric}: pretraining or fine-tuning has failed"
 
 
 def _joined(examples: Examples) -> list[str]:

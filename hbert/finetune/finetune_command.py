@@ -89,11 +89,7 @@ def _report(out: Path, record: dict[str, Any]) -> None:
 
 
 def _conclusion(out: Path, record: dict[str, Any]) -> list[str]:
-    metric, lines = record["settings"]["metric"], []
-    floor = record["floor"]
-    if floor is not None and record["test"][metric]["mean"] < floor["test"][metric]:
-        lines.append(f"below naive Bayes in {metric}: pretraining or fine-tuning has failed")
     speeds = record["inference"]
     pace = 1e3 * sum(s["seconds"] for s in speeds) / sum(s["texts"] for s in speeds)
-    lines.append(f"lr {record['lr']:g}, {pace:.3g} ms a text on the test split; seed {record['best_seed']} in {out}")
-    return lines
+    last = f"lr {record['lr']:g}, {pace:.3g} ms a text on the test split; seed {record['best_seed']} in {out}"
+    return [last] if record["failure"] is None else [record["failure"], last]

@@ -46,12 +46,13 @@ def _summary(record: Mapping[str, Any]) -> str:
     metric, seeds = settings["metric"], len(settings["seeds"])
     score = record["test"][metric]
     spread = "" if score["std"] is None else f" ± {score['std']:.4f} (mean and standard deviation of {seeds} seeds)"
+    failure = "" if record["failure"] is None else f"\n**{record['failure']}.**\n"
     kind = "labels, any number of them a text" if settings["multi_label"] else "labels, one a text"
     return (
         f"Made by `hbert finetune` from `{settings['model']}`: {len(labels)} {kind}. Test {metric}: "
         f"**{score['mean']:.4f}**{spread}. Epoch, learning rate and seed were chosen by {metric} on "
         "the validation split; each seed's best epoch was tested once. The weights are those of seed "
-        f"{record['best_seed']}.\n"
+        f"{record['best_seed']}.\n{failure}"
     )
 
 

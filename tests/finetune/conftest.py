@@ -1,8 +1,11 @@
 """Small checkpoints with a tokenizer, and a task that a small model can learn."""
 
+import shutil
+
 import pytest
 import torch
 from finetune_helpers import bert, hbert_model, save_checkpoint, toy_rows, write_tsv
+from safetensors.torch import load_file, save_file
 
 from hbert import cli
 
@@ -27,6 +30,24 @@ def hbert_folder(tmp_path_factory):
 def bert_folder(tmp_path_factory):
     torch.manual_seed(0)
     return save_checkpoint(bert(), tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def foreign_weights(hbert_folder, bert_folder, tmp_path_factory):
+    """A checkpoint with the weights of another architecture."""
+    folder = shutil.copytree(hbert_folder, tmp_path_factory.mktemp("foreign") / "model")
+    shutil.copy(bert_folder / "model.safetensors", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def partial_weights(hbert_folder, tmp_path_factory):
+    """A checkpoint without the weights of its second layer."""
+    folder = shutil.copytree(hbert_folder, tmp_path_factory.mktemp("partial") / "model")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

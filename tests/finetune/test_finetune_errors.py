@@ -4,8 +4,7 @@ import json
 import shutil
 
 import pytest
-from finetune_helpers import PIECES, bert, hbert_model, save_checkpoint, toy_rows, write_tsv
-from safetensors.torch import load_file, save_file
+from finetune_helpers import PIECES, hbert_model, save_checkpoint, toy_rows, write_tsv
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
 from hbert.finetune import experiment
@@ -81,27 +80,14 @@ def test_splits(refused, tmp_path):
     assert "only the label 'good'" in refused(train=alone)
 
 
-def test_checkpoints(refused, tmp_path, hbert_folder):
+def test_checkpoints(refused, tmp_path, hbert_folder, foreign_weights, partial_weights):
     assert "no such folder: ./nothing" in refused(model="./nothing")
     assert "is not a model folder: it has no config.json" in refused(model=tmp_path)
     bare = shutil.copytree(hbert_folder, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
     assert "cannot be loaded" in refused(model=bare)
-    other = shutil.copytree(hbert_folder, tmp_path / "other")
-    (other / "model.safetensors").write_bytes(_weights_of(bert(), tmp_path))
-    assert "weights are incomplete or of another architecture" in refused(model=other)
-    part = shutil.copytree(hbert_folder, tmp_path / "part")
-    tensors = load_file(part / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
-    save_file(kept, part / "model.safetensors", metadata={"format": "pt"})
-    assert "weights are incomplete" in refused(model=part)
-
-
-def _weights_of(model, tmp_path):
-    model.save_pretrained(tmp_path / "weights")
-    content = (tmp_path / "weights" / "model.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "weights")
-    return content
+    assert "weights are incomplete or of another architecture" in refused(model=foreign_weights)
+    assert "weights are incomplete" in refused(model=partial_weights)
 
 
 def test_architectures_without_a_head(refused, tmp_path):

@@ -46,12 +46,43 @@ def test_a_bert_of_transformers(hbert, bert_folder, toy, tmp_path):
     assert results(tmp_path / "two")["test"] == results(out)["test"]
 
 
+def test_a_model_below_naive_bayes_is_a_failure(hbert, hbert_folder, toy, tmp_path):
+    out, line = tmp_path / "out", "Below naive Bayes in accuracy: pretraining or fine-tuning has failed"
+    words = ["--model", hbert_folder, *toy, "--out", out, *FAST, "--epochs", 1, "--lr", 1e-9]
+    status, stdout, stderr = hbert("finetune", *words)
+    assert status == 0, stderr
+    record = results(out)
+    assert record["test"]["accuracy"]["mean"] < record["floor"]["test"]["accuracy"]
+    assert record["failure"] == line
+    assert line in stdout.splitlines()
+    assert f"**{line}.**" in (out / "README.md").read_text(encoding="utf-8").splitlines()
+
+
 def test_patience_ends_a_run(hbert, hbert_folder, short, tmp_path):
     words = [*short, "--out", tmp_path / "out", "--lr", 1e-9, "--epochs", 9, "--patience", 2]
     status, _, stderr = hbert("finetune", "--model", hbert_folder, *words)
     assert status == 0, stderr
     (run,) = results(tmp_path / "out")["runs"]
     assert len(run["epochs"]) == 3 and run["best_epoch"] == 1
+
+
+def test_the_weights_are_those_of_the_best_epoch(hbert, hbert_folder, short, tmp_path, monkeypatch):
+    out, measured = tmp_path / "out", []
+    evaluate = training._LengthTrainer.evaluate
+
+    def evaluated(self, *args, **kwargs):
+        measured.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(training._LengthTrainer, "evaluate", evaluated)
+    monkeypatch.setattr(training, "_measure", lambda *_: {"accuracy": 1 / len(measured)})
+    status, _, stderr = hbert("finetune", "--model", hbert_folder, *short, "--out", out, "--epochs", 2)
+    assert status == 0, stderr
+    assert results(out)["runs"][0]["best_epoch"] == 1
+    saved, (first, second) = load_file(out / "model.safetensors"), measured
+    assert saved.keys() == first.keys()
+    assert all(torch.equal(saved[name], first[name]) for name in saved)
+    assert not torch.equal(first["classifier.out.weight"], second["classifier.out.weight"])
 
 
 def test_several_labels_and_pairs(hbert, hbert_folder, tmp_path):

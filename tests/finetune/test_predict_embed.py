@@ -209,6 +209,14 @@ def test_bad_input(hbert, hbert_folder, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "b.jsonl", "c.txt"]
 
 
+@pytest.mark.parametrize(("command", "out"), [("predict", "a.tsv"), ("embed", "a.npy")])
+def test_weights_that_are_not_the_models(hbert, foreign_weights, partial_weights, texts, tmp_path, command, out):
+    for folder in (foreign_weights, partial_weights):
+        status, _, stderr = hbert(command, "--model", folder, "--input", texts, "--out", tmp_path / out)
+        assert status == 2 and f"{str(folder)!r}: the weights are incomplete or of another architecture" in stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
 def test_vocabulary_and_separator(hbert, classifier, hbert_folder, texts, tmp_path):
     larger = save_checkpoint(hbert_model(), tmp_path / "larger", [*PIECES, "more"])
     words = ["--input", texts, "--out", tmp_path / "o.npy"]

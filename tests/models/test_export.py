@@ -14,7 +14,13 @@ from model_helpers import VOCAB, batch, small_masked_lm, small_model
 from torch import nn
 
 import hbert.export
-from hbert import HBertForQuestionAnswering, HBertForSequenceClassification, HBertForTokenClassification, HBertModel
+from hbert import (
+    HBertForMaskedLM,
+    HBertForQuestionAnswering,
+    HBertForSequenceClassification,
+    HBertForTokenClassification,
+    HBertModel,
+)
 from hbert.cli import main
 from hbert.errors import HbertError
 from hbert.export import export_onnx
@@ -36,8 +42,14 @@ def inputs(rows: int, length: int, types: bool) -> dict[str, torch.Tensor]:
         (HBertModel, MERGE, ["last_hidden_state"]),
         (HBertForSequenceClassification, HYBRID, ["logits"]),
         (HBertForQuestionAnswering, {"layer_types": "A", "norm_style": "post_ln"}, ["start_logits", "end_logits"]),
+        (HBertForMaskedLM, {"norm_style": "pre_ln", "layer_types": "AS"}, ["logits"]),
+        (
+            HBertForTokenClassification,
+            {"layer_types": "S", "conv_kernel_size": 3, "conv_placement": "branch"},
+            ["logits"],
+        ),
     ],
-    ids=["encoder-merge", "sequences-hybrid", "answers-post_ln"],
+    ids=["encoder-merge", "sequences-hybrid", "answers-post_ln", "masked_lm-pre_ln", "tokens-branch"],
 )
 def test_onnx_runtime_gives_our_numbers_at_every_size(tmp_path, kind, fields, outputs):
     model = small_model(kind, dtype=torch.float32, **fields)
@@ -87,6 +99,35 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["export", str(tmp_path / "model"), str(out)]) == 2
     assert "exists; choose another name or pass --overwrite" in capsys.readouterr().err
     assert out.read_bytes() == written
+    small_model(HBertForTokenClassification, dtype=torch.float32, layer_types="A").save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(out), "--overwrite"]) == 0
+    assert [output.name for output in onnxruntime.InferenceSession(str(out)).get_outputs()] == ["logits"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "model.onnx"]
+
+
+@pytest.mark.parametrize("out", ["config.json/model.onnx", "/proc/model.onnx"])
+def test_places_that_cannot_be_written_are_found_before_the_export(tmp_path, capsys, monkeypatch, out):
+    def no_export(*_):
+        raise AssertionError("the export has begun")
+
+    monkeypatch.setattr(hbert.export, "_program", no_export)
+    small_model(layer_types="A").save_pretrained(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["export", str(tmp_path), str(tmp_path / out)]) == 2
+    stderr = capsys.readouterr().err
+    assert f"hbert: error: {tmp_path / out} could not be written: " in stderr and stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_while_the_file_is_written(tmp_path, monkeypatch):
+    class Program:
+        def save(self, *_, **__):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hbert.export, "_program", lambda *_: Program())
+    with pytest.raises(HbertError, match=r"model\.onnx could not be written: .*No space left"):
+        export_onnx(small_model(layer_types="A"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -106,22 +147,22 @@ def test_folders_that_cannot_be_exported(tmp_path, capsys, config, message):
     assert not (tmp_path / "model.onnx").exists()
 
 
-class Logits(nn.Module):
+class FirstOutput(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids, attention_mask):
-        return self.model(input_ids, attention_mask).logits
+        return self.model(input_ids, attention_mask)[0]
 
 
-@pytest.mark.parametrize("kind", [HBertForSequenceClassification, HBertForTokenClassification])
+@pytest.mark.parametrize("kind", [HBertModel, HBertForSequenceClassification, HBertForTokenClassification])
 def test_the_packed_form_exports_for_any_mask_and_needs_no_op_of_ours(kind):
     model = small_model(kind, layer_types="AS", conv_kernel_size=3, num_labels=3)
     ids, mask = batch()
-    program = torch.export.export(Logits(model), (ids, mask))
+    program = torch.export.export(FirstOutput(model), (ids, mask))
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert "aten.argsort.stable" in names and not [name for name in names if "hbert" in name]
     for seed in range(3):
         ids, mask = batch(seed=seed)
-        torch.testing.assert_close(program.module()(ids, mask), model(ids, mask).logits, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(program.module()(ids, mask), model(ids, mask)[0], rtol=1e-11, atol=1e-12)

@@ -99,6 +99,34 @@ def test_losses_of_every_problem_type():
     torch.testing.assert_close(out.loss, (out.logits.squeeze(1) - targets).pow(2).mean())
 
 
+def squared_error(logits, targets):
+    return (logits - targets.view_as(logits)).pow(2).mean()
+
+
+NUMBERS = torch.randn(4, LABELS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels", "loss"),
+    [
+        ("single_label_classification", LABELS, torch.tensor([1, 0, 4, 4]), F.cross_entropy),
+        ("multi_label_classification", LABELS, (NUMBERS > 0).double(), F.binary_cross_entropy_with_logits),
+        ("multi_label_classification", 1, (NUMBERS[:, :1] > 0).double(), F.binary_cross_entropy_with_logits),
+        ("regression", LABELS, NUMBERS, squared_error),
+        ("regression", 1, NUMBERS[:, :1], squared_error),
+        ("regression", 1, NUMBERS[:, 0], squared_error),
+    ],
+)
+def test_the_problem_type_decides_the_loss(problem_type, num_labels, labels, loss):
+    model = small_model(HBertForSequenceClassification, num_labels=num_labels, problem_type=problem_type)
+    ids, mask = batch()
+    for run in (model, dense_twin(model)):
+        out = run(ids, mask, labels=labels)
+        assert out.logits.shape == (4, num_labels)
+        torch.testing.assert_close(out.loss, loss(out.logits, labels))
+    assert model.config.problem_type == problem_type
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_token_logits_and_loss(dense):
     model = small_model(HBertForTokenClassification, num_labels=LABELS)

@@ -26,6 +26,17 @@ def test_the_whole_graph_compiles(masked):
     torch.testing.assert_close(got, model(ids, mask).logits, rtol=1e-12, atol=1e-12)
 
 
+def test_generated_code_gives_the_same_logits():
+    """Through inductor, the default, as users have it: with its fusions, and our ops in between."""
+    model = small_masked_lm(layer_types="AS", conv_kernel_size=3)
+    compiled = torch.compile(model, fullgraph=True)
+    ids, mask = batch()
+    for given in (None, mask):
+        with torch.no_grad():
+            got = compiled(ids, given).logits
+        torch.testing.assert_close(got, model(ids, given).logits, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("style", ["sub_ln", "merge"])
 def test_a_compiled_training_step_equals_the_eager_one(style):
     model = small_masked_lm(norm_style=style, layer_types="AS").train()

@@ -9,14 +9,21 @@ import torch
 from model_helpers import small_config
 from safetensors.torch import load_file, save_file
 
-from hbert import HBertConfig, HBertForMaskedLM, HBertModel
+from hbert import (
+    HBertConfig,
+    HBertForMaskedLM,
+    HBertForQuestionAnswering,
+    HBertForSequenceClassification,
+    HBertForTokenClassification,
+    HBertModel,
+)
 
 WIDE = {"hidden_size": 256, "num_attention_heads": 4, "vocab_size": 997, "layer_types": "AS"}
 
 
-def built(**fields) -> HBertForMaskedLM:
+def built(kind=HBertForMaskedLM, **fields):
     torch.manual_seed(0)
-    return HBertForMaskedLM(HBertConfig(**{**WIDE, **fields}))
+    return kind(HBertConfig(**{**WIDE, **fields}))
 
 
 def assert_normal(name: str, weight: torch.Tensor, std: float) -> None:
@@ -28,10 +35,20 @@ def assert_normal(name: str, weight: torch.Tensor, std: float) -> None:
         assert 2.6 < float((weight / weight.std()).pow(4).mean()) < 3.4, name
 
 
-@pytest.mark.parametrize("style", ["sub_ln", "merge"])
-def test_normal_init_covers_every_parameter(style):
-    conv = 3 if style == "sub_ln" else 0
-    model = built(norm_style=style, scorer="per_head", conv_kernel_size=conv, initializer_range=0.05)
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (HBertForMaskedLM, {"conv_kernel_size": 3}),
+        (HBertForMaskedLM, {"norm_style": "merge", "positions": "learned", "type_vocab_size": 2}),
+        (HBertForMaskedLM, {"tie_word_embeddings": False}),
+        (HBertForSequenceClassification, {}),
+        (HBertForTokenClassification, {}),
+        (HBertForQuestionAnswering, {}),
+    ],
+    ids=["conv", "merge-learned", "untied", "sequences", "tokens", "answers"],
+)
+def test_normal_init_covers_every_parameter(kind, fields):
+    model = built(kind, scorer="per_head", initializer_range=0.05, **fields)
     seen = set()
     for name, p in model.named_parameters():
         kind = name.rsplit(".", 1)[1]
@@ -45,7 +62,7 @@ def test_normal_init_covers_every_parameter(style):
             rows = p[1:] if name.endswith("word_embeddings.weight") else p
             assert_normal(name, rows, 0.05)
         seen.add(kind)
-    assert seen == ({"weight", "bias", "conv_weight"} if conv else {"weight", "bias"})
+    assert seen == {"weight", "bias", *(["conv_weight"] if "conv_kernel_size" in fields else [])}
     assert not model.get_input_embeddings().weight[0].any()
 
 

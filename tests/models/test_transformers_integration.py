@@ -150,6 +150,12 @@ def test_the_packages_are_imported_in_any_order(imports):
     assert run_python(code) == "True"
 
 
+def test_hbert_convert_needs_no_import_of_its_own():
+    assert run_python("import hbert; print('convert' in dir(hbert), hbert.convert.from_pretrained.__module__)") == (
+        "True hbert.convert"
+    )
+
+
 def test_exported_names():
     for name in hbert.__all__:
         assert getattr(hbert, name).__name__ == name
