@@ -110,6 +110,11 @@ class HBertForSequenceClassification(HBertHeadModel):
         classes = self.config.problem_type in (None, "single_label_classification")
         if classes and _num_labels(self.config) > 1 and not labels.is_floating_point():
             check_range("labels", labels, _num_labels(self.config), IGNORE_INDEX)
+        several = self.config.problem_type == "regression" and _num_labels(self.config) > 1
+        if several and labels.shape != logits.shape:
+            raise ValueError(
+                f"{_num_labels(self.config)} numbers a sequence, but labels have shape {tuple(labels.shape)}"
+            )
         return self.loss_function(labels=labels, pooled_logits=_wide(logits), config=self.config)
 
 

@@ -49,7 +49,8 @@ def additive_pool(
     _check.cu_seqlens(op, cu_seqlens, x.shape[0], x.device, max_seqlen)
     num_seqs = cu_seqlens.shape[0] - 1
     forms = [(num_heads, x.shape[1]), (num_seqs, num_heads, x.shape[1]), (num_heads, head_dim)]
-    if tuple(scorer.shape) not in forms:
+    # Of equal rank only: an exported program must not depend on whether there are as many sequences as heads.
+    if tuple(scorer.shape) not in [form for form in forms if len(form) == scorer.dim()]:
         allowed = ", ".join(map(str, forms))
         raise ValueError(f"{op}: scorer has shape {tuple(scorer.shape)}, allowed: {allowed}")
     if output not in ("slice", "full"):

@@ -127,6 +127,14 @@ def test_the_problem_type_decides_the_loss(problem_type, num_labels, labels, los
     assert model.config.problem_type == problem_type
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 2)])
+def test_several_targets_need_a_number_each(shape):
+    # As many sequences as targets: [4] would be stretched over [4, 4] without an error.
+    model = small_model(HBertForSequenceClassification, num_labels=4, problem_type="regression")
+    with pytest.raises(ValueError, match="4 numbers a sequence, but labels have shape"):
+        model(*batch(), labels=torch.zeros(shape, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_token_logits_and_loss(dense):
     model = small_model(HBertForTokenClassification, num_labels=LABELS)

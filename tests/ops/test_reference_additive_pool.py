@@ -163,3 +163,15 @@ def test_compiles(scorer, output):
 )
 def test_any_lengths(lengths, scorer, output, heads):
     checks.assert_exact(*problem(lengths, 16, heads, scorer, output))
+
+
+def test_an_exported_pool_takes_as_many_sequences_as_it_has_heads():
+    class Pool(torch.nn.Module):
+        def forward(self, x, scorer, cu_seqlens):
+            return hk.additive_pool(x, scorer, cu_seqlens, 5, 4)
+
+    x, scorer = torch.randn(30, 8), torch.randn(4, 2)
+    free = {0: torch.export.Dim.AUTO}
+    program = torch.export.export(Pool(), (x, scorer, cu_of([5] * 6)), dynamic_shapes=(free, None, free))
+    four = x[:20], scorer, cu_of([5] * 4)
+    torch.testing.assert_close(program.module()(*four), Pool()(*four))
