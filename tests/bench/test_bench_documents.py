@@ -10,7 +10,7 @@ from sample_results import sample_rows, write_record, write_rows, write_sample
 
 from bench import documents, run
 from bench.finetuning import report as finetuning
-from bench.pretraining import plan, store, tables
+from bench.pretraining import plan, store
 from bench.pretraining import report as pretraining
 from bench.report.results import read_results
 from hbert.errors import HbertError
@@ -127,9 +127,13 @@ def test_the_pages_show_the_kept_results():
 
 
 def test_the_page_of_the_experiments_shows_every_finished_run():
-    text = pretraining.PAGE.read_text()
-    blocks = {"pretraining-sweeps": tables.sweeps(), "pretraining-steps-arms": tables.step_times("arms")}
-    assert documents.fill(text, blocks) == text
+    text, blocks = pretraining.PAGE.read_text(), pretraining.blocks()
+    assert documents.fill(text, blocks) == text, "python -m bench.pretraining report rewrites the page"
+    assert set(blocks) <= set(documents.names(text))
+    for figure in (
+        pretraining.FIGURES[chapter] for chapter in pretraining.chapters() if chapter in pretraining.FIGURES
+    ):
+        assert figure.is_file() and f"](images/{figure.name})" in text
     for done in filter(store.is_done, plan.runs()):
         last = store.last_evaluation(store.folder(done))
         assert any(
@@ -137,4 +141,9 @@ def test_the_page_of_the_experiments_shows_every_finished_run():
             and f"{last['accuracy']:.4f} | {last['loss']:.3f}" in line
             for line in text.splitlines()
         ), done.name
-    assert "finetuning" in documents.names(finetuning.PAGE.read_text())
+
+
+def test_the_page_of_the_tasks_shows_their_results():
+    text = finetuning.PAGE.read_text()
+    assert documents.fill(text, {"finetuning": finetuning.report()}) == text
+    assert "finetuning" in documents.names(text)
