@@ -350,11 +350,16 @@ def test_the_revision_says_dirty(checkout):
     assert machine.git_revision(folder) == "unknown"
     git("init")
     (folder / "a").write_text("1")
-    git("add", "a")
+    for name in ("docs/page.md", "README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("a table")
+    git("add", ".")
     git("commit", "-m", "one")
     clean = machine.git_revision(folder)
     assert len(clean) == 12
     (folder / "b").write_text("of the user")
+    for name in ("docs/page.md", "README.md"):  # what is measured is the same
+        (folder / name).write_text("another table")
     assert machine.git_revision(folder) == clean
     (folder / "a").write_text("2")
     assert machine.git_revision(folder) == f"{clean}-dirty"
