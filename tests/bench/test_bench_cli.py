@@ -11,7 +11,7 @@ import pytest
 from bench_results import SECONDS, measured
 
 import bench.report
-from bench import engines, machine, run, session
+from bench import compare, engines, machine, run, session
 from bench.harness import MEMORY, TIME, Failure
 from bench.report import Report, save
 from bench.suites import SUITES
@@ -295,6 +295,7 @@ def same_run(monkeypatch):
                 report.canary += [0.001, 0.002] * 9
 
         monkeypatch.setattr(session, "run", measure)
+        monkeypatch.setattr(compare, "kernels", lambda: ("avx2", True))
 
     return prepare
 
@@ -314,6 +315,14 @@ def test_runs_of_another_machine_are_not_compared(tmp_path, same_run, capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(["--out", str(tmp_path / "new"), "--compare", str(old)])
     assert stopped.value.code == 2 and "measured on another processor" in capsys.readouterr().err
+
+
+def test_runs_of_another_heap_are_not_compared(tmp_path, same_run, capsys):
+    same_run()
+    old = earlier(tmp_path / "old")
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--out", str(tmp_path / "new"), "--compare", str(old), "--heap", "ours"])
+    assert stopped.value.code == 2 and "measured with heap_kept all" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("noise, flags, code", [(True, ["--strict"], 4), (True, [], 0), (False, ["--strict"], 0)])
