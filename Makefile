@@ -23,7 +23,7 @@ test: $(VENV)/installed-all
 	$(BIN)/pytest $(PARALLEL)
 
 bench: $(VENV)/installed-bench,peers
-	@echo "== benchmark: ten minutes or so, progress below"
+	@echo "== benchmark: ten to fifteen minutes, progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 CXX_FILES = git ls-files -z -- '*.cpp' '*.h' '*.cu'

@@ -32,10 +32,10 @@ _END = "<!-- end -->"
 _BLOCK = re.compile(rf"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?={_END})", re.DOTALL)
 # What a page needs of a run's JSON file; the calls of every round stay behind.
 _KEPT = ("about", "failures", "left_out", "disturbances", "dropped")
-# All models of a run are in memory at once: more of base size do not fit into 24 GiB.
+# All models of a run are in memory at once: more of base size, hf-fp32 for one, do not fit into 24 GiB.
 _TRAINED = (
-    ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla"),
-    ("base", "8x128", "hbert-v1,hbert-vanilla"),
+    ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla", {"bf16": "hf,hf-compile,hf-fp32"}),
+    ("base", "8x128", "hbert-v1,hbert-vanilla", {}),
 )
 _OF_MODELS = "inference.md"
 # What README shows of the table of latencies.
@@ -57,9 +57,11 @@ _PADDED = "--suite varlen --shapes 16x128,8x512 --models"
 _MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 --models bert+optimize,bert+patch"
 
 
-def _training(size: str, shape: str, models: str, heap: str) -> str:
-    peers = "--peers hf,hf-compile"
-    return f"--suite throughput --size {size} --shapes {shape} --models {models} {peers} --heap {heap} --min-time 8"
+def _training(size: str, shape: str, models: str, peers: str, heap: str) -> str:
+    return (
+        f"--suite throughput --size {size} --shapes {shape} --models {models} --peers {peers} --heap {heap} "
+        "--min-time 8"
+    )
 
 
 # bfloat16 has tables of its own: only processors that have its products can say something of it.
@@ -83,9 +85,10 @@ MEASURED = {
     "minilm-bf16": Measured(_OF_MODELS, f"{_MINILM} --dtype bf16"),
     **{
         f"training-{size}-{heap}{name}": Measured(
-            "results-pretraining.md", f"{_training(size, shape, models, heap)} --dtype {dtype}"
+            "results-pretraining.md",
+            f"{_training(size, shape, models, peers.get(dtype, 'hf,hf-compile'), heap)} --dtype {dtype}",
         )
-        for size, shape, models in _TRAINED
+        for size, shape, models, peers in _TRAINED
         for heap in ("ours", "all")
         for name, dtype in (("", "fp32"), ("-bf16", "bf16"))
     },

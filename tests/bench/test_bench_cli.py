@@ -94,12 +94,30 @@ def test_the_default_is_the_documented_one():
         "fp32": ("hf", "ort-fp32", "ov-fp32", *OURS, *FLOORS),
         "bf16": ("hf", "ov-bf16", *OURS, *FLOORS),
     }
-    assert throughput.peers == ("hf", "hbert-v1", "hbert-v2", "floor-hbert-v1", "floor-hbert-v2")
+    trained = ("hbert-v1", "hbert-v2", "hbert-vanilla")
+    theirs = ("hf", "hf-compile", "hf-fp32")
+    floors = tuple(f"floor-{name}" for name in trained)
+    assert throughput.peers == (*theirs, *trained, *floors)
     assert [(case.name, case.dtype) for case in latency.cases] == [
         (f"base/{shape}", dtype) for dtype in ("fp32", "bf16") for shape in ("1x128", "8x128", "1x512")
     ]
-    assert [(case.name, case.dtype, case.work) for case in throughput.cases] == [("base/8x128", "bf16", 1024)]
+    assert [(case.name, case.dtype, case.work) for case in throughput.cases] == [
+        ("4x256/32x128", "bf16", 4096),
+        ("base/8x128", "bf16", 1024),
+    ]
+    assert [case.peers for case in throughput.cases] == [
+        (*theirs, *trained, *floors),
+        ("hf", "hf-compile", "hbert-v1", "floor-hbert-v1"),
+    ]
     assert all(case.params == {"size": "base"} for case in latency.cases)
+
+
+def test_who_is_named_takes_part_at_every_size():
+    flags = ["--suite", "throughput", "--size", "base"]
+    (named,) = planned(*flags, "--models", "hbert-v2,hbert-vanilla", "--peers", "hf-fp32")
+    assert named.cases[0].peers[:3] == ("hf-fp32", "hbert-v2", "hbert-vanilla")
+    (in_fp32,) = planned("--suite", "throughput", "--dtype", "fp32")
+    assert [case.peers[:3] for case in in_fp32.cases] == [("hf", "hf-compile", "hbert-v1")] * 2
 
 
 def test_each_size_has_shapes_of_its_own():
@@ -204,14 +222,15 @@ def test_without_bf16_products_the_default_is_less_of_fp32(flags):
     flags.remove("avx512f")
     latency, throughput = planned()
     assert [(case.name, case.dtype) for case in latency.cases] == [("base/1x128", "fp32")]
-    assert [(case.name, case.dtype) for case in throughput.cases] == [("base/2x128", "fp32")]
+    assert [(case.name, case.dtype) for case in throughput.cases] == [("4x256/8x128", "fp32"), ("base/2x128", "fp32")]
     assert latency.min_time == SUITES["latency"].min_time
     (kernels,) = planned("--suite", "kernels")
     assert {case.dtype for case in kernels.cases} == {"fp32"} and len({case.batch for case in kernels.cases}) > 1
     (asked,) = planned("--suite", "throughput", "--dtype", "bf16")
-    assert [(case.name, case.dtype) for case in asked.cases] == [("base/8x128", "bf16")]
+    in_full = [("4x256/32x128", "bf16"), ("base/8x128", "bf16")]
+    assert [(case.name, case.dtype) for case in asked.cases] == in_full
     (on_gpu,) = planned("--suite", "throughput", "--device", "cuda")
-    assert [(case.name, case.dtype) for case in on_gpu.cases] == [("base/8x128", "bf16")]
+    assert [(case.name, case.dtype) for case in on_gpu.cases] == in_full
 
 
 def test_the_header_says_what_was_left_out(flags):
@@ -236,11 +255,13 @@ def test_flags_override_the_defaults_and_those_of_quick():
         "hf-compile,hf",
     )
     assert only.peers == ("hf-compile", "hf", "hbert-additive-c", "floor-hbert-additive-c")
-    assert [(case.name, case.dtype, case.batch, case.seq) for case in only.cases] == [("base/2x37", "fp32", 2, 37)]
+    assert [(case.name, case.dtype, case.batch, case.seq) for case in only.cases] == [("4x256/2x37", "fp32", 2, 37)]
 
 
 def test_quick_is_less_of_the_same():
     assert sum(len(plan.cases) for plan in planned("--quick")) < sum(len(plan.cases) for plan in planned())
+    (trained,) = planned("--suite", "throughput", "--quick")
+    assert [case.name for case in trained.cases] == ["4x256/8x128"]
     for suite in SUITES:
         (quick,), (full,) = ({p.min_time for p in planned("--suite", suite, *flags)} for flags in (["--quick"], []))
         assert quick < full
