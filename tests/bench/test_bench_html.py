@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from bench_results import measured
+from check_report import pages_of_kept_results
 from html_page import Page
 from sample_results import COLUMNS, sample_rows, write_record, write_rows, write_sample
 
@@ -63,6 +64,13 @@ def test_the_page_needs_nothing_else(made):
     page.check_self_contained()
     page.check_figures()
     assert page.values("content") == ["width=device-width, initial-scale=1"]
+
+
+def test_the_pages_that_a_browser_looks_at(tmp_path):
+    for path, title in zip(pages_of_kept_results(tmp_path), ["Pretraining runs", "Fine-tuning"], strict=True):
+        page = Page(path.read_text())
+        page.check_self_contained()
+        assert title in page.text and "img" in page.tags
 
 
 def test_every_row_of_the_csv_is_in_a_table(made):
