@@ -1,4 +1,4 @@
-"""The command line: what it refuses, what it plans, and how it ends."""
+"""The command line: what it refuses, and how it ends."""
 
 import csv
 import json

@@ -248,7 +248,7 @@ def test_the_fp32_peer_is_fp32_in_every_case(local_corpus, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["encoder", "masked_lm"])
-@pytest.mark.parametrize("peer", ["hf", "hf-compile", "hf-fp32", PATCHED])
+@pytest.mark.parametrize("peer", ["hf", "hf-compile", "hf-fp32"])
 def test_bert_is_the_one_of_transformers_with_sdpa(peer, head):
     assert build(peer, head, "tiny").config._attn_implementation == "sdpa"
 
