@@ -25,7 +25,7 @@ test: $(VENV)/installed-all
 	$(BIN)/pytest $(PARALLEL)
 
 bench: $(VENV)/installed-bench,peers
-	@echo "== benchmark: ten minutes or so, progress below"
+	@echo "== benchmark: ten to fifteen minutes, progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 CXX_FILES = git ls-files -z -- '*.cpp' '*.h' '*.cu'
@@ -44,8 +44,9 @@ format: $(VENV)/installed-all
 docs: $(VENV)/installed-all
 	$(BIN)/mkdocs build --strict
 
-# The benchmark's report of made-up results in build/report, looked at by a headless Chromium: pictures of it, light and dark,
-# wide and on a phone. Without a Chromium it ends with a line that says how to get one.
+# The benchmark's report of made-up results, and those of hbert report and fine-tuning of kept ones, in build/report, looked at
+# by a headless Chromium: pictures of them, light and dark, wide and on a phone. Without a Chromium it ends with a line that
+# says how to get one.
 check-report: $(VENV)/installed-all
 	PYTHONPATH=. $(BIN)/python tests/bench/check_report.py build/report
 

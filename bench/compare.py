@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import machine
+from bench.client import HEAP_NONE, WorkerError, WorkerProcess
 from bench.report.results import read_results
 from bench.stats import FASTER, NO_DIFFERENCE, SLOWER
 from bench.suites import SUITES
 from hbert.errors import HbertError
 
-SLACK_MS = 0.030  # a change of less is none, whatever its percentage (xformers' rule)
+SLACK_MS = 0.030  # a change of a time by less is none, whatever its percentage (xformers' rule)
 THRESHOLD = 0.05
 _KEY = ("suite", "case", "candidate", "dtype", "device")
+# In a process of its own: this one does not load the kernels.
+_PROBE = f"""
+import json, sys
+sys.path[:] = [*sys.path[1:], {json.dumps(str(machine.ROOT))}]
+import hbert_kernels
+print(json.dumps({{"isa": hbert_kernels.cpu_capability(), "keeps_heap": hbert_kernels.keep_heap()}}))
+"""
 
 Key = tuple[str, ...]
 
@@ -33,15 +44,19 @@ class Change:
     @property
     def ours(self) -> bool:
         """Whether the row is about a candidate; a peer that is slower says something of the machine."""
-        suite, _, candidate = self.key[:3]
-        return candidate in SUITES[suite].candidates
+        return _is_ours(self.key[0], self.key[2])
 
 
-def read(path: Path, cpu: str, threads: int) -> dict[Key, float]:
-    """The medians of a run's CSV.
+def _is_ours(suite: str, candidate: str) -> bool:
+    return suite in SUITES and candidate in SUITES[suite].candidates
+
+
+def read(path: Path, cpu: str, threads: int, heap: str) -> dict[Key, float]:
+    """The medians of a run's CSV. `heap`: whose processes keep freed memory in this run, if the C library can.
 
     Raises:
-        ValueError: not such a file, or one of another processor or number of threads.
+        ValueError: not such a file; or one of another processor, number of threads or policy of freed memory, or with
+            another instruction set level of our CPU kernels; or these do not load.
     """
     try:
         rows = [row.cells for row in read_results(path).rows]
@@ -53,7 +68,38 @@ def read(path: Path, cpu: str, threads: int) -> dict[Key, float]:
     if there != {here}:
         told = "; ".join(f"{other}, {count} threads" for other, count in sorted(there))
         raise ValueError(f"--compare {path}: measured on {told}; this is {cpu}, {threads} threads")
+    _check_kernels(path, rows, heap)
     return _medians(rows)
+
+
+def _check_kernels(path: Path, rows: Iterable[Mapping[str, str]], heap: str) -> None:
+    """Raises ValueError where memory policy or level are others: then a change is not one of the code."""
+    try:
+        isa, keeps_heap = kernels()
+    except WorkerError as error:
+        raise ValueError(f"--compare: the kernels do not load: {error}") from error
+    levels = {row.get("isa", "") for row in rows if row["device"] == "cpu" and _is_ours(row["suite"], row["candidate"])}
+    for what, there, here in (
+        ("heap_kept", {row.get("heap_kept", "") for row in rows}, heap if keeps_heap else HEAP_NONE),
+        ("isa of ours", levels, isa),
+    ):
+        if there - {here}:
+            told = ", ".join(sorted(there))
+            raise ValueError(f"--compare {path}: measured with {what} {told or 'unknown'}; in this run it is {here}")
+
+
+def kernels() -> tuple[str, bool]:
+    """The level of our CPU kernels in this environment, and whether its C library can keep freed memory.
+
+    Raises:
+        WorkerError: they do not load.
+    """
+    process = WorkerProcess([sys.executable, "-c", _PROBE], {})
+    try:
+        told = process.reply()
+    finally:
+        process.close()
+    return told["isa"], told["keeps_heap"]
 
 
 def _medians(rows: Iterable[Mapping[str, Any]]) -> dict[Key, float]:

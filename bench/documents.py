@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,14 @@ from hbert.errors import HbertError
 README = machine.ROOT / "README.md"
 DOCS = machine.ROOT / "docs"
 RESULTS = DOCS / "results" / "bench"
-_BLOCK = re.compile(r"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+_END = "<!-- end -->"
+_BLOCK = re.compile(rf"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?={_END})", re.DOTALL)
 # What a page needs of a run's JSON file; the calls of every round stay behind.
 _KEPT = ("about", "failures", "left_out", "disturbances", "dropped")
-# All models of a run are in memory at once: more of base size do not fit into 24 GiB.
+# All models of a run are in memory at once: more of base size, hf-fp32 for one, do not fit into 24 GiB.
 _TRAINED = (
-    ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla"),
-    ("base", "8x128", "hbert-v1,hbert-vanilla"),
+    ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla", {"bf16": "hf,hf-compile,hf-fp32"}),
+    ("base", "8x128", "hbert-v1,hbert-vanilla", {}),
 )
 _OF_MODELS = "inference.md"
 # What README shows of the table of latencies.
@@ -56,9 +57,11 @@ _PADDED = "--suite varlen --shapes 16x128,8x512 --models"
 _MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 --models bert+optimize,bert+patch"
 
 
-def _training(size: str, shape: str, models: str, heap: str) -> str:
-    peers = "--peers hf,hf-compile"
-    return f"--suite throughput --size {size} --shapes {shape} --models {models} {peers} --heap {heap} --min-time 8"
+def _training(size: str, shape: str, models: str, peers: str, heap: str) -> str:
+    return (
+        f"--suite throughput --size {size} --shapes {shape} --models {models} --peers {peers} --heap {heap} "
+        "--min-time 8"
+    )
 
 
 # bfloat16 has tables of its own: only processors that have its products can say something of it.
@@ -82,9 +85,10 @@ MEASURED = {
     "minilm-bf16": Measured(_OF_MODELS, f"{_MINILM} --dtype bf16"),
     **{
         f"training-{size}-{heap}{name}": Measured(
-            "results-pretraining.md", f"{_training(size, shape, models, heap)} --dtype {dtype}"
+            "results-pretraining.md",
+            f"{_training(size, shape, models, peers.get(dtype, 'hf,hf-compile'), heap)} --dtype {dtype}",
         )
-        for size, shape, models in _TRAINED
+        for size, shape, models, peers in _TRAINED
         for heap in ("ours", "all")
         for name, dtype in (("", "fp32"), ("-bf16", "bf16"))
     },
@@ -110,8 +114,9 @@ def measure(name: str) -> None:
     """Runs bench/run.py and keeps what it found as docs/results/bench/NAME-ISA.csv and .json.
 
     Raises:
-        HbertError: the run failed, or the machine was busy: nothing is kept.
+        HbertError: the sources are not those of a commit; the run failed, or the machine was busy: nothing is kept.
     """
+    _check_revision(name, machine.git_revision())
     if MINILM in MEASURED[name].arguments:
         minilm.unpack(machine.ROOT / MINILM)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,18 +131,29 @@ def keep(name: str, path: Path) -> Path:
     """Copies a CSV of bench/run.py, and what matters of the JSON file beside it, into docs/results/bench.
 
     Raises:
-        HbertError: a file cannot be read, or is not one of bench/run.py.
+        HbertError: a file cannot be read, is not one of bench/run.py, or is of other sources than a commit's or of
+            another command than the table's: nothing is kept.
     """
-    # torch has no name of its own for bfloat16, so that its rows may name a level below that of ours.
-    levels = {row.cells.get("isa", "") for row in read_results(path).rows} - {""}
-    target = RESULTS / f"{name}-{max(levels, key=len, default='')}.csv"
+    rows = read_results(path).rows
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     record = {key: record[key] for key in _KEPT if key in record}
-    record["about"]["command"] = _portable(record["about"]["command"])
+    command = record["about"]["command"] = _portable(record["about"]["command"])
+    if shlex.split(command) != (wanted := ["python", "bench/run.py", *MEASURED[name].arguments.split()]):
+        raise HbertError(f"{name} is not kept: {path.name} is of `{command}`, not of `{shlex.join(wanted)}`")
+    for revision in {row.cells.get("git", "") for row in rows}:
+        _check_revision(name, revision)
+    # torch has no name of its own for bfloat16, so that its rows may name a level below that of ours.
+    levels = {row.cells.get("isa", "") for row in rows} - {""}
+    target = RESULTS / f"{name}-{max(levels, key=len, default='')}.csv"
     for file, text in ((target.with_suffix(".json"), json.dumps(record, indent=1) + "\n"), (target, path.read_text())):
         with replacing(file) as temporary:
             temporary.write_text(text)
     return target
+
+
+def _check_revision(name: str, revision: str) -> None:
+    if "-dirty" in revision:
+        raise HbertError(f"{name} is not kept: its sources would be those of no commit ({revision}); commit them first")
 
 
 def measured_blocks() -> dict[Path, dict[str, str]]:
@@ -196,18 +212,32 @@ def measured_block(results: Results) -> str:
 def rewrite(page: Path, blocks: Mapping[str, str]) -> None:
     """Puts each block in its place in the page; those that it has besides stay as they are.
 
+    A result of a level that the page does not have yet gets a place behind those of its table.
+
     Raises:
         HbertError: the page has no place for a block, or cannot be read or written.
     """
     try:
         old = page.read_text(encoding="utf-8")
-        if homeless := sorted(set(blocks) - set(names(old))):
+        placed = _with_places(old, blocks)
+        if homeless := sorted(set(blocks) - set(names(placed))):
             raise HbertError(f"{page} has no lines <!-- table: NAME --> and <!-- end --> for {', '.join(homeless)}")
-        if (new := fill(old, blocks)) != old:
+        if (new := fill(placed, blocks)) != old:
             with replacing(page) as temporary:
                 temporary.write_text(new, encoding="utf-8")
     except OSError as error:
         raise HbertError(f"{page}: {error}") from error
+
+
+def _with_places(text: str, blocks: Iterable[str]) -> str:
+    """The text of a page with an empty block for each kept result that has none, behind the last one of its table."""
+    for stem in sorted(set(blocks) - set(names(text))):
+        table = stem.rsplit("-", 1)[0]
+        places = [match for match in _BLOCK.finditer(text) if match[1].rsplit("-", 1)[0] == table]
+        if table in MEASURED and places:
+            end = places[-1].end() + len(f"{_END}\n")
+            text = f"{text[:end]}\n<!-- table: {stem} -->\n{_END}\n{text[end:]}"
+    return text
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:

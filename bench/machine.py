@@ -31,6 +31,8 @@ _VECTOR_FLAGS = (
     "bf16",
     "i8mm",
 )
+# Tables of the pages come from results: writing them changes nothing of what is measured.
+_SOURCES = (".", ":(exclude)docs", ":(exclude)README.md")
 _FAST_BF16 = {"avx512f", "avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -202,9 +204,9 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def git_revision(folder: Path = ROOT) -> str:
-    """Short commit hash, with "-dirty" where its files have been changed; "unknown" outside a git checkout."""
+    """Short commit hash, with "-dirty" where files that are no pages have changed; "unknown" outside a checkout."""
     try:
-        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *_SOURCES)
         return _git(folder, "rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

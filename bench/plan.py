@@ -11,10 +11,10 @@ from bench.checkpoint import Checkpoint
 from bench.client import HEAP_OURS
 from bench.engines import not_installed
 from bench.harness import Case, Failure
-from bench.names import ENGINE_PEERS, LOADED, LOADED_OPTIMIZED, OPTIMIZE, computes_in, fixed_dtype
+from bench.names import ENGINE_PEERS, LOADED, LOADED_OPTIMIZED, OPTIMIZE, computes_in
 from bench.ops import NAMES, ON_CPU_ONLY
 from bench.session import SuitePlan
-from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
+from bench.suites import DEFAULT_SUITES, DEVICES, SUITES
 from bench.suites.suite import Suite, Wanted
 
 _NEEDS_CHECKPOINT = (LOADED, LOADED_OPTIMIZED)
@@ -53,14 +53,14 @@ def _suite_plan(suite: Suite, options: argparse.Namespace) -> SuitePlan:
         ("fp32",) if slow else options.dtype,
         options.ops or _default_ops(options),
         quick=options.quick or (slow and not suite.has_ops),
-        sizes=options.size or SIZES[:1],
+        sizes=options.size or (suite.default_sizes[:1] if options.quick else suite.default_sizes),
         checkpoint=options.checkpoint and options.checkpoint.folder,
     )
     cases: Iterable[Case] = suite.cases(wanted)
     candidates = options.models or _default_candidates(suite, options)
     baselines = options.peers or _default_baselines(suite, options)
     if not suite.has_ops:
-        cases = [_with_peers(case, suite, candidates, baselines, all_dtypes=bool(options.peers)) for case in cases]
+        cases = [_with_peers(case, suite, candidates, baselines, options) for case in cases]
     return SuitePlan(suite, candidates, baselines, tuple(cases), min_time(suite, options))
 
 
@@ -83,15 +83,13 @@ def _default_baselines(suite: Suite, options: argparse.Namespace) -> tuple[str, 
 
 
 def _with_peers(
-    case: Case, suite: Suite, candidates: Sequence[str], baselines: Sequence[str], all_dtypes: bool
+    case: Case, suite: Suite, candidates: Sequence[str], baselines: Sequence[str], options: argparse.Namespace
 ) -> Case:
-    """The case with those that take part: who has its dtype; peers of another dtype where they were asked for."""
-    ours = [name for name in candidates if computes_in(name, case.dtype)]
-    theirs = [
-        name
-        for name in baselines
-        if computes_in(name, case.dtype) and (all_dtypes or fixed_dtype(name) in (None, case.dtype))
-    ]
+    """The case with those that take part: who has its dtype, and is named or has a place in it by default."""
+    ours, theirs = (
+        [name for name in names if computes_in(name, case.dtype) and (named or suite.by_default(name, case))]
+        for names, named in ((candidates, options.models), (baselines, options.peers))
+    )
     if not ours:
         raise ValueError(f"--dtype {case.dtype}: none of {', '.join(candidates)} has it; those with {OPTIMIZE} do")
     floors = dict.fromkeys(filter(None, map(suite.floor_of, ours)))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from bench.harness import Case, Result, is_floor
-from bench.stats import Ratio, Spread, drift, paired_ratio, spread
+from bench.stats import Ratio, Spread, drift, median_interval, paired_ratio, spread
 from bench.suites import SUITES
 from bench.suites.suite import FLOOR_RATIO, FLOP_RATE, PEAK_MEMORY, Metric
 
 COLUMNS = (
     "suite", "case", "candidate", "baseline", "dtype", "batch", "seq", "metric", "unit", "median", "p10", "p90", "p99",
-    "ratio", "ratio_lo", "ratio_hi", "verdict", "max_err", "rounds", "dropped", "canary_ms", "canary_drift", "device",
-    "threads", "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
+    "median_lo", "median_hi", "ratio", "ratio_lo", "ratio_hi", "verdict", "max_err", "rounds", "dropped", "canary_ms",
+    "canary_drift", "device", "threads", "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
 )  # fmt: skip
 Row = dict[str, Any]
 Peers = Sequence[str]
@@ -76,9 +79,9 @@ def _pairs(measured: Mapping[str, Any], candidates: Peers, baselines: Peers) -> 
 
 
 def _time_row(result: Result, metric: Metric, candidate: str, baseline: str, about: Mapping[str, Any]) -> Row:
-    values = [metric.value(s, result.case.work) for done in result.rounds for s in done[candidate].seconds]
+    rounds = [[metric.value(s, result.case.work) for s in done[candidate].seconds] for done in result.rounds]
     ratio = _ratio(result, metric, candidate, baseline) if baseline else None
-    return _result_row(result, metric, (candidate, baseline), values, ratio, about)
+    return _result_row(result, metric, (candidate, baseline), rounds, ratio, about)
 
 
 def _flops(result: Result, peer: str) -> float:
@@ -89,9 +92,8 @@ def _flops(result: Result, peer: str) -> float:
 
 def _flop_row(result: Result, peer: str, about: Mapping[str, Any]) -> Row:
     """How many of its floor's operations a second a peer gets done."""
-    done = [s for one in result.rounds for s in one[peer].seconds]
-    values = [FLOP_RATE.value(seconds, _flops(result, peer)) for seconds in done]
-    return _result_row(result, FLOP_RATE, (peer, ""), values, None, about)
+    rounds = [[FLOP_RATE.value(s, _flops(result, peer)) for s in done[peer].seconds] for done in result.rounds]
+    return _result_row(result, FLOP_RATE, (peer, ""), rounds, None, about)
 
 
 def _ratio(result: Result, metric: Metric, candidate: str, baseline: str) -> Ratio:
@@ -106,7 +108,7 @@ def _ratio(result: Result, metric: Metric, candidate: str, baseline: str) -> Rat
 def _floor_row(result: Result, peer: str, floor: str, about: Mapping[str, Any]) -> Row:
     """How many times its floor's time a peer takes, round by round."""
     ours, best = ([done[name].typical for done in result.rounds] for name in (peer, floor))
-    times = [mine / least for mine, least in zip(ours, best, strict=True)]
+    times = [[mine / least] for mine, least in zip(ours, best, strict=True)]
     return _result_row(result, FLOOR_RATIO, (peer, floor), times, paired_ratio(best, ours), about)
 
 
@@ -114,13 +116,17 @@ def _result_row(
     result: Result,
     metric: Metric,
     pair: tuple[str, str],
-    values: Sequence[float],
+    rounds: Sequence[Sequence[float]],
     ratio: Ratio | None,
     about: Mapping[str, Any],
 ) -> Row:
-    row = _row(result.case, metric, pair, spread(values), ratio, about, result.traits[pair[0]])
+    """`rounds`: the values of the calls of each."""
+    row = _row(result.case, metric, pair, spread(list(chain(*rounds))), ratio, about, result.traits[pair[0]])
+    low, high = median_interval(np.array([median(values) for values in rounds]))
     judged = ratio is not None and metric != FLOOR_RATIO and pair[0] != pair[1]
     return row | {
+        "median_lo": low,
+        "median_hi": high,
         "verdict": ratio.verdict if ratio is not None and judged else "",
         "max_err": result.gates[pair[0]].error,
         "rounds": len(result.rounds),
@@ -148,7 +154,7 @@ def _row(
 ) -> Row:
     cells = (
         case.suite, case.name, *pair, case.dtype, case.batch, case.seq, metric.name, metric.unit,
-        values.median, values.p10, values.p90, values.p99,
+        values.median, values.p10, values.p90, values.p99, None, None,
         ratio and ratio.value, ratio and ratio.low, ratio and ratio.high, "", None, 1, 0, None, None,
         about["device"], about["threads"], about["heap_kept"], traits["isa"], traits["backend"],
         about["torch"], about["cpu"], about["git"], about["date"],

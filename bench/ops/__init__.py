@@ -105,7 +105,7 @@ class Op:
     """One op: at which settings, against whom, at what cost, and how it is built (in the worker).
 
     `variants` are the forms of the op with the batch x tokens of each; `compile` is torch.compile of the baseline
-    `eager`; `memory` adds a case for the peak of the extra memory.
+    `eager`; `memory` names the variants whose last shape also has a case for the peak of the extra memory.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Op:
     candidates: Callable[[str], tuple[str, ...]] = lambda variant: ("hbert",)
     baselines: tuple[str, ...] = ("eager", "compile")
     cold: Callable[[Setting], bool] = cold_from_1024_tokens
-    memory: bool = False
+    memory: tuple[str, ...] = ()
 
 
 def load(name: str) -> Op:

@@ -130,4 +130,5 @@ OP = Op(
     _problem,
     variants=dict.fromkeys([*(f"core-{scorer}" for scorer in SCORER_WIDTH), *SCORER_WIDTH], TOKENS),
     candidates=lambda variant: ("hbert",) if variant.startswith("core") else tuple(_FORMS),
+    memory=("dense",),
 )

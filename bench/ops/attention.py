@@ -64,4 +64,5 @@ OP = Op(
     _problem,
     variants={"full": ((8, 128), (1, 512), (1, 2048)), "varlen": ((8, 512),)},
     baselines=("sdpa",),
+    memory=("full", "varlen"),
 )

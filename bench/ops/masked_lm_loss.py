@@ -51,5 +51,5 @@ OP = Op(
     steps=("fwd", "full"),
     baselines=("eager",),
     cold=lambda setting: True,
-    memory=True,
+    memory=("",),
 )

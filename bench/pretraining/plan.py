@@ -67,6 +67,8 @@ ARMS = {
     )
 }  # fmt: skip
 PAIRED = ("j", "g", "b", "i")  # three seeds each
+COMPARED = (*PAIRED, "a")  # in the table of differences; b - a is what recipe and engineering make of BERT's layers
+BY_SOURCE = ("j", "g", "i", "b", "a")
 # Fine-tuned by bench.finetuning, with their last seed; the others are compared with the first one.
 FINE_TUNED = ("b", "c", "d", "g", "a", "j")
 LAST_SEED = 2

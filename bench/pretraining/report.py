@@ -1,16 +1,22 @@
-"""The results so far: a report for each set of runs that can be compared, and the paired differences."""
+"""The results so far: a report for each set of runs that can be compared, and the tables and figures of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 
 from bench.documents import DOCS, rewrite
 from bench.pretraining import plan, store, tables
+from hbert.data.ngram import NgramMarks
+from hbert.data.storage import replacing
+from hbert.errors import HbertError
+from hbert.evaluate.marks import marks_of
 from hbert.evaluate.report_command import write_report
 from hbert.evaluate.run_folder import Run, read_runs
+from hbert.evaluate.summary import summary_rows
 
 # What is compared with each other -> the runs of the plan.
 CHAPTERS: dict[str, Callable[[plan.Run], bool]] = {
@@ -22,29 +28,66 @@ CHAPTERS: dict[str, Callable[[plan.Run], bool]] = {
 }
 _AXES = ("clock", "steps")
 PAGE = DOCS / "results-pretraining.md"
+# Chapters whose accuracy against the clock the page shows.
+FIGURES = {
+    "arms": DOCS / "images" / "pretraining-accuracy.png",
+    "hour": DOCS / "images" / "pretraining-hour.png",
+    "start": DOCS / "images" / "pretraining-start.png",
+}
 
 
 def report(console: Console) -> None:
-    """Writes docs/results/pretraining/report/CHAPTER for every chapter that has finished runs, and the page's tables.
+    """Writes the page's tables and figures, and docs/results/pretraining/report/CHAPTER for each chapter with runs.
 
     The clock is that of the calibration, not the time that a run took beside other load.
+
+    Raises:
+        HbertError: the page has no place for a table; or the n-gram marks of a text are not kept, and it is not here.
     """
+    made = blocks()
+    rewrite(PAGE, made)
+    for chapter, chosen in chapters().items():
+        console.print(chapter, style="bold")
+        out = store.RESULTS / "report" / chapter
+        out.mkdir(parents=True, exist_ok=True)
+        runs = [calibrated(run) for run in chosen]
+        write_report(runs, _marks(runs), out, _AXES)
+        if chapter in FIGURES:
+            with replacing(FIGURES[chapter]) as temporary:
+                shutil.copyfile(out / "accuracy-clock.png", temporary)
+    console.print(made["pretraining-paired"], markup=False)
+
+
+def blocks() -> dict[str, str]:
+    """The tables of the page, by name. What has to be counted of a text for them is kept beside the records.
+
+    Raises:
+        HbertError: the n-gram marks of a text are not kept, and it is not here.
+    """
+    made = {"pretraining-sweeps": tables.sweeps()}
+    marks: dict[str, NgramMarks] = {}
+    for chapter, chosen in chapters().items():
+        runs = [calibrated(run) for run in chosen]
+        found = _marks(runs)
+        marks |= {run.arm.group: found[read.text_key] for run, read in zip(chosen, runs, strict=True)}
+        made[f"pretraining-{chapter}"] = tables.outcomes(chosen, summary_rows(runs, found))
     done = finished()
-    blocks = {"pretraining-sweeps": tables.sweeps()}
-    for chapter, belongs in CHAPTERS.items():
-        if chosen := [run for run in done if belongs(run)]:
-            console.print(chapter, style="bold")
-            out = store.RESULTS / "report" / chapter
-            out.mkdir(parents=True, exist_ok=True)
-            rows = write_report([_calibrated(run) for run in chosen], out, _AXES)
-            blocks[f"pretraining-{chapter}"] = tables.outcomes(chosen, rows)
-    blocks["pretraining-paired"] = tables.paired(
-        [run for run in done if run.name.startswith("main-") and run.arm.name in plan.PAIRED]
+    made["pretraining-paired"] = tables.paired(
+        [run for run in done if run.name.startswith("main-") and run.arm.name in plan.COMPARED]
     )
+    by_name = {run.name: run for run in done}
+    shown = [by_name[f"main-{arm}-0"] for arm in plan.BY_SOURCE if f"main-{arm}-0" in by_name]
+    made["pretraining-sources"] = tables.sources([replace(calibrated(run), label=run.arm.name) for run in shown])
+    made["pretraining-marks"] = tables.marks(marks)
     groups = {arm.group for arm in plan.ARMS.values() if store.calibration(arm.group).is_file()}
-    blocks |= {f"pretraining-steps-{group}": tables.step_times(group) for group in groups}
-    rewrite(PAGE, blocks)
-    console.print(blocks["pretraining-paired"], markup=False)
+    return made | {f"pretraining-steps-{group}": tables.step_times(group) for group in groups}
+
+
+def chapters() -> dict[str, list[plan.Run]]:
+    """The finished runs of each chapter that has some."""
+    done = finished()
+    found = {chapter: [run for run in done if belongs(run)] for chapter, belongs in CHAPTERS.items()}
+    return {chapter: chosen for chapter, chosen in found.items() if chosen}
 
 
 def finished() -> list[plan.Run]:
@@ -53,7 +96,18 @@ def finished() -> list[plan.Run]:
     return sorted(accuracy, key=lambda run: -accuracy[run])
 
 
-def _calibrated(run: plan.Run) -> Run:
+def _marks(runs: Sequence[Run]) -> dict[tuple[str, str], NgramMarks]:
+    """The marks of every text among the runs. Without them it would look as if no run had passed one."""
+    found = {}
+    for key, marks in marks_of(runs, store.RESULTS).items():
+        if isinstance(marks, HbertError):
+            raise marks
+        found[key] = marks
+    return found
+
+
+def calibrated(run: plan.Run) -> Run:
+    """What a finished run left, on the clock of the calibration: step x calibrated seconds of a step."""
     (found,) = read_runs([store.folder(run)])
     seconds = store.step_seconds(run)
     assert seconds is not None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import mean, stdev
 
 from bench.pretraining import plan, store
-from hbert.evaluate.summary import Row, duration, markdown
+from hbert.data.ngram import NgramMarks
+from hbert.evaluate.marks import DRAWN
+from hbert.evaluate.run_folder import Run
+from hbert.evaluate.summary import Row, duration, markdown, source_table
 
 
 def outcomes(runs: Sequence[plan.Run], rows: Sequence[Row]) -> str:
@@ -57,6 +60,22 @@ def paired(runs: Sequence[plan.Run]) -> str:
         shown = "-" if error is None else f"{error:.4f}"
         rows.append([f"{one} - {other}", str(len(seeds)), f"{mean(differences):+.4f}", shown, ratio])
     return markdown(["arms", "seeds", "difference of accuracy", "standard error", "ratio"], rows)
+
+
+def sources(runs: Sequence[Run]) -> str:
+    """The last accuracy of each run on each source of the held-out text, and how many predictions that is of."""
+    columns, rows = source_table(runs)
+    counts = {name: found["num_masked"] for run in runs for name, found in run.last.per_source.items()}
+    return markdown([*columns, "predictions"], [[*row, f"{counts[row[0]]:,}"] for row in rows])
+
+
+def marks(found: Mapping[str, NgramMarks]) -> str:
+    """The accuracy of counting models on the held-out text of each group of arms."""
+    rows = [
+        [group, *(f"{getattr(one, name):.4f}" for name in DRAWN), f"{one.predictions:,}"]
+        for group, one in found.items()
+    ]
+    return markdown(["group", *DRAWN.values(), "predictions"], rows)
 
 
 def sweeps() -> str:

@@ -14,6 +14,8 @@ from hbert.reporting.style import Chart, Series
 
 RATES = (BANDWIDTH.name, FLOP_RATE.name)
 _DERIVED = (*RATES, FLOOR_RATIO.name)  # from the seconds that another metric tells
+SPREAD = "Whiskers: 10th to 90th percentile of the calls."
+_INTERVAL = "Whiskers: 95% interval of the median over the rounds."
 _Key = TypeVar("_Key", bound=Hashable)
 Looks = Mapping[str, Series]
 
@@ -62,5 +64,11 @@ def grouped(rows: Iterable[Measurement], key: Callable[[Measurement], _Key]) -> 
 
 
 def point(row: Measurement, look: Series, limit: bool = False) -> Point:
-    """A measurement with the spread of its calls."""
-    return Point(look, row.median, row.p10, row.p90, limit)
+    """A measurement with the interval of its median, if it has one, else with the spread of its calls."""
+    low, high = (row.p10, row.p90) if row.median_lo is None else (row.median_lo, row.median_hi)
+    return Point(look, row.median, low, high, limit)
+
+
+def whiskers(rows: Iterable[Measurement]) -> str:
+    """What the whiskers of such points are."""
+    return SPREAD if any(row.median_lo is None for row in rows) else _INTERVAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from bench.harness import is_floor
-from bench.report.drawing import RATES, Drawing, Looks, grouped, is_timed, once, point
+from bench.report.drawing import RATES, Drawing, Looks, grouped, is_timed, once, point, whiskers
 from bench.report.model_charts import memory_drawings
 from bench.report.results import Measurement
 from hbert.reporting.rows import Group, Point, Row, RowChart
@@ -44,7 +44,7 @@ def _rates(what: str, rows: Sequence[Measurement], look: Looks) -> list[Drawing]
 
     caption = (
         "Higher is better. Stroke: what the machine can do, a stream of as many bytes or a packed product of as many "
-        "operations, measured in the same rounds. Whiskers: 10th to 90th percentile of the calls."
+        f"operations, measured in the same rounds. {whiskers(rates)}"
     )
     return [
         Drawing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench.harness import is_floor
-from bench.report.drawing import Drawing, Looks, grouped, is_timed, once, point
+from bench.report.drawing import SPREAD, Drawing, Looks, grouped, is_timed, once, point, whiskers
 from bench.report.outcome import ratio_text
 from bench.report.results import Measurement
 from bench.suites import SUITES
@@ -18,7 +18,6 @@ _ADDITIVE, _SELF = "hbert-additive", "hbert-vanilla"
 _FORMS = ("", "-c", "+optimize", "-c+optimize")  # of the additive model; the other has no convolution
 _TIME = "ms"  # a unit of which less is better
 _MOST_ROWS = 30  # of one figure of ratios
-_SPREAD = "Whiskers: 10th to 90th percentile of the calls."
 _LIMIT = Series("its matrix products alone", 0)
 
 
@@ -66,7 +65,7 @@ def _against_length(rows: Sequence[Measurement], what: str, look: Looks) -> Draw
         lines.append(Line(look[name], [row.seq for row in found], [row.median for row in found], low, high))
     lengths = sorted({row.seq for row in rows})
     chart = LineChart("tokens in a sequence", f"{rows[0].metric}, {rows[0].unit}", lines, log=True, ticks=lengths)
-    caption = f"Lower is better. Solid: ours; dashed: peers. {_SPREAD} Both axes are logarithmic."
+    caption = f"Lower is better. Solid: ours; dashed: peers. {SPREAD} Both axes are logarithmic."
     return Drawing(chart, f"{rows[0].metric.capitalize()} against length: {what}", caption)
 
 
@@ -122,7 +121,7 @@ def _bars(shown: Sequence[Measurement], rows: Sequence[Measurement], look: Looks
         better = "Lower" if same[0].unit == _TIME else "Higher"
         stroke = " Stroke: what its matrix products alone would reach." if floors else ""
         chart = RowChart(f"{metric}, {same[0].unit}", groups, bars=True)
-        caption = f"{better} is better. Filled: ours; hollow: peers. {_SPREAD}{stroke}"
+        caption = f"{better} is better. Filled: ours; hollow: peers. {whiskers(same)}{stroke}"
         drawings.append(Drawing(chart, metric.capitalize(), caption))
     return drawings
 
@@ -180,6 +179,8 @@ def _products(rows: Sequence[Measurement], look: Looks) -> list[Drawing]:
         Group(place, [_bar(row, floors[row.place, row.candidate], look) for row in same])
         for place, same in grouped(rates, lambda row: row.place).items()
     ]
-    caption = f"Stroke: the rate of the same products with packed weights, measured in the same rounds. {_SPREAD}"
+    caption = (
+        f"Stroke: the rate of the same products with packed weights, measured in the same rounds. {whiskers(rates)}"
+    )
     chart = RowChart(f"rate, {rates[0].unit}", groups, bars=True)
     return [Drawing(chart, "Operations a second, against packed products", caption)]

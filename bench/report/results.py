@@ -17,7 +17,18 @@ from hbert.errors import HbertError
 
 _TEXTS = ("suite", "case", "candidate", "baseline", "dtype", "metric", "unit")
 _NEEDED = (*_TEXTS, "batch", "seq", "median")
-_NUMBERS = ("p10", "p90", "ratio", "ratio_lo", "ratio_hi", "rounds", "dropped", "canary_drift")
+_NUMBERS = (
+    "p10",
+    "p90",
+    "median_lo",
+    "median_hi",
+    "ratio",
+    "ratio_lo",
+    "ratio_hi",
+    "rounds",
+    "dropped",
+    "canary_drift",
+)
 # Memory is measured once: smaller differences are noise.
 _SAME_MEMORY = 0.02
 _OF_THE_RUN = ("cpu", "device", "threads", "torch", "heap_kept", "isa", "git", "date")
@@ -42,6 +53,8 @@ class Measurement:
     median: float
     p10: float | None
     p90: float | None
+    median_lo: float | None
+    median_hi: float | None
     ratio: float | None
     ratio_lo: float | None
     ratio_hi: float | None

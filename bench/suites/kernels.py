@@ -80,10 +80,7 @@ class Kernel(_Turns):
         super().__init__(subject, [self._call() for _ in range(subject.turns)])
 
     def _inputs(self) -> list[Tensor]:
-        """Activations of its own, in the peer's layout; the parameters are shared, as a model's are."""
-        problem, layout = self._subject.problem, self._layout
-        rows = [x.clone() if layout is None else layout.from_packed(x) for x in problem.activations]
-        return [*rows, *problem.parameters]
+        return _inputs(self._subject.problem, self._peer)
 
     def _call(self) -> Call:
         step, function, inputs = self._subject.setting.step, self._function, self._inputs()
@@ -136,8 +133,11 @@ class PeakMemory:
         """Bytes beyond inputs and gradients, after a call on few rows that loads the libraries."""
         subject = self._subject
         few = subject.op.problem(dataclasses.replace(subject.setting, batch=1, seq=_WARM_UP_TOKENS))
-        _run_once(few, self._peer)
-        return peak_extra(subject.device, partial(_run_once, subject.problem, self._peer))
+        self._call(few)()
+        return peak_extra(subject.device, self._call(subject.problem))
+
+    def _call(self, problem: Problem) -> Callable[[], tuple[Tensor, ...]]:
+        return partial(_forward_backward, _function(problem, self._peer), _leaves(_inputs(problem, self._peer)))
 
 
 class Floor(_Turns):
@@ -167,6 +167,13 @@ def _function(problem: Problem, peer: str) -> Function:
     return {**problem.candidates, **problem.baselines}[peer]
 
 
+def _inputs(problem: Problem, peer: str) -> list[Tensor]:
+    """Activations of its own, in the peer's layout; the parameters are shared, as a model's are."""
+    layout = problem.layouts.get(peer)
+    rows = [x.clone() if layout is None else layout.from_packed(x) for x in problem.activations]
+    return [*rows, *problem.parameters]
+
+
 def _leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [value.detach().requires_grad_() for value in inputs]
 
@@ -191,10 +198,6 @@ def _forward_backward(function: Function, leaves: list[Tensor]) -> tuple[Tensor,
     """Forward and backward of the summed outputs (their gradient is a one that takes no memory)."""
     outputs = _outputs(function, leaves)
     return torch.autograd.grad([output.sum() for output in outputs], leaves)
-
-
-def _run_once(problem: Problem, peer: str) -> tuple[Tensor, ...]:
-    return _forward_backward(_function(problem, peer), _leaves(problem.inputs))
 
 
 def builder(case: Case, device: Device) -> Callable[[str], Kernel | PeakMemory | Floor]:

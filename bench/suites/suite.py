@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.harness import TIME, Case
+from bench.names import fixed_dtype
 
 Shape = tuple[int, int]
 
@@ -53,10 +54,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The batch x tokens of a suite for one size of model: its own, and the fewer of --quick."""
+    """The batch x tokens of a suite for one size of model: its own, and the fewer of --quick.
+
+    Peers that are `only_named` take part at this size where the command line names them, and not by default.
+    """
 
     full: tuple[Shape, ...]
     quick: tuple[Shape, ...]
+    only_named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Suite:
 
     `candidates` are ours, `baselines` are what they are held against; both list everything that can be asked for.
     With `one_process` all peers work in one process, else each in its own. `min_time` is the default of --min-time, in
-    seconds. `weighs` says what its peak memory is that of. `shapes` are those of each size of model.
+    seconds. `weighs` says what its peak memory is that of. `shapes` are those of each size of model; `default_sizes`
+    are measured unless others are asked for, with --quick the first of them.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Suite:
     default_baselines: tuple[str, ...]
     default_dtypes: tuple[str, ...]
     shapes: Mapping[str, Shapes] = field(default_factory=dict)
+    default_sizes: tuple[str, ...] = ("base",)
     inputs: Callable[[Case, Path], dict[str, Any]] | None = None
 
     one_process: ClassVar[bool] = False
@@ -114,6 +121,10 @@ class Suite:
     def _shapes_of(self, size: str, quick: bool) -> tuple[Shape, ...]:
         shapes = self.shapes.get(size, self.shapes["base"])
         return shapes.quick if quick else shapes.full
+
+    def by_default(self, peer: str, case: Case) -> bool:
+        """Whether a peer has a place in `case` without being named: one of a fixed dtype where that is the case's."""
+        return fixed_dtype(peer) in (None, case.dtype)
 
     def work(self, batch: int, seq: int) -> float:
         """The tokens of a batch."""

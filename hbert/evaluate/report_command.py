@@ -51,19 +51,18 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_report(runs, out, args.x)
+        write_report(runs, marks_of(runs, out), out, args.x)
     except OSError as error:
         raise HbertError(f"cannot write the report to {out}: {error}") from error
     output_console().print(f"written to {out / 'index.html'}", markup=False)
 
 
-def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> list[summary.Row]:
-    """Writes index.html, summary.json, summary.md and the charts (METRIC-AXIS.png, ...-dark.png); returns the figures.
+def write_report(runs: Sequence[Run], marks: summary.Marks, out: Path, axes: Sequence[str]) -> None:
+    """Writes index.html, summary.json, summary.md and the charts (METRIC-AXIS.png, ...-dark.png).
 
     Raises:
         OSError: a file cannot be written.
     """
-    marks = marks_of(runs, out)
     warnings = summary.warnings_of(runs, marks)
     rows = summary.summary_rows(runs, marks)
     columns, cells = summary.table(rows)
@@ -76,7 +75,6 @@ def write_report(runs: Sequence[Run], out: Path, axes: Sequence[str]) -> list[su
     _write(out / "summary.md", summary.markdown(columns, cells) + "".join(f"\n{text}\n" for text in warnings))
     _write(out / "index.html", page.page("Pretraining runs", parts))
     _print(columns, cells, warnings)
-    return rows
 
 
 def charts(runs: Sequence[Run], marks: summary.Marks, axes: Sequence[str]) -> dict[str, LineChart]:

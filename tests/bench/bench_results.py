@@ -15,7 +15,7 @@ def measured(suite="latency", peers=tuple(SECONDS), calls=SECONDS):
         case,
         gates={peer: Gate(0.001 * i, 1.0) for i, peer in enumerate(peers)},
         traits={peer: {"isa": "avx2", "backend": f"backend of {peer}"} for peer in peers},
-        rounds=[{peer: Slice(calls[peer][turn], 0.0) for peer in peers} for turn in range(3)],
+        rounds=[{peer: Slice(calls[peer][turn], 0.0) for peer in peers} for turn in range(len(calls[peers[0]]))],
         canary=[0.001] * 3,
         dropped=4,
     )

@@ -11,7 +11,12 @@ from browser import Tab, browser, find
 from matplotlib import image
 from sample_results import write_sample
 
+from bench.finetuning.report import write_page
+from bench.pretraining import store
 from bench.report.document import make_report
+from hbert.evaluate.marks import marks_of
+from hbert.evaluate.report_command import write_report
+from hbert.evaluate.run_folder import read_runs
 
 SCREENS = {"wide": (1280, 900, 1.0), "phone": (390, 844, 2.0)}
 SCHEMES = ("light", "dark")
@@ -45,16 +50,27 @@ def check(tab: Tab, page: Path, out: Path) -> list[str]:
     return found
 
 
+def pages_of_kept_results(out: Path) -> list[Path]:
+    """Writes a page of hbert report and one of the fine-tuning experiments from results in docs/."""
+    pretraining, finetuning = out / "pretraining", out / "finetuning"
+    for folder in (pretraining, finetuning):
+        folder.mkdir(exist_ok=True)
+    runs = read_runs([store.RESULTS / "runs" / name for name in ("main-g-0", "main-b-0")])
+    write_report(runs, marks_of(runs, store.RESULTS), pretraining, ("clock",))
+    return [pretraining / "index.html", write_page(finetuning)]
+
+
 def main(out: Path, others: list[Path]) -> int:
-    """Makes a report of made-up results, looks at it and at other pages, and returns the exit code."""
+    """Makes a report of made-up results and pages of kept ones, looks at them and others, and returns the exit code."""
     program = find()
     if program is None:
         print(_INSTALL, file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
     print("\n".join(make_report(write_sample(out))))
+    pages = [out / "sample" / "index.html", *pages_of_kept_results(out), *others]
     with browser(program) as tab:
-        found = [fault for page in (out / "sample" / "index.html", *others) for fault in check(tab, page, out)]
+        found = [fault for page in pages for fault in check(tab, page, out)]
         found += tab.complaints
     print("\n".join(found) or f"nothing to complain of; the pictures are in {out}")
     return 1 if found else 0

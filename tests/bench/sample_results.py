@@ -20,6 +20,8 @@ COLUMNS = (
     "p10",
     "p90",
     "p99",
+    "median_lo",
+    "median_hi",
     "ratio",
     "ratio_lo",
     "ratio_hi",
@@ -81,6 +83,8 @@ def _row(case, pair, metric, unit, median, ratio=None, **cells):
         "p10": median * 0.97,
         "p90": median * 1.05,
     }
+    if metric != "peak_memory":
+        row |= {"median_lo": median * 0.99, "median_hi": median * 1.02}
     if ratio is not None:
         low, high = (ratio, ratio) if candidate == baseline or metric == "peak_memory" else (ratio * 0.97, ratio * 1.03)
         verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference"

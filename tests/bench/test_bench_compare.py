@@ -5,7 +5,9 @@ import csv
 import pytest
 from bench_results import measured
 
-from bench.compare import SLACK_MS, compare, read
+import bench.compare
+import hbert_kernels
+from bench.compare import SLACK_MS, compare, kernels, read
 from bench.report import Report, save
 from bench.rows import COLUMNS
 
@@ -56,6 +58,12 @@ def test_a_rate_that_falls_is_a_call_that_takes_longer(now, verdict, change):
     assert (found.verdict, found.change) == (verdict, pytest.approx(change))
 
 
+def test_a_rate_has_no_slack():
+    """Of a time 1e-3 is no change: of 1e5 tokens a second 6% of it."""
+    assert changed(1e-3, 1.06e-3, suite="throughput", metric="throughput").verdict == "faster"
+    assert changed(1e-3, 1.06e-3).verdict == "no difference"
+
+
 def test_a_peer_is_not_ours():
     assert not changed(1.0, 2.0, candidate="ov-bf16").ours
 
@@ -74,14 +82,15 @@ def test_only_rows_of_both_runs_and_of_the_main_metric_are_compared():
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.compare, "kernels", lambda: ("avx2", True))
     report = Report(dict(ABOUT))
     report.add(measured(), ("hbert-v1",), ("hf",))
     return save(report, tmp_path, "old")[0]
 
 
 def test_a_run_equals_itself(written):
-    old = read(written, "a processor", 2)
+    old = read(written, "a processor", 2, "all")
     with written.open() as file:
         changes = compare(old, list(csv.DictReader(file)), 0.0)
     assert {change.key[2]: change.change for change in changes} == {"hf": 0.0, "hbert-v1": 0.0}
@@ -91,7 +100,34 @@ def test_a_run_equals_itself(written):
 @pytest.mark.parametrize("cpu, threads", [("another", 2), ("a processor", 1)])
 def test_another_machine_is_refused(written, cpu, threads):
     with pytest.raises(ValueError, match="measured on a processor, 2 threads; this is"):
-        read(written, cpu, threads)
+        read(written, cpu, threads, "all")
+
+
+@pytest.mark.parametrize(
+    "here, heap, message",
+    [
+        (("avx2", True), "ours", "measured with heap_kept all; in this run it is ours"),
+        (("avx2", False), "all", "measured with heap_kept all; in this run it is none"),
+        (("avx512_bf16", True), "all", "measured with isa of ours avx2; in this run it is avx512_bf16"),
+    ],
+)
+def test_other_kernels_and_another_heap_are_refused(written, monkeypatch, here, heap, message):
+    monkeypatch.setattr(bench.compare, "kernels", lambda: here)
+    with pytest.raises(ValueError, match=message):
+        read(written, "a processor", 2, heap)
+
+
+def test_the_level_of_a_peer_is_not_ours(written):
+    text = written.read_text()
+    written.write_text(
+        "\n".join(line.replace("avx2", "avx512") if ",hf,hf," in line else line for line in text.splitlines())
+    )
+    assert written.read_text() != text and read(written, "a processor", 2, "all")
+
+
+def test_the_level_of_this_environment():
+    isa, keeps_heap = kernels()
+    assert isa == hbert_kernels.cpu_capability() and keeps_heap in (True, False)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +141,4 @@ def test_another_machine_is_refused(written, cpu, threads):
 def test_what_is_no_run_is_refused(tmp_path, text, reason):
     (tmp_path / "old.csv").write_text(text)
     with pytest.raises(ValueError, match=f"--compare.*{reason}"):
-        read(tmp_path / "old.csv", "a processor", 2)
+        read(tmp_path / "old.csv", "a processor", 2, "all")

@@ -10,13 +10,14 @@ from sample_results import sample_rows, write_record, write_rows, write_sample
 
 from bench import documents, run
 from bench.finetuning import report as finetuning
-from bench.pretraining import plan, store, tables
+from bench.pretraining import plan, store
 from bench.pretraining import report as pretraining
 from bench.report.results import read_results
 from hbert.errors import HbertError
 
 PAGE = "# A page\n\n<!-- table: one -->\nold\n<!-- end -->\ntext\n<!-- table: two -->\n<!-- end -->\n"
-COMMAND = "python bench/run.py --suite latency --strict --out /home/me/results --dtype fp32"
+ARGUMENTS = documents.MEASURED["latency-fp32"].arguments
+COMMAND = f"python bench/run.py {ARGUMENTS} --strict --out /home/me/results"
 
 
 @pytest.fixture
@@ -25,16 +26,18 @@ def docs(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(documents, "README", tmp_path / "README.md")
     monkeypatch.setattr(documents, "_IN_BRIEF", "hbert-v2")
+    monkeypatch.setattr(documents.machine, "git_revision", lambda: "0123456789ab")
     place = "<!-- table: latency-fp32-avx2 -->\n1\n<!-- end -->\n"
     (tmp_path / "README.md").write_text(place)
     (tmp_path / "inference.md").write_text(f"{place}<!-- table: losses -->\n<!-- end -->\n")
     return tmp_path
 
 
-def bench_run(folder, code=0, about=None):
+def bench_run(folder, code=0, command=COMMAND, **cells):
     """What bench/run.py leaves in a folder."""
-    write_rows(folder / "x.csv", [row for row in sample_rows() if row["suite"] == "latency"])
-    write_record(folder / "x.json", about=about or {"command": COMMAND}, rounds=[{"seconds": [1.0] * 1000}], rows=[])
+    cells = {"git": "0123456789ab", **cells}
+    write_rows(folder / "x.csv", [row | cells for row in sample_rows() if row["suite"] == "latency"])
+    write_record(folder / "x.json", about={"command": command}, rounds=[{"seconds": [1.0] * 1000}], rows=[])
     return subprocess.CompletedProcess([], code)
 
 
@@ -63,8 +66,32 @@ def test_what_is_kept_of_a_run(docs, tmp_path):
     kept = documents.keep("latency-fp32", out / "x.csv")
     assert kept == tmp_path / "results" / "latency-fp32-avx2.csv" and kept.read_text() == (out / "x.csv").read_text()
     record = json.loads(kept.with_suffix(".json").read_text())
-    assert record["about"]["command"] == "python bench/run.py --suite latency --dtype fp32"
+    assert record["about"]["command"] == f"python bench/run.py {ARGUMENTS}"
     assert set(record) == {"about", "failures", "left_out", "disturbances"}
+
+
+@pytest.mark.parametrize(
+    "run, reason",
+    [
+        ({"git": "0123456789ab-dirty"}, r"those of no commit \(0123456789ab-dirty\)"),
+        ({"command": f"{COMMAND} --min-time 9"}, "x.csv is of `python.* --min-time 9`, not of `python bench/run.py"),
+    ],
+)
+def test_what_cannot_be_measured_again_is_not_kept(docs, tmp_path, run, reason):
+    out = tmp_path / "out"
+    out.mkdir()
+    bench_run(out, **run)
+    with pytest.raises(HbertError, match=f"latency-fp32 is not kept: .*{reason}"):
+        documents.keep("latency-fp32", out / "x.csv")
+    assert not (docs / "results").exists()
+
+
+def test_changed_sources_are_not_measured(docs, monkeypatch, capsys):
+    monkeypatch.setattr(documents.machine, "git_revision", lambda: "0123456789ab-dirty")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        documents.main(["--measure", "latency-fp32"])
+    assert "commit them first" in capsys.readouterr().err
 
 
 def test_measuring_rewrites_the_page(docs, monkeypatch):
@@ -75,7 +102,7 @@ def test_measuring_rewrites_the_page(docs, monkeypatch):
     monkeypatch.setattr(subprocess, "run", fake)
     assert documents.main(["--measure", "latency-fp32"]) == 0
     page = (docs / "inference.md").read_text()
-    assert "`python bench/run.py --suite latency --dtype fp32`" in page and "| base/1x128 | hbert-v1 |" in page
+    assert f"`python bench/run.py {ARGUMENTS}`" in page and "| base/1x128 | hbert-v1 |" in page
     assert "2 pinned threads" in page and "2026-01-02" in page
     assert "ct2-int8" in page and "**The machine was busy**" in page
     assert "| base/1x64 fp32 | avx2 | hbert-v2 v ort-fp32 | 0.88 [0.86, 0.91] |" in page.split("table: losses")[1]
@@ -86,6 +113,20 @@ def test_measuring_rewrites_the_page(docs, monkeypatch):
         "| --- | ---: | ---: | ---: | ---: |",
         "| 1x64 fp32 | 31.3 | 1.13 [1.10, 1.16] | **0.88 [0.86, 0.91]** | **0.67 [0.65, 0.69]** |",
     ]
+
+
+def test_a_level_that_the_page_does_not_have_gets_a_place(docs, monkeypatch):
+    page = docs / "inference.md"
+    page.write_text(f"{page.read_text()}text\n")
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: bench_run(documents.Path(command[-1]), isa="avx512_amx")
+    )
+    for _ in range(2):  # the second time it is there
+        assert documents.main(["--measure", "latency-fp32"]) == 0
+        assert documents.names(page.read_text()) == ["latency-fp32-avx2", "latency-fp32-avx512_amx", "losses"]
+    first, block, rest = page.read_text().split("<!-- table: l")[1:]
+    assert first == "atency-fp32-avx2 -->\n1\n<!-- end -->\n\n" and "| base/1x128 | hbert-v1 |" in block
+    assert block.endswith("|\n<!-- end -->\n") and rest.endswith("<!-- end -->\ntext\n")
 
 
 @pytest.mark.parametrize("code", [1, 4])
@@ -127,9 +168,13 @@ def test_the_pages_show_the_kept_results():
 
 
 def test_the_page_of_the_experiments_shows_every_finished_run():
-    text = pretraining.PAGE.read_text()
-    blocks = {"pretraining-sweeps": tables.sweeps(), "pretraining-steps-arms": tables.step_times("arms")}
-    assert documents.fill(text, blocks) == text
+    text, blocks = pretraining.PAGE.read_text(), pretraining.blocks()
+    assert documents.fill(text, blocks) == text, "python -m bench.pretraining report rewrites the page"
+    assert set(blocks) <= set(documents.names(text))
+    for figure in (
+        pretraining.FIGURES[chapter] for chapter in pretraining.chapters() if chapter in pretraining.FIGURES
+    ):
+        assert figure.is_file() and f"](images/{figure.name})" in text
     for done in filter(store.is_done, plan.runs()):
         last = store.last_evaluation(store.folder(done))
         assert any(
@@ -137,4 +182,9 @@ def test_the_page_of_the_experiments_shows_every_finished_run():
             and f"{last['accuracy']:.4f} | {last['loss']:.3f}" in line
             for line in text.splitlines()
         ), done.name
-    assert "finetuning" in documents.names(finetuning.PAGE.read_text())
+
+
+def test_the_page_of_the_tasks_shows_their_results():
+    text = finetuning.PAGE.read_text()
+    assert documents.fill(text, {"finetuning": finetuning.report()}) == text
+    assert "finetuning" in documents.names(text)

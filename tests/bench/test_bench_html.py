@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from bench_results import measured
+from check_report import pages_of_kept_results
 from html_page import Page
 from sample_results import COLUMNS, sample_rows, write_record, write_rows, write_sample
 
@@ -22,7 +23,8 @@ from bench.report.results import read_results
 from hbert.data import HbertError
 
 HOSTILE = "</td><script>alert('1')</script>&amp;$x^{"
-WITHOUT_PEERS = tuple(name for name in COLUMNS if name not in ("verdict", "canary_ms", "canary_drift"))
+_NEWER = ("verdict", "canary_ms", "canary_drift", "median_lo", "median_hi")
+OLDER = tuple(name for name in COLUMNS if name not in _NEWER)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,13 @@ def test_the_page_needs_nothing_else(made):
     page.check_self_contained()
     page.check_figures()
     assert page.values("content") == ["width=device-width, initial-scale=1"]
+
+
+def test_the_pages_that_a_browser_looks_at(tmp_path):
+    for path, title in zip(pages_of_kept_results(tmp_path), ["Pretraining runs", "Fine-tuning"], strict=True):
+        page = Page(path.read_text())
+        page.check_self_contained()
+        assert title in page.text and "img" in page.tags
 
 
 def test_every_row_of_the_csv_is_in_a_table(made):
@@ -193,7 +202,7 @@ def test_names_that_are_no_names(tmp_path):
 
 
 def test_columns_of_an_older_run_are_enough(tmp_path):
-    page, _ = shown(write_rows(tmp_path / "run.csv", few("throughput"), WITHOUT_PEERS))
+    page, _ = shown(write_rows(tmp_path / "run.csv", few("throughput"), OLDER))
     assert "faster" in page.text and "slower" in page.text and "drift" not in page.text
 
 
@@ -254,6 +263,17 @@ def test_a_model_stands_beside_its_matrix_products(tmp_path):
         "hbert-v1": [(910.5, False), (pytest.approx(910.5 / 0.8, rel=1e-4), True)],
         "hbert-v2": [(1010, False), (pytest.approx(1010 / 0.8, rel=1e-4), True)],
     }
+
+
+@pytest.mark.parametrize(
+    "columns, low, high, told", [(COLUMNS, 0.99, 1.02, "95% interval of the median"), (OLDER, 0.97, 1.05, "percentile")]
+)
+def test_bars_have_the_interval_of_the_median_where_it_is_known(tmp_path, columns, low, high, told):
+    rows = read_results(write_rows(tmp_path / "run.csv", few("throughput"), columns)).rows
+    (bars,) = [one for one in model_drawings(rows, looks(rows)) if one.title == "Throughput"]
+    dot = bars.chart.groups[0].rows[0].points[0]
+    assert (dot.low, dot.high) == pytest.approx((low * dot.value, high * dot.value), rel=1e-4)
+    assert told in bars.caption
 
 
 def changed(column, value):

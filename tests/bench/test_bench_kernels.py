@@ -9,8 +9,9 @@ import pytest
 
 from bench import harness, machine, run, worker
 from bench.device import Cpu
-from bench.harness import FEWEST, FLOOR
-from bench.ops import NAMES
+from bench.harness import FEWEST, FLOOR, MEMORY
+from bench.lengths import spread_lengths
+from bench.ops import HIDDEN, NAMES
 from bench.rows import COLUMNS
 from bench.suites.kernels import Floor, Kernel, Subject, builder
 from bench.task import Task
@@ -39,6 +40,13 @@ def test_the_cases_are_those_of_the_table():
         "masked_lm_loss/8x512/full/dram",
         "masked_lm_loss/8x512/full/peak",
     } <= names
+    weighed = {case.name: case.peers for case in made if case.measures == (MEMORY,)}
+    assert weighed == {
+        "masked_lm_loss/8x512/full/peak": ("eager", "hbert"),
+        "attention.full/1x2048/bwd/peak": ("sdpa", "hbert"),
+        "attention.varlen/8x512/bwd/peak": ("sdpa", "hbert"),
+        "additive_attention.dense/8x512/bwd/peak": ("eager", "hbert-direct", "hbert-key-free"),
+    }
 
 
 def test_flags_choose_among_the_cases(monkeypatch):
@@ -52,7 +60,9 @@ def test_flags_choose_among_the_cases(monkeypatch):
 def test_only_the_named_peers_take_part():
     (plan,) = run.plan(run.parser().parse_args([*OPS, "attention", "--peers", "sdpa", "--models", "hbert"]))
     assert plan.peers == ("sdpa", "hbert", FLOOR) and plan.teams == [plan.peers]
-    assert all(set(case.peers) == {"sdpa", "hbert", FLOOR} for case in plan.cases)
+    for case in plan.cases:
+        floor = set() if case.measures == (MEMORY,) else {FLOOR}
+        assert set(case.peers) == {"sdpa", "hbert"} | floor
 
 
 @pytest.fixture
@@ -133,6 +143,20 @@ def test_a_new_case_takes_the_place_of_all_tasks(monkeypatch):
     for name, peer in [("one", "a"), ("one", "b"), ("two", "a")]:
         server.prepare(peer, {"suite": "kernels", "name": name, "dtype": "fp32", "batch": 1, "seq": 1, "work": 1.0})
     assert built == ["one", "two"] and list(server._tasks) == ["a"]
+
+
+def test_memory_is_that_of_a_peer_in_its_own_layout(monkeypatch):
+    """What is weighed here are the gradients alone: of padded rows for sdpa, of packed ones for ours."""
+    monkeypatch.setattr("bench.suites.kernels.peak_extra", lambda device, call: sum(made.nbytes for made in call()))
+    (case,) = [
+        c
+        for c in cases("--ops", "attention", "--dtype", "fp32", "--shapes", "2x9")
+        if c.name == "attention.varlen/2x9/bwd/peak"
+    ]
+    rows = {"sdpa": 2 * 9, "hbert": sum(spread_lengths(2, 9))}
+    assert rows["hbert"] < rows["sdpa"]
+    found = {peer: builder(case, CPU)(peer).peak_memory() for peer in rows}
+    assert found == {peer: count * 3 * HIDDEN * 4 for peer, count in rows.items()}
 
 
 PEAK = """

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bench.pretraining import __main__ as queue
 from bench.pretraining import plan, report, store, tables
+from hbert.data.ngram import NgramMarks
+from hbert.data.storage import content_key, write_json
+from hbert.errors import HbertError
+from hbert.evaluate.marks import FILE_NAME
+from hbert.evaluate.report_command import charts
+from hbert.evaluate.run_folder import read_info
 from hbert.evaluate.summary import Row
+
+KEPT = store.RESULTS / "runs"
+MARKS = NgramMarks(0.05, 0.15, 0.3, 0.2, 0.9, 10.0, 1234)
 
 
 @pytest.fixture
@@ -157,6 +169,11 @@ def test_paired_differences(results):
     assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " 1.25 "]
 
 
+def test_recipe_and_engineering_have_a_row_of_their_own():
+    rows = [line.split("|")[1:3] for line in report.blocks()["pretraining-paired"].splitlines()]
+    assert [" b - a ", " 2 "] in rows
+
+
 def test_the_best_run_comes_first(results):
     for name, loss in {"b": 4.0, "g": 2.0, "normal": 3.0}.items():
         finish(main_run(name), loss)
@@ -193,3 +210,55 @@ def test_the_tables_of_the_page(results):
 def test_every_run_of_the_plan_is_in_a_chapter():
     for run in plan.runs():
         assert any(belongs(run) for belongs in report.CHAPTERS.values()), run.name
+
+
+@pytest.fixture
+def kept_run(results):
+    """The record of a run as `hbert pretrain` left it, with the marks of its text, which no command counts here."""
+    run = main_run("g")
+    shutil.copytree(KEPT / run.name, store.folder(run))
+    info = read_info(store.folder(run))
+    write_json(results / FILE_NAME, {content_key(info.corpus, info.tokenizer): asdict(MARKS)})
+    return run
+
+
+def test_the_clock_of_a_curve_is_that_of_the_calibration(kept_run):
+    found = report.calibrated(kept_run)
+    steps = [entry["step"] for entry in evaluations(kept_run)]
+    # Half a second a step; the run itself took another time.
+    assert [entry.train_seconds for entry in found.evaluations] == [0.5 * step for step in steps]
+    (line,) = charts([found], {found.text_key: MARKS}, ("clock",))["accuracy-clock"].lines
+    assert list(line.x) == pytest.approx([0.5 * step / 60 for step in steps])
+
+
+def evaluations(run: plan.Run) -> list[dict]:
+    lines = map(json.loads, (store.folder(run) / "metrics.jsonl").read_text().splitlines())
+    return [entry for entry in lines if entry["kind"] == "eval"]
+
+
+def test_the_report_fills_the_page_and_draws_its_figure(kept_run, tmp_path, monkeypatch):
+    page, figure, other = (tmp_path / name for name in ("page.md", "arms.png", "hour.png"))
+    names = ["sweeps", "arms", "paired", "sources", "marks", "steps-arms", "steps-start"]
+    page.write_text("".join(f"<!-- table: pretraining-{name} -->\n<!-- end -->\n" for name in names))
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "FIGURES", {"arms": figure, "hour": other})
+    report.report(Console(quiet=True))
+    assert figure.read_bytes() == (store.RESULTS / "report" / "arms" / "accuracy-clock.png").read_bytes()
+    assert not other.exists()
+    last = evaluations(kept_run)[-1]
+    imdb = last["per_source"]["imdb"]
+    passed = next(entry["step"] for entry in evaluations(kept_run) if entry["accuracy"] > MARKS.left_bigram)
+    for line in (
+        f"{last['accuracy']:.4f} | {last['loss']:.3f} | step {passed}, {0.5 * passed / 60:.1f} min |",
+        "| source | g | predictions |",
+        f"| imdb | {imdb['accuracy']:.4f} | {imdb['num_masked']:,} |",
+        "| group | unigram | left bigram | trigram | predictions |",
+        "| arms | 0.0500 | 0.1500 | 0.3000 | 1,234 |",
+    ):
+        assert line in page.read_text()
+
+
+def test_without_the_marks_of_a_text_no_table_says_that_no_run_passed_one(kept_run, monkeypatch):
+    monkeypatch.setattr(report, "marks_of", lambda runs, folder: {runs[0].text_key: HbertError("the text is gone")})
+    with pytest.raises(HbertError, match="the text is gone"):
+        report.blocks()

@@ -41,12 +41,12 @@ def test_the_columns_are_fixed(tmp_path):
     csv_path, json_path = save(report(measured()), tmp_path, "run")
     lines = csv_path.read_text().splitlines()
     assert lines[0] == (
-        "suite,case,candidate,baseline,dtype,batch,seq,metric,unit,median,p10,p90,p99,ratio,ratio_lo,ratio_hi,verdict,"
+        "suite,case,candidate,baseline,dtype,batch,seq,metric,unit,median,p10,p90,p99,median_lo,median_hi,ratio,ratio_lo,ratio_hi,verdict,"
         "max_err,rounds,dropped,canary_ms,canary_drift,device,threads,heap_kept,isa,backend,torch,cpu,git,date"
     )
     assert lines[1] == (
-        "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,1,1,1,,0,3,4,1,0,cpu,2,ours,avx2,backend of hf,2.13.0,"
-        "a processor,abc-dirty,2026-01-02T03:04:05"
+        "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,400,600,1,1,1,,0,3,4,1,0,cpu,2,ours,avx2,backend of hf,"
+        "2.13.0,a processor,abc-dirty,2026-01-02T03:04:05"
     )
     assert len(lines) == 1 + 4  # two baselines, and one candidate against each
     stored = json.loads(json_path.read_text())
@@ -66,6 +66,15 @@ def test_the_verdict_is_of_the_interval(seconds, verdict):
     calls = {"hf": [(0.4,), (0.45,), (0.5,)], "hbert-v1": [(seconds,)] * 3}
     made = report(measured(peers=tuple(calls), calls=calls))
     assert row(made, "hbert-v1", "hf")["verdict"] == verdict and row(made, "hf", "hf")["verdict"] == ""
+
+
+def test_the_interval_of_a_median_is_that_of_the_rounds():
+    """Of nine rounds the second smallest and largest; one call of a round does not move it."""
+    calls = {"hbert-v1": [(0.1 * turn, 0.1 * turn, 9.0) for turn in (5, 3, 1, 9, 7, 2, 8, 6, 4)]}
+    latency, rate = (measured(suite, tuple(calls), calls) for suite in ("latency", "throughput"))
+    for result, ends in ((latency, (200, 800)), (rate, (1024 / 0.8, 1024 / 0.2))):
+        found = row(report(result), "hbert-v1", "")
+        assert (found["median_lo"], found["median_hi"]) == pytest.approx(ends)
 
 
 def test_a_rate_is_better_when_it_is_larger():

@@ -247,6 +247,12 @@ def test_the_fp32_peer_is_fp32_in_every_case(local_corpus, tmp_path):
     assert errors["hf-fp32"][1] < 1e-4 < errors["hf"][0]
 
 
+@pytest.mark.parametrize("head", ["encoder", "masked_lm"])
+@pytest.mark.parametrize("peer", ["hf", "hf-compile", "hf-fp32"])
+def test_bert_is_the_one_of_transformers_with_sdpa(peer, head):
+    assert build(peer, head, "tiny").config._attn_implementation == "sdpa"
+
+
 def test_traits_name_backends_that_exist():
     assert set(traits("hbert-v1", torch.bfloat16, CPU)["backend"].split("+")) <= set(hbert_kernels.BACKENDS)
     with hbert_kernels.use_backend("reference"):
