@@ -24,6 +24,7 @@ from bench.report.markdown import brief, lost, tables
 from bench.report.results import Results, read_results
 from hbert.data.storage import replacing
 from hbert.errors import HbertError
+from hbert.revision import git_revision
 
 README = machine.ROOT / "README.md"
 DOCS = machine.ROOT / "docs"
@@ -116,7 +117,7 @@ def measure(name: str) -> None:
     Raises:
         HbertError: the sources are not those of a commit; the run failed, or the machine was busy: nothing is kept.
     """
-    _check_revision(name, machine.git_revision())
+    _check_revision(name, git_revision(machine.ROOT) or "unknown")
     if MINILM in MEASURED[name].arguments:
         minilm.unpack(machine.ROOT / MINILM)
     with tempfile.TemporaryDirectory() as folder:

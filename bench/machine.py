@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from hbert.revision import GIT_ERRORS, git, git_revision
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +32,6 @@ _VECTOR_FLAGS = (
     "bf16",
     "i8mm",
 )
-# Tables of the pages come from results: writing them changes nothing of what is measured.
-_SOURCES = (".", ":(exclude)docs", ":(exclude)README.md")
 _FAST_BF16 = {"avx512f", "avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -198,20 +197,6 @@ def counts_peak_memory() -> bool:
     return sys.platform.startswith("linux") and CLEAR_REFS.exists()
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-
-def git_revision(folder: Path = ROOT) -> str:
-    """Short commit hash, with "-dirty" where files that are no pages have changed; "unknown" outside a checkout."""
-    try:
-        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *_SOURCES)
-        return _git(folder, "rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
 def measured_revision(package: Path, checkout: Path = ROOT) -> str:
     """The revision of the `hbert_kernels` in a folder: the checkout's, or what an installed one was built from.
 
@@ -221,14 +206,15 @@ def measured_revision(package: Path, checkout: Path = ROOT) -> str:
     built = info.get("git", "")
     if package.parent.resolve() != checkout.resolve():
         return f"{built or 'unknown'} (installed)"
-    return git_revision(checkout) + (f" (kernels: {built})" if info.get("built") and _is_stale(built, checkout) else "")
+    here = git_revision(checkout) or "unknown"
+    return here + (f" (kernels: {built})" if info.get("built") and _is_stale(built, checkout) else "")
 
 
 def _is_stale(revision: str, checkout: Path) -> bool:
     """Whether the sources of the kernels are others than at a revision, or it is not known here."""
     try:
-        return bool(_git(checkout, "diff", "--name-only", revision, "--", "csrc", "setup.py"))
-    except (OSError, subprocess.SubprocessError):
+        return bool(git(checkout, "diff", "--name-only", revision, "--", "csrc", "setup.py"))
+    except GIT_ERRORS:
         return True
 
 

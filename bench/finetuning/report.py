@@ -99,7 +99,7 @@ def _notes(task: str, finished: _Finished) -> list[str]:
         notes.append(
             f"Times: `python -m bench.finetuning time`, float32, {times['threads']} threads, {rounds} rounds by turns, "
             f"{times['texts']:,} texts of {times['tokens'] / times['texts']:.1f} tokens; {times['machine']['cpu']}, "
-            f"{times['cpu_capability']}; commit {times['git']}; {times['date']}."
+            f"{times['cpu_capability']}; commit {times['software']['revision']}; {times['date']}."
         )
     return notes
 

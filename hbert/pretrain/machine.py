@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hbert.revision import git_revision
 from hbert_kernels import cpu_capability
 from hbert_kernels._library import build_info
 
@@ -80,16 +80,7 @@ def _revision(checkout: Path) -> str:
     # A folder of packages may lie inside somebody else's repository.
     if not (checkout / ".git").exists():
         return built
-    try:
-        dirty = _git(checkout, "status", "--porcelain", "--untracked-files=no")
-        return _git(checkout, "rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.SubprocessError):
-        return built
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return git_revision(checkout) or built
 
 
 def _version(name: str) -> str:

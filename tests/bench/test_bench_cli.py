@@ -14,6 +14,7 @@ from bench import compare, machine, run, session
 from bench.harness import Failure
 from bench.report import Report, save
 from bench.suites import SUITES
+from hbert.revision import git_revision
 
 RUN = Path(run.__file__)
 
@@ -178,7 +179,7 @@ def checkout(tmp_path):
 
 def test_the_revision_says_dirty(checkout):
     folder, git = checkout
-    assert machine.git_revision(folder) == "unknown"
+    assert git_revision(folder) is None
     git("init")
     (folder / "a").write_text("1")
     for name in ("docs/page.md", "README.md"):
@@ -186,14 +187,14 @@ def test_the_revision_says_dirty(checkout):
         (folder / name).write_text("a table")
     git("add", ".")
     git("commit", "-m", "one")
-    clean = machine.git_revision(folder)
+    clean = git_revision(folder)
     assert len(clean) == 12
     (folder / "b").write_text("of the user")
     for name in ("docs/page.md", "README.md"):  # what is measured is the same
         (folder / name).write_text("another table")
-    assert machine.git_revision(folder) == clean
+    assert git_revision(folder) == clean
     (folder / "a").write_text("2")
-    assert machine.git_revision(folder) == f"{clean}-dirty"
+    assert git_revision(folder) == f"{clean}-dirty"
 
 
 def test_the_revision_is_that_of_what_is_measured(checkout, tmp_path_factory):

@@ -26,7 +26,7 @@ def docs(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(documents, "README", tmp_path / "README.md")
     monkeypatch.setattr(documents, "_IN_BRIEF", "hbert-v2")
-    monkeypatch.setattr(documents.machine, "git_revision", lambda: "0123456789ab")
+    monkeypatch.setattr(documents, "git_revision", lambda checkout: "0123456789ab")
     place = "<!-- table: latency-fp32-avx2 -->\n1\n<!-- end -->\n"
     (tmp_path / "README.md").write_text(place)
     (tmp_path / "inference.md").write_text(f"{place}<!-- table: losses -->\n<!-- end -->\n")
@@ -87,7 +87,7 @@ def test_what_cannot_be_measured_again_is_not_kept(docs, tmp_path, run, reason):
 
 
 def test_changed_sources_are_not_measured(docs, monkeypatch, capsys):
-    monkeypatch.setattr(documents.machine, "git_revision", lambda: "0123456789ab-dirty")
+    monkeypatch.setattr(documents, "git_revision", lambda checkout: "0123456789ab-dirty")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(SystemExit):
         documents.main(["--measure", "latency-fp32"])

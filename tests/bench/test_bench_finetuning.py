@@ -29,7 +29,7 @@ TIMES = {
     "machine": {"cpu": "a processor"},
     "threads": 1,
     "cpu_capability": "avx2",
-    "git": "abc",
+    "software": {"revision": "abc"},
     "date": "2026-11-30",
     "texts": 100,
     "tokens": 950,
