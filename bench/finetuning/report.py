@@ -81,7 +81,7 @@ def _sweeps(task: str) -> list[_Table]:
 def _tables(task: str, finished: _Finished) -> list[_Table]:
     if not finished:
         return []
-    tables = [(["model", "seeds", "lr", *_METRICS, "ms a text", "speed against BERT"], _scores(task, finished))]
+    tables = [(["model", "seeds", "lr", *_METRICS, "ms a text", "speed (BERT in the kit: 1)"], _scores(task, finished))]
     if differences := _differences(finished):
         tables.append((["models", "difference of accuracy", "95% interval", "McNemar p by seed"], differences))
     return tables
@@ -97,7 +97,7 @@ def _notes(task: str, finished: _Finished) -> list[str]:
     if times := store.times(task):
         rounds = len(next(iter(times["milliseconds"].values())))
         notes.append(
-            f"Times: `python -m bench.finetuning time`, float32, {times['threads']} threads, {rounds} rounds by turns, "
+            f"Times: `python -m bench.finetuning time`, float32, threads: {times['threads']}, {rounds} rounds by turns, "
             f"{times['texts']:,} texts of {times['tokens'] / times['texts']:.1f} tokens; {times['machine']['cpu']}, "
             f"{times['cpu_capability']}; commit {times['software']['revision']}; {times['date']}."
         )
