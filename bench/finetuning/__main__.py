@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from bench.documents import rewrite
 from bench.finetuning import plan, report, store, tasks, times
+from hbert.data.storage import replacing
 
 
 def command(run: plan.Run, lr: float, models: Path, task: Path, out: Path) -> list[str]:
@@ -93,7 +95,12 @@ def _report(options: argparse.Namespace, console: Console) -> bool:
     found = report.report()
     rewrite(report.PAGE, {"finetuning": found})
     console.print(found)
-    console.print(f"written to {report.write_page(store.RESULTS / 'report')}")
+    made = report.write_page(store.RESULTS / "report")
+    for task in plan.TASKS:
+        if (drawn := made.with_name(report.figure(task).name)).is_file():
+            with replacing(report.figure(task)) as temporary:
+                shutil.copyfile(drawn, temporary)
+    console.print(f"written to {made}")
     return True
 
 

@@ -33,6 +33,8 @@ def report() -> str:
         runs = finished.get(task, {})
         tables = [*_tables(task, runs), *_sweeps(task)]
         notes = [f"{note}\n" for note in _notes(task, runs)]
+        if runs and store.times(task):
+            notes.append(f"![{_title(task)}](images/{figure(task).name})\n")
         parts += ["\n".join([f"### {task}\n", *(markdown(*table) for table in tables), *notes])] if tables else []
     return "\n".join(parts)
 
@@ -48,14 +50,23 @@ def write_page(out: Path) -> Path:
     for task, runs in _finished().items():
         parts.append(page.heading(task))
         if store.times(task):
-            chart, title = accuracy_chart(task, runs), f"{task}: test accuracy against the time of a text"
-            parts.append(page.figure(save_chart(chart, out, f"{task}-accuracy-time"), title, _CAPTION))
+            images = save_chart(accuracy_chart(task, runs), out, figure(task).stem)
+            parts.append(page.figure(images, _title(task), _CAPTION))
         parts += [page.table(*table) for table in (*_tables(task, runs), *_sweeps(task))]
         parts += [page.paragraph(note) for note in _notes(task, runs)]
     path = out / "index.html"
     with replacing(path) as temporary:
         temporary.write_text(page.page("Fine-tuning", parts), encoding="utf-8")
     return path
+
+
+def figure(task: str) -> Path:
+    """Where the page of the documentation has its figure of a task; that of `write_page` has the same name."""
+    return DOCS / "images" / f"finetuning-{task}.png"
+
+
+def _title(task: str) -> str:
+    return f"{task}: test accuracy against the time of a text"
 
 
 def _finished() -> dict[str, _Finished]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -188,3 +189,5 @@ def test_the_page_of_the_tasks_shows_their_results():
     text = finetuning.PAGE.read_text()
     assert documents.fill(text, {"finetuning": finetuning.report()}) == text
     assert "finetuning" in documents.names(text)
+    shown = re.findall(r"\]\(images/(finetuning-.+?\.png)\)", text)
+    assert shown and all((finetuning.PAGE.parent / "images" / name).is_file() for name in shown)
