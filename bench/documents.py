@@ -75,6 +75,11 @@ MEASURED = {
         )
         for dtype in ("fp32", "bf16", "int8")
     },
+    "peers": Measured(
+        _OF_MODELS,
+        "--suite latency --dtype fp32,int8 --shapes 1x128,8x128 --models hbert-v2+optimize,bert+optimize,bert+patch "
+        "--peers hf,hf-compile,hf-compile-freeze,torchao-int8,ct2-int8",
+    ),
     "long": Measured(_OF_MODELS, f"--suite latency --dtype bf16,int8 --shapes 1x2048 --models {_ENGINES}"),
     "crossover": Measured(
         _OF_MODELS, f"--suite latency --dtype bf16 --shapes {_LENGTHS} --models {_A_AND_S} --peers hf --min-time 2"
