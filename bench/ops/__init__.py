@@ -30,6 +30,7 @@ TOKENS = ((1, 128), (8, 128), (8, 512))
 COLD_FROM_TOKENS = 1024
 ITEMSIZE = {"fp32": 4, "bf16": 2}
 STREAM, GEMM = "stream", "gemm"
+EXPONENTIAL = 20  # operations
 
 Shape = tuple[int, int]
 
@@ -72,11 +73,13 @@ class Gemm:
 class Cost:
     """What one call cannot do without: bytes read and written, each tensor once and without write-allocate.
 
-    An op with a `gemm` is bound by arithmetic: its floor is that product, not a stream of its bytes.
+    `operations` are those of our CPU kernels, None where forms with other counts share the cost. An op with a `gemm`
+    is bound by arithmetic: its floor is that product, not a stream of its bytes.
     """
 
     reads: int
     writes: int
+    operations: int | None
     gemm: Gemm | None = None
 
     @property
@@ -89,10 +92,10 @@ class Cost:
         return self.reads + self.writes if self.gemm is None else self.gemm.flops
 
 
-def tensors(setting: Setting, width: int, reads: int, writes: int) -> Cost:
-    """The cost of so many activations [tokens, width]; parameters and statistics are not worth counting."""
+def tensors(setting: Setting, width: int, reads: int, writes: int, operations: int) -> Cost:
+    """The cost of so many activations [tokens, width] and operations a token; parameters are not worth counting."""
     size = setting.tokens * width * setting.itemsize
-    return Cost(reads * size, writes * size)
+    return Cost(reads * size, writes * size, setting.tokens * operations)
 
 
 def cold_from_1024_tokens(setting: Setting) -> bool:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ops import HEADS, HIDDEN, TOKENS, Cost, Op, Setting, tensors
-from bench.ops.additive_pool import HEAD_DIM, SCORER_WIDTH, pool
+from bench.ops.additive_pool import HEAD_DIM, SCORER_WIDTH, pool, pool_operations
+from bench.ops.gated_layer_norm import OPERATIONS as NORM_OPERATIONS
 from bench.ops.problem import Draw, Function, Problem, uniform_cu_seqlens
 from hbert_kernels import additive_attention
 
@@ -21,11 +22,18 @@ _FORMS = {"hbert-direct": "direct", "hbert-key-free": "key_free"}
 
 
 def _cost(setting: Setting) -> Cost:
-    """Each sequence's rows are read once: they stay in the core's cache from the first pooling to the gate."""
+    """Each sequence's rows are read once: they stay in the core's cache from the first pooling to the gate.
+
+    The core has the operations of two poolings and the gated norm; with a key weight they depend on the form.
+    """
     backward = setting.step == "bwd"
-    rows = tensors(setting, HIDDEN, *((3, 2) if backward else (2, 1)))
-    key_weight = 0 if setting.variant.startswith("core") else HIDDEN * HIDDEN * setting.itemsize
-    return Cost(rows.reads + key_weight, rows.writes + (key_weight if backward else 0))
+    width = SCORER_WIDTH[setting.variant.removeprefix("core-")]
+    operations = 2 * pool_operations(setting.step, width) + NORM_OPERATIONS[setting.step]
+    core = tensors(setting, HIDDEN, *((3, 2) if backward else (2, 1)), operations)
+    if setting.variant.startswith("core"):
+        return core
+    key_weight = HIDDEN * HIDDEN * setting.itemsize
+    return Cost(core.reads + key_weight, core.writes + (key_weight if backward else 0), None)
 
 
 def _eager_core(setting: Setting) -> Callable[..., Tensor]:

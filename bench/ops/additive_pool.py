@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bench.ops import HEADS, HIDDEN, TOKENS, Cost, Op, Setting, tensors
+from bench.ops import EXPONENTIAL, HEADS, HIDDEN, TOKENS, Cost, Op, Setting, tensors
 from bench.ops.problem import Draw, Problem, uniform_cu_seqlens
 from hbert_kernels import additive_pool
 
@@ -20,8 +20,15 @@ def pool(rows: Tensor, scorer: Tensor) -> Tensor:
     return (alpha[..., None] * slices).sum(1).flatten(1)
 
 
+def pool_operations(step: str, scorer_width: int) -> int:
+    """Of one pooling, a token: scores, softmax, weighted sums."""
+    scores, softmax, sums = {"fwd": (2, 3, 2), "bwd": (6, 6, 4)}[step]
+    return HEADS * (scores * scorer_width + softmax + EXPONENTIAL) + sums * HIDDEN
+
+
 def _cost(setting: Setting) -> Cost:
-    return tensors(setting, HIDDEN, *{"fwd": (1, 0), "bwd": (1, 1)}[setting.step])
+    operations = pool_operations(setting.step, SCORER_WIDTH[setting.variant])
+    return tensors(setting, HIDDEN, *{"fwd": (1, 0), "bwd": (1, 1)}[setting.step], operations)
 
 
 def _problem(setting: Setting) -> Problem:

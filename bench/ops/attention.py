@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.lengths import spread_lengths
-from bench.ops import HEADS, HIDDEN, Cost, Gemm, Op, Setting
+from bench.ops import EXPONENTIAL, HEADS, HIDDEN, Cost, Gemm, Op, Setting
 from bench.ops.problem import Draw, Layout, Problem
 from hbert_kernels import attention
 
 PRODUCTS = {"fwd": 2, "bwd": 5}  # of n x n x d for each head: S, O; S again, dP, dV, dQ, dK
+_SOFTMAX = {"fwd": 3 + EXPONENTIAL, "bwd": 4 + EXPONENTIAL}  # operations for each score
 
 
 def lengths(setting: Setting) -> list[int]:
@@ -22,13 +23,15 @@ def lengths(setting: Setting) -> list[int]:
 
 
 def _cost(setting: Setting) -> Cost:
-    """The floor is a packed product with the rows of the projection and as many operations as the attention has."""
+    """The floor is a packed product with the rows of the projection and as many operations as the products have."""
     sizes = lengths(setting)
     tokens, squares = sum(sizes), sum(n * n for n in sizes)
     columns = round(PRODUCTS[setting.step] * squares / tokens)
-    reads, writes = {"fwd": (3, 1), "bwd": (5, 3)}[setting.step]
-    row = tokens * HIDDEN * setting.itemsize
-    return Cost(reads * row, writes * row, Gemm(tokens, HIDDEN, columns))
+    reads, writes, others = {"fwd": (3, 1, 1), "bwd": (5, 3, 5)}[setting.step]
+    values = tokens * HIDDEN
+    operations = (2 * PRODUCTS[setting.step] * HIDDEN + _SOFTMAX[setting.step] * HEADS) * squares + others * values
+    size = values * setting.itemsize
+    return Cost(reads * size, writes * size, operations, Gemm(tokens, HIDDEN, columns))
 
 
 def _sdpa(qkv: Tensor, mask: Tensor | None) -> Tensor:

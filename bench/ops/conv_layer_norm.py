@@ -5,15 +5,22 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops import HIDDEN, Cost, Op, Setting, tensors
+from bench.ops import HIDDEN, Cost, Op, Setting
 from bench.ops.problem import Draw, Problem, uniform_cu_seqlens
 from hbert_kernels import conv_layer_norm
 
 _TAPS = 3
+_NORM = 8  # operations for each value
+_CHUNK = 64  # rows
 
 
 def _cost(setting: Setting) -> Cost:
-    return tensors(setting, HIDDEN, *{"fwd": (1, 1), "bwd": (2, 1)}[setting.step])
+    """In the forward, rows beside the borders of chunks are normalized twice."""
+    reads, each = {"fwd": (1, _NORM + 2 * _TAPS), "bwd": (2, 20 + 4 * _TAPS)}[setting.step]
+    borders = setting.batch * (-(-setting.seq // _CHUNK) - 1) if setting.step == "fwd" else 0
+    values = setting.tokens * HIDDEN
+    size = values * setting.itemsize
+    return Cost(reads * size, size, each * values + _NORM * (_TAPS - 1) * borders * HIDDEN)
 
 
 def _problem(setting: Setting) -> Problem:

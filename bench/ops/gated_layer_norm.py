@@ -9,9 +9,11 @@ from bench.ops import HIDDEN, Cost, Op, Setting, tensors
 from bench.ops.problem import Draw, Problem, uniform_cu_seqlens
 from hbert_kernels import gated_layer_norm
 
+OPERATIONS = {"fwd": 9 * HIDDEN, "bwd": 20 * HIDDEN}  # a token
+
 
 def _cost(setting: Setting) -> Cost:
-    return tensors(setting, HIDDEN, *{"fwd": (1, 1), "bwd": (2, 1)}[setting.step])
+    return tensors(setting, HIDDEN, *{"fwd": (1, 1), "bwd": (2, 1)}[setting.step], OPERATIONS[setting.step])
 
 
 def _problem(setting: Setting) -> Problem:

@@ -19,13 +19,15 @@ from hbert_kernels import int8_linear, pack_int8_weight, quantize_rows
 _WIDTHS = {"square": (HIDDEN, HIDDEN), "up": (HIDDEN, FFN), "down": (FFN, HIDDEN)}  # inputs, outputs
 _SHAPES = ((1, 16), (1, 128), (8, 128))
 _ROW_MAX, _WEIGHT_MAX = 127, 63  # the largest numbers of oneDNN's rows and weights
+_QUANTIZE = 4  # operations for each value of a row
 
 
 def _cost(setting: Setting) -> Cost:
     """Rows and results in the setting's dtype, a byte a weight."""
     width, columns = _WIDTHS[setting.variant]
     rows, results = (setting.tokens * n * setting.itemsize for n in (width, columns))
-    return Cost(rows + width * columns, results, Gemm(setting.tokens, width, columns))
+    product = Gemm(setting.tokens, width, columns)
+    return Cost(rows + width * columns, results, product.flops + _QUANTIZE * setting.tokens * width, product)
 
 
 def _plain_in_float64(function: Function) -> Function:

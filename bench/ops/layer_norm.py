@@ -9,11 +9,11 @@ from bench.ops import HIDDEN, TOKENS, Cost, Op, Setting, tensors
 from bench.ops.problem import Draw, Problem
 from hbert_kernels import add_layer_norm, layer_norm
 
-_TENSORS = {  # variant, step: read and written
-    ("plain", "fwd"): (1, 1),  # x; y
-    ("plain", "bwd"): (2, 1),  # dy, x; dx
-    ("residual", "fwd"): (2, 2),  # x, r; y, s
-    ("residual", "bwd"): (3, 1),  # dy, ds, s; dx, which is dr too
+_TENSORS = {  # variant, step: read, written, operations a token
+    ("plain", "fwd"): (1, 1, 8 * HIDDEN),  # x; y
+    ("plain", "bwd"): (2, 1, 16 * HIDDEN),  # dy, x; dx
+    ("residual", "fwd"): (2, 2, 9 * HIDDEN),  # x, r; y, s
+    ("residual", "bwd"): (3, 1, 17 * HIDDEN),  # dy, ds, s; dx, which is dr too
 }
 
 

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops import HIDDEN, ITEMSIZE, Cost, Gemm, Op, Setting
+from bench.ops import EXPONENTIAL, HIDDEN, ITEMSIZE, Cost, Gemm, Op, Setting
 from bench.ops.problem import Draw, Problem
 from hbert_kernels import masked_lm_loss
 
 _VOCAB = 30522
 _MASKED = 0.15
 _PRODUCTS = {"fwd": 1, "full": 3}  # the logits; the gradients of rows and decoder
+_SOFTMAX = {"fwd": 3 + EXPONENTIAL, "full": 6 + EXPONENTIAL}  # operations for each logit
 
 
 def _rows(setting: Setting) -> int:
@@ -24,7 +25,8 @@ def _cost(setting: Setting) -> Cost:
     decoder = _VOCAB * HIDDEN * ITEMSIZE["fp32"]
     written = decoder if setting.step == "full" else 0
     reads = rows * HIDDEN * setting.itemsize + decoder
-    return Cost(reads, written, Gemm(rows, HIDDEN, _VOCAB, products))
+    gemm = Gemm(rows, HIDDEN, _VOCAB, products)
+    return Cost(reads, written, gemm.flops + _SOFTMAX[setting.step] * rows * _VOCAB, gemm)
 
 
 def _problem(setting: Setting) -> Problem:

@@ -17,7 +17,8 @@ _SHAPES = ((1, 16), (1, 128), (8, 128))
 def _cost(setting: Setting) -> Cost:
     width, columns = _WIDTHS[setting.variant]
     rows, results = (setting.tokens * n * setting.itemsize for n in (width, columns))
-    return Cost(rows + width * columns * setting.itemsize, results, Gemm(setting.tokens, width, columns))
+    product = Gemm(setting.tokens, width, columns)
+    return Cost(rows + width * columns * setting.itemsize, results, product.flops, product)
 
 
 def _only_in(dtype: torch.dtype, function: Function) -> Function:

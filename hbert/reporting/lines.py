@@ -27,13 +27,17 @@ _EDGE = 0.9  # of the width: lines that end beyond it have their names in the ma
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: ``x`` and ``y`` of the same length, with the ends of the intervals of ``y`` where there are any."""
+    """One curve: ``x`` and ``y`` of the same length, with the ends of the intervals of ``y`` where there are any.
+
+    With ``names`` it is points without a curve, each beside its name.
+    """
 
     series: Series
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -145,16 +149,25 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
     dash = DASHES[series.colour // len(theme.series) % len(DASHES)]
     has_intervals = len(line.low) > 0
     # A run with one evaluation is a point: no line would show it.
-    marker = "o" if has_intervals or len(line.x) == 1 else ""
+    marker = "o" if has_intervals or line.names or len(line.x) == 1 else ""
     style: dict[str, Any] = {"color": colour, "lw": 1.8, "marker": marker, "ms": 4.5}
     style |= {"markerfacecolor": theme.paper if series.peer else colour, "label": series.label}
-    style["ls"] = "dashed" if series.peer else dash
+    style["ls"] = "none" if line.names else "dashed" if series.peer else dash
     if has_intervals:
         spans = list(zip(line.y, line.low, line.high, strict=True))
         below, above = [max(0, y - low) for y, low, _ in spans], [max(0, high - y) for y, _, high in spans]
         axes.errorbar(line.x, line.y, yerr=(below, above), elinewidth=1, **style)
     else:
         axes.plot(line.x, line.y, **style)
+    _draw_names(axes, line, colour)
+
+
+def _draw_names(axes: Axes, line: Line, colour: str) -> None:
+    """By turns above to the left and below to the right, so that points of one line can be close."""
+    note: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": NOTE_POINTS}
+    for index, (name, x, y) in enumerate(zip(line.names, line.x, line.y, strict=False)):
+        side = (-2, 2, "right", "bottom") if index % 2 == 0 else (2, -2, "left", "top")
+        axes.annotate(name, (x, y), side[:2], ha=side[2], va=side[3], **note)
 
 
 def _draw_labels(axes: Axes, lines: Sequence[Line], gap: float, theme: Theme) -> None:

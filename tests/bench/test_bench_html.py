@@ -97,6 +97,7 @@ def test_pictures_are_files_too(made):
         "latency-latency-against-length-base-fp32-batch-1.png",
         "throughput-throughput.png",
         "kernels-layer-norm-fp32-gb-s-against-the-ceiling.png",
+        "kernels-roofline-fp32.png",
         "throughput-peak-memory-dark.png",
         "latency-crossover-of-a-and-s-layers-base-fp32-batch-1.png",
     } < {picture.name for picture in pictures}

@@ -64,6 +64,33 @@ def test_streamed_bytes_by_hand(name, variant, step, dtype, reads, writes):
     assert (cost.floor, cost.reads, cost.writes, cost.work) == (STREAM, reads, writes, reads + writes)
 
 
+@pytest.mark.parametrize(
+    "name, variant, step, operations",
+    [
+        ("layer_norm", "plain", "fwd", 8 * 260 * 768),
+        ("layer_norm", "residual", "bwd", 17 * 260 * 768),
+        ("activation_layer_norm", "", "bwd", (19 + 31 + 20) * 260 * 3072),
+        ("gated_layer_norm", "", "bwd", 20 * 260 * 768),
+        # Chunks of 64, 64 and 2 rows: two rows are normalized twice at each of two borders, in both sequences.
+        ("conv_layer_norm", "", "fwd", (14 * 260 + 8 * 8) * 768),
+        ("conv_layer_norm", "", "bwd", 32 * 260 * 768),
+        ("additive_pool", "dense", "fwd", 2 * 260 * 12 * 768 + 23 * 260 * 12 + 2 * 260 * 768),
+        ("additive_pool", "per-head", "bwd", 6 * 260 * 12 * 64 + 26 * 260 * 12 + 4 * 260 * 768),
+        ("additive_attention", "core-dense", "fwd", 4 * 260 * 12 * 768 + 46 * 260 * 12 + 13 * 260 * 768),
+        ("additive_attention", "core-per-head", "bwd", 12 * 260 * 12 * 64 + 52 * 260 * 12 + 28 * 260 * 768),
+        ("additive_attention", "dense", "fwd", None),
+        ("attention", "full", "fwd", 4 * 33800 * 768 + 23 * 33800 * 12 + 260 * 768),
+        ("attention", "full", "bwd", 10 * 33800 * 768 + 24 * 33800 * 12 + 5 * 260 * 768),
+        ("masked_lm_loss", "", "full", 6 * 39 * 768 * 30522 + 26 * 39 * 30522),
+        ("packed_linear", "down", "fwd", 2 * 260 * 3072 * 768),
+        ("int8_linear", "up", "fwd", 2 * 260 * 768 * 3072 + 4 * 260 * 768),
+    ],
+)
+def test_operations_by_hand(name, variant, step, operations):
+    """Two sequences of 130 tokens, 33,800 pairs of them, 39 masked ones; an exponential is 20."""
+    assert load(name).cost(Setting(variant, 2, 130, step, "bf16")).operations == operations
+
+
 @pytest.mark.parametrize("step, products", [("fwd", 2), ("bwd", 5)])
 def test_the_floor_of_attention_has_as_many_operations(step, products):
     cost = load("attention").cost(Setting("full", 8, 128, step, "bf16"))

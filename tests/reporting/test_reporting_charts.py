@@ -50,6 +50,15 @@ def test_lines_and_their_intervals():
     assert axes.lines[-1].get_linestyle() == "--" and axes.lines[0].get_linestyle() == "-"
 
 
+def test_named_points_have_no_curve_and_their_names_beside_them():
+    axes = drawn(LineChart("x", "y", [Line(OURS, [1, 5], [1, 5], names=["a", "b"]), Line(PEER, [0, 9], [0, 9])]))
+    dots = axes.lines[0]
+    assert (dots.get_linestyle(), dots.get_marker(), dots.get_xydata().tolist()) == ("None", "o", [[1, 1], [5, 5]])
+    for name, point in {"a": (1, 1), "b": (5, 5)}.items():
+        (box,) = [text.get_window_extent() for text in axes.texts if text.get_text() == name]
+        assert math.dist((box.x0 + box.x1, box.y0 + box.y1), 2 * axes.transData.transform(point)) < 40
+
+
 def test_names_stand_in_the_order_of_the_ends_without_touching():
     lines = [Line(Series(f"line {index}", index), [1, 2], [1, 1 + index / 100]) for index in range(8)]
     axes = drawn(LineChart("x", "y", [*lines[4:], *lines[:4]]))
