@@ -78,7 +78,11 @@ def _check_kernels(path: Path, rows: Iterable[Mapping[str, str]], heap: str) -> 
         isa, keeps_heap = kernels()
     except WorkerError as error:
         raise ValueError(f"--compare: the kernels do not load: {error}") from error
-    levels = {row.get("isa", "") for row in rows if row["device"] == "cpu" and _is_ours(row["suite"], row["candidate"])}
+    levels = {
+        row.get("isa", "")
+        for row in rows
+        if row.get("device", "cpu") == "cpu" and _is_ours(row["suite"], row["candidate"])
+    }
     for what, there, here in (
         ("heap_kept", {row.get("heap_kept", "") for row in rows}, heap if keeps_heap else HEAP_NONE),
         ("isa of ours", levels, isa),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -10,8 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from hbert.revision import GIT_ERRORS, git, git_revision
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,27 +192,6 @@ def last_level_cache() -> int:
 def counts_peak_memory() -> bool:
     """Whether this system tells the peak of a process's resident memory, and lets it be set back."""
     return sys.platform.startswith("linux") and CLEAR_REFS.exists()
-
-
-def measured_revision(package: Path, checkout: Path = ROOT) -> str:
-    """The revision of the `hbert_kernels` in a folder: the checkout's, or what an installed one was built from.
-
-    Kernels in the checkout that were compiled before csrc changed are named behind it.
-    """
-    info = json.loads(_read(str(package / "build_info.json")) or "{}")
-    built = info.get("git", "")
-    if package.parent.resolve() != checkout.resolve():
-        return f"{built or 'unknown'} (installed)"
-    here = git_revision(checkout) or "unknown"
-    return here + (f" (kernels: {built})" if info.get("built") and _is_stale(built, checkout) else "")
-
-
-def _is_stale(revision: str, checkout: Path) -> bool:
-    """Whether the sources of the kernels are others than at a revision, or it is not known here."""
-    try:
-        return bool(git(checkout, "diff", "--name-only", revision, "--", "csrc", "setup.py"))
-    except GIT_ERRORS:
-        return True
 
 
 def short_name() -> str:

@@ -28,6 +28,7 @@ from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
 from bench.suites.suite import Shape
 from bench.tables import show, show_changes
 from hbert.errors import HbertError
+from hbert.revision import measured_revision
 
 FAILED, SLOWER, BUSY, INTERRUPTED = 1, 3, 4, 130  # exit codes; argparse has 2
 WIDTH = 180  # of the table where the output is not a terminal
@@ -168,7 +169,7 @@ def about(options: argparse.Namespace, cpus: list[int], argv: Sequence[str]) -> 
         "heap_kept": options.heap,
         **({"bf16": left_out} if lacks_bf16(options) else {}),
         "processors": ",".join(map(str, cpus)),
-        "git": machine.measured_revision(_package()),
+        "git": measured_revision(_package(), machine.ROOT),
         "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", "bench/run.py", *argv]),
         "torch": "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +78,12 @@ class Crew:
         for worker in self._workers.values():
             worker.close()
 
-    def ready(self) -> dict[str, PeerWorker]:
-        """All peers that can work, in the plan's order. A team that cannot even start fails once, for all cases."""
+    def ready(self, wanted: Collection[str]) -> dict[str, PeerWorker]:
+        """Those of the wanted peers that can work, in the plan's order. A team that cannot even start fails once."""
         for team in [team for team, worker in self._workers.items() if not worker.alive]:
             self._workers.pop(team).close()
-        missing = [team for team in self._plan.teams if team not in self._workers and team not in self._unfit]
+        teams = [team for team in self._plan.teams if not set(team).isdisjoint(wanted)]
+        missing = [team for team in teams if team not in self._workers and team not in self._unfit]
         for team in missing:  # all at once: most of a start is imports
             keep_heap = self._plan.keeps_heap(team, self._setup.heap)
             self._workers[team] = _start(self._plan.suite, team, self._setup, keep_heap)
@@ -90,10 +91,16 @@ class Crew:
             self._greet(team)
         return {
             peer: PeerWorker(self._workers[team], peer)
-            for team in self._plan.teams
+            for team in teams
             if team in self._workers
             for peer in team
+            if peer in wanted
         }
+
+    def keep(self, wanted: Collection[str]) -> None:
+        """Ends the workers of all other peers: their models would stay in memory."""
+        for team in [team for team in self._workers if set(team).isdisjoint(wanted)]:
+            self._workers.pop(team).close()
 
     def _greet(self, team: tuple[str, ...]) -> None:
         try:
@@ -125,13 +132,20 @@ def run(plans: Sequence[SuitePlan], setup: Setup, report: Report, save_report: C
                 crew = stack.enter_context(Crew(plan, setup, report))
                 artifacts = stack.enter_context(Artifacts(Path(folder), setup.cpus))
                 progress = stack.enter_context(CaseProgress(plan.suite.name, len(cases)))
-                for case in cases:
+                for number, case in enumerate(cases):
                     progress.case(f"{case.name} {case.dtype}")
-                    part = [peer for peer in plan.peers if case.peers is None or peer in case.peers]
+                    part = _part(plan, case)
+                    timed = [later for later in cases[number:] if TIME in later.measures]
+                    crew.keep({peer for later in timed for peer in _part(plan, later)})
                     case, part = artifacts.fitted(case, part, report.failures)
                     _run_case(case, part, plan, crew, setup, report, progress)
                     save_report()
                     progress.done()
+
+
+def _part(plan: SuitePlan, case: Case) -> list[str]:
+    """The peers that take part in a case."""
+    return [peer for peer in plan.peers if case.peers is None or peer in case.peers]
 
 
 def _run_case(
@@ -141,8 +155,7 @@ def _run_case(
         memory = _weigh_all(case, part, plan, setup, report, progress)
         report.add_memory(memory, plan.candidates, plan.baselines)
         return
-    workers = {peer: worker for peer, worker in crew.ready().items() if peer in part}
-    report.add(measure(case, workers, plan.min_time, progress.step), plan.candidates, plan.baselines)
+    report.add(measure(case, crew.ready(part), plan.min_time, progress.step), plan.candidates, plan.baselines)
 
 
 def _weigh_all(

@@ -108,7 +108,7 @@ def _notes(task: str, finished: _Finished) -> list[str]:
     if times := store.times(task):
         rounds = len(next(iter(times["milliseconds"].values())))
         notes.append(
-            "Times: `python -m bench.finetuning time`, float32, "
+            "Times: `python -m bench.finetuning time`, random weights of these configurations, float32, "
             f"threads: {times['threads']}, {rounds} rounds by turns, {times['texts']:,} texts of "
             f"{times['tokens'] / times['texts']:.1f} tokens; {times['machine']['cpu']}, "
             f"{times['cpu_capability']}; commit {times['software']['revision']}; {times['date']}."

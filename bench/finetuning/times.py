@@ -28,12 +28,13 @@ ROUNDS = 9
 def measure(task: str, tasks: Path, models: Path, console: Console) -> dict[str, Any]:
     """Returns milliseconds a text of each model with a finished run, in every round, and where they were taken.
 
-    Time depends on shapes alone, so the weights are random ones of the recorded configuration; the test split goes
-    through in batches as in `hbert predict --dtype fp32`, tokenizing not counted.
+    The weights are random ones of the recorded configuration; the test split goes through in batches as in `hbert
+    predict --dtype fp32`, freed memory kept by the process as there, tokenizing not counted. Threads are torch's own.
 
     Raises:
         HbertError: no model of the plan lies in `models`, whose tokenizer all of them share, or a file is missing.
     """
+    heap_kept = hbert_kernels.keep_heap()
     classifiers = {model: _classifier(runs[0]) for model in plan.models(task) if (runs := store.chosen(task, model))}
     encoded, tokenizer = _test_texts(task, tasks, models, next(iter(classifiers.values())))
     readout = class_probabilities(multi=False)
@@ -48,6 +49,7 @@ def measure(task: str, tasks: Path, models: Path, console: Console) -> dict[str,
     return {
         "machine": machine.describe(),
         "threads": torch.get_num_threads(),
+        "heap_kept": heap_kept,
         "cpu_capability": hbert_kernels.cpu_capability(),
         "software": software(),
         "date": date.today().isoformat(),

@@ -102,20 +102,7 @@ class Kernel(_Turns):
         return self._peer in self._subject.problem.candidates
 
     def traits(self) -> dict[str, str]:
-        device = self._subject.device
-        return hbert_traits(device, self._backend()) if self._is_candidate else torch_traits(device)
-
-    def _backend(self) -> str:
-        """The backend that every op inside runs on, otherwise what the op as such runs on."""
-        inputs = self._inputs()
-        for backend in _BACKENDS:
-            try:
-                with use_backend(backend):
-                    _forward(self._function, inputs)
-            except BackendError:
-                continue
-            return backend
-        return chosen_backend(explain(self._subject.op.name, inputs[0]))
+        return _traits(self._subject, self._subject.problem, self._peer)
 
 
 class PeakMemory:
@@ -125,16 +112,16 @@ class PeakMemory:
 
     def __init__(self, subject: Subject, peer: str) -> None:
         self._subject, self._peer = subject, peer
+        self._few = subject.op.problem(dataclasses.replace(subject.setting, batch=1, seq=_WARM_UP_TOKENS))
 
     def traits(self) -> dict[str, str]:
-        return Kernel(self._subject, self._peer).traits()
+        # On few rows: workspaces that a thread keeps would be missing in the peak.
+        return _traits(self._subject, self._few, self._peer)
 
     def peak_memory(self) -> int:
         """Bytes beyond inputs and gradients, after a call on few rows that loads the libraries."""
-        subject = self._subject
-        few = subject.op.problem(dataclasses.replace(subject.setting, batch=1, seq=_WARM_UP_TOKENS))
-        self._call(few)()
-        return peak_extra(subject.device, self._call(subject.problem))
+        self._call(self._few)()
+        return peak_extra(self._subject.device, self._call(self._subject.problem))
 
     def _call(self, problem: Problem) -> Callable[[], tuple[Tensor, ...]]:
         return partial(_forward_backward, _function(problem, self._peer), _leaves(_inputs(problem, self._peer)))
@@ -159,6 +146,25 @@ class Floor(_Turns):
 
     def traits(self) -> dict[str, str]:
         return {**torch_traits(self._subject.device), "backend": self._name}
+
+
+def _traits(subject: Subject, problem: Problem, peer: str) -> dict[str, str]:
+    """Of a peer that runs the subject's op on a problem."""
+    if peer not in problem.candidates:
+        return torch_traits(subject.device)
+    return hbert_traits(subject.device, _backend(subject.op.name, _function(problem, peer), _inputs(problem, peer)))
+
+
+def _backend(op: str, function: Function, inputs: list[Tensor]) -> str:
+    """The backend that every op inside runs on, otherwise what the op as such runs on."""
+    for backend in _BACKENDS:
+        try:
+            with use_backend(backend):
+                _forward(function, inputs)
+        except BackendError:
+            continue
+        return backend
+    return chosen_backend(explain(op, inputs[0]))
 
 
 def _function(problem: Problem, peer: str) -> Function:

@@ -150,20 +150,35 @@ def model_folder(name: str) -> tuple[str, RunInfo | None]:
     A run that has not ended has its model in its newest checkpoint.
 
     Raises:
-        HbertError: a run.json is not one of hbert pretrain.
+        HbertError: a run.json is not one of hbert pretrain, or the run has not ended and no model.
     """
-    from hbert.pretrain.checkpoint import CHECKPOINTS, checkpoints
-    from hbert.pretrain.loop import DEADLINE, FINISHED
-
     folder = Path(name).resolve()
     if (folder / "run.json").is_file():
         info = read_info(folder)
-        ended = info.status in (FINISHED, DEADLINE) and (folder / "config.json").is_file()
-        saved = [] if ended else checkpoints(Path(name))
-        return str(saved[-1]) if saved else name, info
+        return _newest_model(name, info), info
     run = folder.parent.parent
-    of_run = folder.parent.name == CHECKPOINTS and (run / "run.json").is_file()
-    return name, read_info(run) if of_run else None
+    if not (run / "run.json").is_file():
+        return name, None
+    from hbert.pretrain.checkpoint import CHECKPOINTS
+
+    return name, read_info(run) if folder.parent.name == CHECKPOINTS else None
+
+
+def _newest_model(name: str, info: RunInfo) -> str:
+    from hbert.pretrain.checkpoint import checkpoints
+    from hbert.pretrain.loop import DEADLINE, FINISHED
+
+    run = Path(name)
+    exported = (run / "config.json").is_file()
+    if exported and info.status in (FINISHED, DEADLINE):
+        return name
+    # Checkpoints were weights alone once.
+    models = [saved for saved in checkpoints(run) if (saved / "config.json").is_file()]
+    if models:
+        return str(models[-1])
+    if exported:
+        return name
+    raise HbertError(f"{name} has not ended, and none of its checkpoints is a model; go on with --resume")
 
 
 def _read_run(folder: Path, label: str) -> Run:

@@ -11,16 +11,14 @@ from typing import Any
 
 import torch
 
-from hbert.revision import git_revision
-from hbert_kernels import cpu_capability
-from hbert_kernels._library import build_info
+import hbert_kernels
+from hbert.revision import measured_revision
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # Intel's processors with AVX512-FP16 have AMX, too, and multiply bfloat16 by AVX-512 at half the rate of float32: where
 # a virtual machine hides AMX, that is what is left.
 _MADE_FOR_AMX = {"avx512_bf16", "avx512_fp16"}
 _PACKAGES = ("hbert", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -61,7 +59,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": cores,
         "threads": torch.get_num_threads(),
-        "cpu_capability": cpu_capability(),
+        "cpu_capability": hbert_kernels.cpu_capability(),
         "device": device.type,
         **gpu,
         "system": f"{platform.system()} {platform.machine()}",
@@ -71,16 +69,8 @@ def describe(device: torch.device) -> dict[str, Any]:
 def software() -> dict[str, str]:
     """Version of Python and of every package that has a part in the result, and the revision of this code."""
     versions = {name: _version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **versions, "revision": _revision(_CHECKOUT)}
-
-
-def _revision(checkout: Path) -> str:
-    """Short commit hash, with "-dirty" where files have been changed; of an installed package, that of its build."""
-    built = build_info().get("git") or "unknown"
-    # A folder of packages may lie inside somebody else's repository.
-    if not (checkout / ".git").exists():
-        return built
-    return git_revision(checkout) or built
+    revision = measured_revision(Path(hbert_kernels.__file__).parent, Path(__file__).parents[2])
+    return {"python": platform.python_version(), **versions, "revision": revision}
 
 
 def _version(name: str) -> str:

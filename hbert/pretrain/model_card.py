@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # Where files lay is nobody's business; what stood in them is told by names and digests.
@@ -81,7 +82,8 @@ def _first_weights(record: Mapping[str, Any]) -> dict[str, str]:
     if taken is None:
         return {}
     files = ", ".join(f"{name} {digest[:16]}" for name, digest in taken["sha256"].items())
-    return {"first weights": f"{taken['parts']} ({taken['parameters']:,} parameters) of {taken['from']}, {files}"}
+    what = f"{taken['parts']} ({taken['parameters']:,} parameters) of {Path(taken['from']).name}"
+    return {"first weights": f"{what}, {files}"}
 
 
 def _seconds(record: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from bench import compare, machine, run, session
 from bench.harness import Failure
 from bench.report import Report, save
 from bench.suites import SUITES
-from hbert.revision import git_revision
+from hbert.revision import git_revision, measured_revision
 
 RUN = Path(run.__file__)
 
@@ -207,16 +207,16 @@ def test_the_revision_is_that_of_what_is_measured(checkout, tmp_path_factory):
     git("add", "csrc")
     git("commit", "-m", "one")
     built = git("rev-parse", "--short=12", "HEAD")
-    assert machine.measured_revision(here, folder) == built  # nothing is compiled
+    assert measured_revision(here, folder) == built  # nothing is compiled
     for package in (here, elsewhere):
         (package / "build_info.json").write_text(json.dumps({"git": built, "built": True}))
     git("commit", "--allow-empty", "-m", "two")
     now = git("rev-parse", "--short=12", "HEAD")
-    assert machine.measured_revision(here, folder) == now != built
-    assert machine.measured_revision(elsewhere, folder) == f"{built} (installed)"
+    assert measured_revision(here, folder) == now != built
+    assert measured_revision(elsewhere, folder) == f"{built} (installed)"
     (folder / "csrc" / "a.cpp").write_text("2")
     git("commit", "-am", "three")
     now = git("rev-parse", "--short=12", "HEAD")
-    assert machine.measured_revision(here, folder) == f"{now} (kernels: {built})"
+    assert measured_revision(here, folder) == f"{now} (kernels: {built})"
     (here / "build_info.json").write_text(json.dumps({"git": built, "built": False}))
-    assert machine.measured_revision(here, folder) == now
+    assert measured_revision(here, folder) == now

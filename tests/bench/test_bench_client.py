@@ -11,7 +11,7 @@ import pytest
 
 from bench import machine, session
 from bench.client import Setup, WorkerError, WorkerProcess
-from bench.harness import Case
+from bench.harness import TIME, Case, Result
 from bench.report import Report
 from bench.session import SuitePlan
 from bench.suites import SUITES
@@ -190,8 +190,45 @@ def test_the_heap_is_kept_by_those_who_are_told_to(heap, keeping, monkeypatch):
     monkeypatch.setattr(session, "start_worker", begin)
     plan = SuitePlan(SUITES["throughput"], ("hbert-v1",), ("hf",), (), 2.0)
     with session.Crew(plan, Setup([0], heap=heap), Report({})) as crew:
-        assert set(crew.ready()) == {"hf", "hbert-v1", "floor-hbert-v1"}
+        assert set(crew.ready(plan.peers)) == {"hf", "hbert-v1", "floor-hbert-v1"}
     assert {team for (team,), kept in asked.items() if kept} == keeping
+
+
+def test_workers_start_for_their_first_case_and_end_behind_their_last(monkeypatch):
+    log = []
+
+    class Silent:
+        alive = True
+
+        def __init__(self, peer):
+            self.peer = peer
+
+        def reply(self):
+            return GREETING
+
+        def close(self):
+            log.append(f"end {self.peer}")
+
+    def begin(suite, team, setup, keep_heap):
+        log.append(f"start {team[0]}")
+        return Silent(team[0])
+
+    def measured(case, workers, *_):
+        log.append(f"{case.name}: {', '.join(workers)}")
+        return Result(case)
+
+    monkeypatch.setattr(session, "_start", begin)
+    monkeypatch.setattr(session, "measure", measured)
+    cases = [
+        Case("throughput", name, "fp32", 2, 9, 18, peers=peers, measures=(TIME,))
+        for name, peers in (("one", ("hf", "hbert-v2")), ("two", ("hf", "hbert-v1")))
+    ]
+    plan = SuitePlan(SUITES["throughput"], ("hbert-v1", "hbert-v2"), ("hf", "hf-compile"), tuple(cases), 2.0)
+    monkeypatch.setattr(session, "_with_inputs", lambda plan, *_: list(plan.cases))
+    session.run([plan], Setup([0]), Report({}), lambda: None)
+    assert log[:3] == ["start hf", "start hbert-v2", "one: hf, hbert-v2"]
+    assert log[3:6] == ["end hbert-v2", "start hbert-v1", "two: hf, hbert-v1"]
+    assert sorted(log[6:]) == ["end hbert-v1", "end hf"]
 
 
 @pytest.mark.parametrize("heap, told", [("all", "all"), ("ours", "ours")])
@@ -202,7 +239,7 @@ def test_the_header_tells_of_a_heap_that_cannot_be_kept(heap, told, refused, mon
     report = Report({"heap_kept": heap})
     plan = SuitePlan(LATENCY, ("hbert-v1",), ("hf",), (), 2.0)
     with session.Crew(plan, Setup([0], heap=heap), report) as crew:
-        crew.ready()
+        crew.ready(plan.peers)
     assert report.about["heap_kept"] == ("none" if refused else told)
 
 

@@ -150,6 +150,17 @@ def test_a_peer_that_is_not_installed_is_named_with_the_line_that_installs_it(mo
     }
 
 
+@pytest.mark.parametrize("lacking", ["compiler", "headers", "nothing"])
+def test_compiled_peers_need_what_torch_makes_code_with(lacking, monkeypatch, tmp_path):
+    monkeypatch.setattr(engines.shutil, "which", lambda name: None if lacking == "compiler" else f"/usr/bin/{name}")
+    monkeypatch.setattr(engines.sysconfig, "get_path", lambda name: str(tmp_path))
+    if lacking != "headers":
+        (tmp_path / "Python.h").touch()
+    kept, left_out = run.installed(planned("--suite", "throughput", "--peers", "hf,hf-compile"))
+    assert kept[0].baselines == (("hf", "hf-compile") if lacking == "nothing" else ("hf",))
+    assert all(one.reason.startswith("torch.compile needs a C++ compiler") for one in left_out)
+
+
 def test_a_run_tells_who_is_not_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(engines, "find_spec", lambda package: None if package == "openvino" else "found")
     monkeypatch.setattr(

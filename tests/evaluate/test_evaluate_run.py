@@ -50,6 +50,16 @@ def test_a_run_is_evaluated_and_reported_as_it_was_trained(capsys, tmp_path, wor
     assert (row["arch"], row["step"], row["tokens"]) == (arch, 4, 4 * 4 * 32) and row["clock_seconds"] > 0
 
 
+def test_a_run_without_a_model_is_refused(capsys, tmp_path, words, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Training, "_votes", lambda training: (int(training.state.step == 1), 0))
+        cli.main(words)
+    for config in (tmp_path / "run").glob("checkpoints/*/config.json"):
+        config.unlink()  # as checkpoints once were
+    assert cli.main(["eval", str(tmp_path / "run")]) == 2
+    assert "has not ended, and none of its checkpoints is a model; go on with --resume" in capsys.readouterr().err
+
+
 def test_of_an_interrupted_run_the_newest_checkpoint_is_evaluated(capsys, tmp_path, words, monkeypatch):
     folder = tmp_path / "run"
     # The deadline leaves a model, older than the checkpoint of the signal.

@@ -74,7 +74,7 @@ def test_the_token_embedding_alone(pretrain, out, bert, tmp_path):
     assert init["parts"] == "embeddings" and list(init["moved"]) == [EMBEDDING]
     assert init["parameters"] == 150 * 32
     card = (out / "README.md").read_text()
-    assert f"| first weights | embeddings (4,800 parameters) of {bert}, model.safetensors " in card
+    assert f"| first weights | embeddings (4,800 parameters) of {bert.name}, model.safetensors " in card
 
 
 def test_the_tokenizer_is_that_of_the_weights(pretrain, out, bert, tokenizer):
