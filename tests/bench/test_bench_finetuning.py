@@ -137,10 +137,7 @@ def test_the_tables(results):
     assert "| b | 3 | 0.0002 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 0.6100 ± 0.0100 | 2.000 |  |" in text
     assert "| 0.8100 ± 0.0100 | 1.000 | 2.00 [1.91, 2.11] |" in text
     assert "| naive Bayes |  |  | 0.2500 | 0.2500 | 0.2500 |  |  |" in text
-    assert (
-        "random weights of these configurations, float32, threads: 1, 3 rounds by turns, 100 texts of 9.5 tokens; a processor, avx2; commit abc"
-        in text
-    )
+    assert "threads: 1, 3 rounds by turns, 100 texts of 9.5 tokens; a processor, avx2; commit abc" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| g - b |")]
     # 20 texts that only g has right in each seed: 2 / 2^20.
     assert "| +0.2000 | [+0.12" in line and line.endswith("| 1.9e-06, 1.9e-06, 1.9e-06 |")
