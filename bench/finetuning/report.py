@@ -20,7 +20,7 @@ _METRICS = ("accuracy", "macro_f1", "mcc")
 _CAPTION = (
     "Up and to the left is better. A point is the mean over the seeds at the learning rate that the validation split "
     "chose, its whiskers reach one standard deviation over them on either side. The time is the median of the rounds "
-    "of `python -m bench.finetuning time`: the test split, the models by turns on one machine."
+    "of python -m bench.finetuning time: the test split, the models by turns on one machine."
 )
 _Finished = dict[str, list[plan.Run]]
 _Table = tuple[list[str], list[list[str]]]
@@ -52,12 +52,19 @@ def write_page(out: Path) -> Path:
         if store.times(task):
             images = save_chart(accuracy_chart(task, runs), out, figure(task).stem)
             parts.append(page.figure(images, _title(task), _CAPTION))
-        parts += [page.table(*table) for table in (*_tables(task, runs), *_sweeps(task))]
-        parts += [page.paragraph(note) for note in _notes(task, runs)]
+        parts += [_html(table) for table in (*_tables(task, runs), *_sweeps(task))]
+        parts += [page.paragraph(note.replace("`", "")) for note in _notes(task, runs)]
     path = out / "index.html"
     with replacing(path) as temporary:
         temporary.write_text(page.page("Fine-tuning", parts), encoding="utf-8")
     return path
+
+
+def _html(table: _Table) -> str:
+    columns, rows = table
+    return page.table(
+        columns, [[page.Cell(cell.strip("*"), "good") if "**" in cell else cell for cell in row] for row in rows]
+    )
 
 
 def figure(task: str) -> Path:

@@ -199,6 +199,7 @@ def test_the_page_has_accuracy_against_time(results):
     page.check_self_contained()
     page.check_figures()
     assert page.values("alt") == ["rotten: test accuracy against the time of a text"]
+    assert "**" not in page.text and "`" not in page.text
     assert page.row("b")[:4] == ["b", "3", "0.0002", "0.6100 ± 0.0100"]
     assert sorted(file.suffix for file in path.parent.iterdir()) == [".html", ".png", ".png"]
 
