@@ -12,9 +12,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if !defined(__x86_64__)
@@ -83,7 +83,7 @@ const std::function<void()>* kernel;
 std::mt19937_64 random_bits;
 uint64_t seed = 1, launches = 0;
 
-std::map<const void*, void*> static_arrays;
+std::vector<std::pair<const void*, void*>> static_arrays;
 void* dynamic_array;
 size_t dynamic_bytes;
 char kernel_started, kernel_ended, *barrier_objects, *arena;
@@ -338,9 +338,9 @@ void check_source_lane(int lane) {
 }
 
 void* static_shared(const void* key, size_t bytes) {
-  void*& memory = static_arrays[key];
-  if (memory == nullptr) memory = allocate_shared(bytes);
-  return memory;
+  for (const auto& [known, memory] : static_arrays)
+    if (known == key) return memory;
+  return static_arrays.emplace_back(key, allocate_shared(bytes)).second;
 }
 
 void* dynamic_shared() { return dynamic_array; }
