@@ -54,7 +54,7 @@ SUITES = {
             default_dtypes=("bf16",),
             default_sizes=("4x256", "base"),
             shapes={
-                # All models of a run are in memory at once.
+                # All models of a case are in memory at once.
                 "base": Shapes(((8, 128),), ((2, 128),), only_named=("hbert-v2", "hbert-vanilla", "hf-fp32")),
                 "4x256": Shapes(((32, 128),), quick=((8, 128),)),
                 "tiny": Shapes(((8, 128),), quick=((2, 128),)),
