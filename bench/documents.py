@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ _END = "<!-- end -->"
 _BLOCK = re.compile(rf"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?={_END})", re.DOTALL)
 # What a page needs of a run's JSON file; the calls of every round stay behind.
 _KEPT = ("about", "failures", "left_out", "disturbances", "dropped")
-# All models of a run are in memory at once: more of base size, hf-fp32 for one, do not fit into 24 GiB.
+# All models of a case are in memory at once: more of base size, hf-fp32 for one, do not fit into 24 GiB.
 _TRAINED = (
     ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla", {"bf16": "hf,hf-compile,hf-fp32"}),
     ("base", "8x128", "hbert-v1,hbert-vanilla", {}),
@@ -244,6 +245,16 @@ def _with_places(text: str, blocks: Iterable[str]) -> str:
             end = places[-1].end() + len(f"{_END}\n")
             text = f"{text[:end]}\n<!-- table: {stem} -->\n{_END}\n{text[end:]}"
     return text
+
+
+def keep_figure(drawn: Path, target: Path) -> None:
+    """Copies a figure to where a page has it.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    with replacing(target) as temporary:
+        shutil.copyfile(drawn, temporary)
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.documents import rewrite
+from bench.documents import keep_figure, rewrite
 from bench.finetuning import plan, report, store, tasks, times
-from hbert.data.storage import replacing
 
 
 def command(run: plan.Run, lr: float, models: Path, task: Path, out: Path) -> list[str]:
@@ -98,8 +96,7 @@ def _report(options: argparse.Namespace, console: Console) -> bool:
     made = report.write_page(store.RESULTS / "report")
     for task in plan.TASKS:
         if (drawn := made.with_name(report.figure(task).name)).is_file():
-            with replacing(report.figure(task)) as temporary:
-                shutil.copyfile(drawn, temporary)
+            keep_figure(drawn, report.figure(task))
     console.print(f"written to {made}")
     return True
 

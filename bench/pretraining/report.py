@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 
-from bench.documents import DOCS, rewrite
+from bench.documents import DOCS, keep_figure, rewrite
 from bench.pretraining import plan, store, tables
 from hbert.data.ngram import NgramMarks
-from hbert.data.storage import replacing
 from hbert.errors import HbertError
 from hbert.evaluate.marks import marks_of
 from hbert.evaluate.report_command import write_report
@@ -53,8 +51,7 @@ def report(console: Console) -> None:
         runs = [calibrated(run) for run in chosen]
         write_report(runs, _marks(runs), out, _AXES)
         if chapter in FIGURES:
-            with replacing(FIGURES[chapter]) as temporary:
-                shutil.copyfile(out / "accuracy-clock.png", temporary)
+            keep_figure(out / "accuracy-clock.png", FIGURES[chapter])
     console.print(made["pretraining-paired"], markup=False)
 
 
