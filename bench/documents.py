@@ -34,10 +34,17 @@ _END = "<!-- end -->"
 _BLOCK = re.compile(rf"(?<=<!-- table: )(\S+)( -->\n)(.*?)(?={_END})", re.DOTALL)
 # What a page needs of a run's JSON file; the calls of every round stay behind.
 _KEPT = ("about", "failures", "left_out", "disturbances", "dropped")
-# All models of a case are in memory at once: more of base size, hf-fp32 for one, do not fit into 24 GiB.
+_BERTS = "hf,hf-compile"
+# Name, case, models, peers by dtype. All models of a case are in memory at once, and more of base size do not fit into
+# 24 GiB: hf-fp32 has a table of its own there.
 _TRAINED = (
-    ("4x256", "32x128", "hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla", {"bf16": "hf,hf-compile,hf-fp32"}),
-    ("base", "8x128", "hbert-v1,hbert-vanilla", {}),
+    (
+        "4x256",
+        "--size 4x256 --shapes 32x128 --models hbert-v1,hbert-v2,hbert-v1c,hbert-vanilla",
+        {"fp32": _BERTS, "bf16": f"{_BERTS},hf-fp32"},
+    ),
+    ("base", "--size base --shapes 8x128 --models hbert-v1,hbert-vanilla", {"fp32": _BERTS, "bf16": _BERTS}),
+    ("base-from-fp32", "--size base --shapes 8x128 --models hbert-v1", {"bf16": "hf-fp32,hf-compile"}),
 )
 _OF_MODELS = "inference.md"
 # What README shows of the table of latencies.
@@ -57,13 +64,6 @@ _LENGTHS = ",".join(f"1x{2**power}" for power in range(4, 12))
 _A_AND_S = "hbert-additive+optimize,hbert-additive-c+optimize,hbert-vanilla+optimize"
 _PADDED = "--suite varlen --shapes 16x128,8x512 --models"
 _MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 --models bert+optimize,bert+patch"
-
-
-def _training(size: str, shape: str, models: str, peers: str, heap: str) -> str:
-    return (
-        f"--suite throughput --size {size} --shapes {shape} --models {models} --peers {peers} --heap {heap} "
-        "--min-time 8"
-    )
 
 
 # bfloat16 has tables of its own: only processors that have its products can say something of it.
@@ -91,13 +91,13 @@ MEASURED = {
     "minilm": Measured(_OF_MODELS, f"{_MINILM} --dtype fp32,int8"),
     "minilm-bf16": Measured(_OF_MODELS, f"{_MINILM} --dtype bf16"),
     **{
-        f"training-{size}-{heap}{name}": Measured(
+        f"training-{name}-{heap}{'' if dtype == 'fp32' else f'-{dtype}'}": Measured(
             "results-pretraining.md",
-            f"{_training(size, shape, models, peers.get(dtype, 'hf,hf-compile'), heap)} --dtype {dtype}",
+            f"--suite throughput {models} --peers {among} --heap {heap} --min-time 8 --dtype {dtype}",
         )
-        for size, shape, models, peers in _TRAINED
+        for name, models, peers in _TRAINED
         for heap in ("ours", "all")
-        for name, dtype in (("", "fp32"), ("-bf16", "bf16"))
+        for dtype, among in peers.items()
     },
 }
 
