@@ -62,6 +62,7 @@ class Measured:
 
 _LENGTHS = ",".join(f"1x{2**power}" for power in range(4, 12))
 _A_AND_S = "hbert-additive+optimize,hbert-additive-c+optimize,hbert-vanilla+optimize"
+_OTHERS = "--suite latency --shapes 1x128,8x128 --models hbert-v2+optimize,bert+optimize"
 _PADDED = "--suite varlen --shapes 16x128,8x512 --models"
 _MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 --models bert+optimize,bert+patch"
 
@@ -76,11 +77,8 @@ MEASURED = {
         )
         for dtype in ("fp32", "bf16", "int8")
     },
-    "peers": Measured(
-        _OF_MODELS,
-        "--suite latency --dtype fp32,int8 --shapes 1x128,8x128 --models hbert-v2+optimize,bert+optimize,bert+patch "
-        "--peers hf,hf-compile,hf-compile-freeze,torchao-int8,ct2-int8",
-    ),
+    "peers": Measured(_OF_MODELS, f"{_OTHERS},bert+patch --dtype fp32 --peers hf,hf-compile,hf-compile-freeze"),
+    "peers-int8": Measured(_OF_MODELS, f"{_OTHERS} --dtype int8 --peers torchao-int8,ct2-int8"),
     "long": Measured(_OF_MODELS, f"--suite latency --dtype bf16,int8 --shapes 1x2048 --models {_ENGINES}"),
     "crossover": Measured(
         _OF_MODELS, f"--suite latency --dtype bf16 --shapes {_LENGTHS} --models {_A_AND_S} --peers hf --min-time 2"

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hbert import processor
+
 CLEAR_REFS = Path("/proc/self/clear_refs")
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = "one per core (checked)"
@@ -29,7 +31,6 @@ _VECTOR_FLAGS = (
     "bf16",
     "i8mm",
 )
-_FAST_BF16 = {"avx512f", "avx512_bf16", "amx_bf16", "bf16"}
 
 
 def _read(path: str) -> str:
@@ -173,14 +174,13 @@ def cpu_name() -> str:
 
 def vector_flags() -> list[str]:
     """The instruction set extensions, of those that matter here, which the processor has."""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    have = set(found.group(1).split()) if found else set()
+    have = processor.instructions(_read("/proc/cpuinfo"))
     return [flag for flag in _VECTOR_FLAGS if flag in have]
 
 
 def multiplies_bf16() -> bool:
-    """Whether the processor has products of bfloat16; torch's without them are far slower than float32."""
-    return not _FAST_BF16.isdisjoint(vector_flags())
+    """Whether the processor's products of bfloat16 are faster than those of float32."""
+    return processor.multiplies_bf16(_read("/proc/cpuinfo"))
 
 
 def last_level_cache() -> int:

@@ -19,8 +19,9 @@ def command(run: plan.Run, lr: float, models: Path, task: Path, out: Path) -> li
     """The `hbert finetune` command of a run."""
     splits = [word for name in ("train", "valid", "test") for word in (f"--{name}", str(task / f"{name}.tsv"))]
     model = models / plan.pretrained(run.model)
-    options = ["--columns", "label", "text", "--batch-size", "64", "--dtype", "fp32"]
-    options += ["--epochs", str(plan.TASKS[run.task]), "--patience", str(plan.PATIENCE)]
+    how = plan.TASKS[run.task]
+    options = ["--columns", "label", "text", "--batch-size", "64", "--dtype", how.dtype]
+    options += ["--epochs", str(how.epochs), "--patience", str(plan.PATIENCE)]
     chosen = ["--lr", f"{lr:g}", "--seeds", str(run.seed), "--out", str(out), "--overwrite"]
     return [sys.executable, "-m", "hbert", "finetune", "--model", str(model), *splits, *options, *chosen]
 

@@ -106,10 +106,11 @@ def _tables(task: str, finished: _Finished) -> list[_Table]:
 
 
 def _notes(task: str, finished: _Finished) -> list[str]:
-    """What the tables do not say by themselves: who is below the floor, and where the times are from."""
+    """What the tables do not say by themselves: the dtype, who is below the floor, and where the times are from."""
     if not finished:
         return []
-    notes, floor = [], _floor(finished)["accuracy"]
+    used = sorted({store.record(run)["dtype"] for runs in finished.values() for run in runs})
+    notes, floor = [f"Trained and tested in {', '.join(used)}."], _floor(finished)["accuracy"]
     if below := [model for model, runs in finished.items() if mean(_test_scores(runs, "accuracy")) < floor]:
         notes.append(f"Below naive Bayes, so pretraining has failed for this task: {', '.join(below)}.")
     if times := store.times(task):

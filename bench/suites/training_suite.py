@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from bench import machine
 from bench.harness import FLOOR, MEMORY, TIME, Case
-from bench.names import fixed_dtype
 from bench.suites.suite import Suite
 
 _PREFIX = f"{FLOOR}-"
@@ -21,8 +20,8 @@ class TrainingSuite(Suite):
         return (TIME, MEMORY) if machine.counts_peak_memory() else (TIME,)
 
     def by_default(self, peer: str, case: Case) -> bool:
-        """hf-fp32 stands beside the models in bfloat16; in float32 it would be hf once more."""
-        return fixed_dtype(peer) != case.dtype and peer not in self.shapes[case.params["size"]].only_named
+        """All of the suite's, but those that a size leaves to the command line."""
+        return peer not in self.shapes[case.params["size"]].only_named
 
     def floor_of(self, peer: str) -> str:
         """Of the HBERTs only: the products of a BERT are other ones."""

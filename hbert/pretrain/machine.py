@@ -12,12 +12,9 @@ from typing import Any
 import torch
 
 import hbert_kernels
+from hbert.processor import multiplies_bf16
 from hbert.revision import measured_revision
 
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-# Intel's processors with AVX512-FP16 have AMX, too, and multiply bfloat16 by AVX-512 at half the rate of float32: where
-# a virtual machine hides AMX, that is what is left.
-_MADE_FOR_AMX = {"avx512_bf16", "avx512_fp16"}
 _PACKAGES = ("hbert", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
@@ -25,12 +22,7 @@ def native_bf16(device: torch.device) -> bool:
     """Tells whether the device has fast instructions for bfloat16 products (AVX512-BF16, AMX, Arm BF16; CUDA)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    about = _read("/proc/cpuinfo")
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", about, re.MULTILINE)
-    flags = set(found.group(1).split()) if found else set()
-    if "GenuineIntel" in about and flags >= _MADE_FOR_AMX and "amx_bf16" not in flags:
-        return False
-    return not _BF16_FLAGS.isdisjoint(flags)
+    return multiplies_bf16(_read("/proc/cpuinfo"))
 
 
 def resolve_dtype(asked: str, device: torch.device) -> str:

@@ -57,6 +57,7 @@ def finish(run: plan.Run, folder, right: int, validation: float = 0.5) -> None:
         "settings": {"model": "/home/me/runs/b", "train": "/home/me/train.tsv", "out": "/home/me/out", "dataset": None},
         "data": {"train": {"source": "/home/me/train.tsv"}},
         "validation": {"accuracy": {"mean": validation}},
+        "dtype": "bf16",
         "test": scores,
         "floor": {"test": {name: 0.25 for name in scores}},
         "best_seed_test": {"confusion": [[1, 2], [3, 4]]},
@@ -207,7 +208,9 @@ def test_the_page_has_accuracy_against_time(results):
 def test_models_below_naive_bayes_are_named(results):
     finish_sweep("b", results, 26)
     finish_sweep("g", results, 24)
-    assert "Below naive Bayes, so pretraining has failed for this task: g." in report.report()
+    text = report.report()
+    assert "Below naive Bayes, so pretraining has failed for this task: g." in text
+    assert "Trained and tested in bf16." in text
 
 
 def test_models_of_an_hour_are_compared_with_each_other():
