@@ -25,7 +25,7 @@ test: $(VENV)/installed-all
 	$(BIN)/pytest $(PARALLEL)
 
 bench: $(VENV)/installed-bench,peers
-	@echo "== benchmark: fifteen to twenty minutes, training takes 20 GiB of memory (less: BENCH_ARGS='--suite latency'); progress below"
+	@echo "== benchmark: fifteen to twenty minutes, 12 GiB of memory (less: BENCH_ARGS='--suite latency --models bert+optimize'); progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 CXX_FILES = git ls-files -z -- '*.cpp' '*.h' '*.cu'
