@@ -25,7 +25,7 @@ def add_parser(subparsers: Any, summary: str) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="with --ngram: tokenizer folder, tokenizer.json or vocab.txt (default: trained on the corpus)",
+        help="with --ngram: tokenizer folder, tokenizer.json or vocab.txt, as uncased (default: trained on the corpus)",
     )
 
 

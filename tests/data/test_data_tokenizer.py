@@ -75,6 +75,14 @@ def test_vocab_txt_tokenizes_as_bert_does(vocab_file, tmp_path):
         assert ours.encode(text).ids == reference(text)["input_ids"]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_of_vocab_txt_ends_at_a_line_feed_only(tmp_path, end):
+    path = tmp_path / "vocab.txt"
+    pieces = [*SPECIAL_TOKENS, "\u2028", "a\x85b", "dog"]
+    path.write_bytes("".join(piece + end for piece in pieces).encode())
+    assert load_tokenizer(path).get_vocab() == {piece: index for index, piece in enumerate(pieces)}
+
+
 def test_saved_folder_loads_with_auto_tokenizer(vocab_file, tmp_path):
     ours = load_tokenizer(vocab_file)
     save_tokenizer(ours, tmp_path / "new" / "folder")
