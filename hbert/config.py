@@ -119,6 +119,7 @@ class HBertConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        _check_positive_int("hidden_size", hidden_size)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.layer_types = _layer_types(layer_types, num_hidden_layers)
@@ -259,6 +260,8 @@ def _check_values(config: HBertConfig) -> None:
         if getattr(config, name) not in allowed:
             listed = ", ".join(map(repr, allowed))
             raise ValueError(f"{name} is {getattr(config, name)!r}; allowed: {listed}")
+    if not isinstance(config.tie_word_embeddings, bool):
+        raise ValueError(f"tie_word_embeddings must be True or False, got {config.tie_word_embeddings!r}")
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
         value = getattr(config, name)
         if value is None and name == "classifier_dropout":

@@ -15,7 +15,7 @@ from hbert_kernels.memory import keep_heap
 
 from . import folder
 from .options import add_arguments, given_options, overridden
-from .settings import Settings, differences, resolve
+from .settings import Settings, differences, resolve, run_folder
 from .trainer import Outcome, pretrain
 
 
@@ -46,7 +46,7 @@ def resolve_run(options: dict[str, Any]) -> tuple[Settings, dict[str, Any] | Non
     """
     if not options.get("resume"):
         return resolve(options), None
-    out = Path(options["out"]) if "out" in options else resolve(options).out
+    out = run_folder(options)
     record = folder.read_record(out)
     settings = resolve(overridden(record["options"], {**options, "out": str(out)}))
     if changed := differences(record["settings"], settings.identity):

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Where files lay is nobody's business; what stood in them is told by names and digests.
-_PATHS = ("data", "tokenizer", "init_from")
+from .settings import PATHS
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -69,10 +68,9 @@ def _sources(record: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the run was asked for, but for the model, which has a table of its own, with what was decided later."""
+    # Where files lay is nobody's business; what stood in them is told by names and digests.
     asked = {
-        name: value
-        for name, value in record["settings"].items()
-        if name not in _PATHS and not name.startswith("model.")
+        name: value for name, value in record["settings"].items() if name not in PATHS and not name.startswith("model.")
     }
     return {name: record["plan"].get(name, value) for name, value in asked.items()}
 

@@ -68,10 +68,25 @@ def model_config(
         **({} if arch == BERT else recipe.model),
         **fields,
     }
-    if arch == BERT:
-        merged.setdefault("intermediate_size", 4 * merged["hidden_size"])
-        return BertConfig(**merged)
-    return hbert_config(arch, merged, others=(BERT,))
+    return _bert_config(merged) if arch == BERT else hbert_config(arch, merged, others=(BERT,))
+
+
+def _bert_config(fields: Mapping[str, Any]) -> BertConfig:
+    """BERT's configuration, of which a model can be made.
+
+    Raises:
+        ValueError: a value that the configuration or the model refuses.
+    """
+    try:
+        config = BertConfig(**{"intermediate_size": 4 * fields["hidden_size"], **fields})
+        with torch.device("meta"):
+            BertForMaskedLM(config)
+    except Exception as error:
+        # Half a dozen unrelated types are raised here: transformers checks some fields, torch others, nobody the rest.
+        given = ", ".join(f"{name} {value!r}" for name, value in fields.items())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"there is no {BERT} of {given}: {reason}") from error
+    return config
 
 
 def hbert_config(arch: str, fields: Mapping[str, Any], others: Sequence[str] = ()) -> HBertConfig:
@@ -82,6 +97,8 @@ def hbert_config(arch: str, fields: Mapping[str, Any], others: Sequence[str] = (
     Raises:
         ValueError: an unknown arch, or values that do not fit together.
     """
+    if "layer_types" in fields:
+        raise ValueError("the arch decides layer_types; give their letters as the arch, as in AASAAS")
     if arch in PRESETS:
         return PRESETS[arch]("base", **fields)
     if not arch or set(arch) - set(LETTERS):

@@ -8,6 +8,7 @@ from typing import Any
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "wsd")
+DEFAULT_RECIPE = "budget"
 # The model of each recipe where none is named.
 DEFAULT_ARCH = {"budget": "v1c", "paper": "v1", "vanilla": "vanilla"}
 

@@ -13,7 +13,7 @@ from hbert.errors import HbertError
 
 from .budget import parse_duration
 from .models import BERT, DEFAULT_SIZE, dimensions, model_config
-from .recipes import DEFAULT_ARCH, Recipe, hyperparameters, recipe
+from .recipes import DEFAULT_ARCH, DEFAULT_RECIPE, Recipe, hyperparameters, recipe
 
 DTYPES = ("auto", "bf16", "fp32")
 DEFAULT_RECIPE_CORPUS = "pypi"
@@ -21,6 +21,9 @@ DEFAULT_RECIPE_CORPUS = "pypi"
 FREE_OPTIONS = ("out", "resume", "deadline", "save_every", "keep")
 # Giving one of these takes the place of the others of its row.
 ALTERNATIVES = (("budget", "max_steps"), ("recipe_corpus", "data"))
+# Settings that say where files lay when the run began.
+PATHS = ("data", "tokenizer", "init_from")
+_PYTHONS_NAMES = {"True": "true", "False": "false", "None": "null"}
 
 Options = Mapping[str, Any]
 
@@ -74,11 +77,13 @@ def resolve(options: Options) -> Settings:
         ValueError, HbertError: an option has a value that is not allowed, or two contradict each other.
     """
     given = dict(options)
-    name, size = given.get("recipe", "budget"), given.get("size", DEFAULT_SIZE)
+    name, size = given.get("recipe", DEFAULT_RECIPE), given.get("size", DEFAULT_SIZE)
     hyper = _recipe(name, given, dimensions(size)["hidden_size"])
-    arch = given.get("arch", DEFAULT_ARCH[name])
+    arch = _arch(given)
     fields = field_values(given.get("set", ()))
-    seed = _at_least("seed", given.get("seed", 0), 0)
+    seed = given.get("seed", 0)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
     settings = Settings(
         arch=arch,
         size=size,
@@ -98,7 +103,7 @@ def resolve(options: Options) -> Settings:
         eval_every=_count(given, "eval_every"),
         eval_blocks=_count(given, "eval_blocks"),
         log_every=_count(given, "log_every"),
-        out=Path(given.get("out", f"runs/{arch}-{size}-{seed}")),
+        out=run_folder(given),
         resume=given.get("resume", False),
         deadline=_duration(given, "deadline"),
         save_every=_count(given, "save_every"),
@@ -108,12 +113,18 @@ def resolve(options: Options) -> Settings:
     return settings
 
 
+def run_folder(options: Options) -> Path:
+    """Returns the folder of a run with these options."""
+    size, seed = options.get("size", DEFAULT_SIZE), options.get("seed", 0)
+    return Path(options.get("out", f"runs/{_arch(options)}-{size}-{seed}"))
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describes every entry that differs between two identities, ``name (was before, now after)``.
 
-    Where the text lies is left out: what stands in it is compared when it is read.
+    Where files lie is left out: text and tokenizer are compared when they are read, first weights are not read again.
     """
-    names = sorted(name for name in {*before, *now} - {"data"} if before.get(name) != now.get(name))
+    names = sorted(name for name in {*before, *now}.difference(PATHS) if before.get(name) != now.get(name))
     return [f"{name} (was {before.get(name)!r}, now {now.get(name)!r})" for name in names]
 
 
@@ -143,13 +154,17 @@ def _check_initial_weights(settings: Settings) -> None:
         raise ValueError(f"--init-from needs a model of ours, which arch {BERT} is not")
 
 
+def _arch(given: Options) -> str:
+    return given.get("arch", DEFAULT_ARCH[given.get("recipe", DEFAULT_RECIPE)])
+
+
 def _recipe(name: str, given: Options, hidden_size: int) -> Recipe:
     base = recipe(name, hidden_size)
     return replace(base, **{name: given[name] for name in hyperparameters() if name in given})
 
 
 def field_values(assignments: Iterable[str]) -> dict[str, Any]:
-    """Returns the fields of words like ``norm_style=post_ln``; values are JSON, or text where they are not.
+    """Returns the fields of words like ``norm_style=post_ln``; values are JSON, Python's True, False, None, or text.
 
     Raises:
         ValueError: a word without a name or without ``=``.
@@ -160,7 +175,7 @@ def field_values(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ValueError(f"--set takes FIELD=VALUE, got {assignment!r}")
         try:
-            fields[name] = json.loads(text)
+            fields[name] = json.loads(_PYTHONS_NAMES.get(text, text))
         except json.JSONDecodeError:
             fields[name] = text
     return fields

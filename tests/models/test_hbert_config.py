@@ -87,6 +87,7 @@ def test_parameter_counts_of_the_authors_checkpoints(preset, count):
         ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1, got 0"),
         ({"hidden_size": 100}, "hidden_size 100 is not divisible by num_attention_heads 12"),
         ({"hidden_size": 96.0}, "hidden_size must be an integer of at least 1"),
+        ({"hidden_size": None}, "hidden_size must be an integer of at least 1"),
         ({"num_attention_heads": 0}, "num_attention_heads must be an integer of at least 1"),
         ({"intermediate_size": -1}, "intermediate_size must be an integer of at least 1"),
         ({"vocab_size": True}, "vocab_size must be an integer of at least 1"),
@@ -97,6 +98,7 @@ def test_parameter_counts_of_the_authors_checkpoints(preset, count):
         ({"classifier_dropout": -0.1}, "classifier_dropout must be a probability"),
         ({"initializer_range": 0}, r"initializer_range must be a number in \(0, 1\)"),
         ({"layer_norm_eps": "1e-5"}, r"layer_norm_eps must be a number in \(0, 1\)"),
+        ({"tie_word_embeddings": "False"}, "tie_word_embeddings must be True or False, got 'False'"),
         ({"pad_token_id": 30522}, r"pad_token_id must be None or in \[0, 30522\)"),
     ],
 )

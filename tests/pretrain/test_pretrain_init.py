@@ -94,7 +94,8 @@ def test_killed_and_resumed_without_the_weights(words, out, tmp_path, bert):
     status, output = run_process(words(**changes, out=str(tmp_path / "whole")), tmp_path / "whole.log")
     assert status == 0, output
     (bert / "model.safetensors").unlink()
-    status, output = run_process(["--resume", "--out", str(out)], tmp_path / "resumed.log")
+    moved = bert.rename(tmp_path / "moved")
+    status, output = run_process(words(init_from=str(moved), resume=True), tmp_path / "resumed.log")
     assert status == 0 and "first weights" not in output, output
     ours, whole = ((folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole"))
     assert ours == whole

@@ -7,7 +7,7 @@ from pretrain_helpers import SMALL
 from hbert.data import HbertError
 from hbert.pretrain.options import add_arguments, given_options
 from hbert.pretrain.recipes import RECIPES, hyperparameters
-from hbert.pretrain.settings import differences, resolve
+from hbert.pretrain.settings import differences, field_values, resolve
 
 
 def options_of(*words):
@@ -136,11 +136,18 @@ def test_recipe_fields_can_be_overridden():
         ({"set": ["norm_style"]}, "--set takes FIELD=VALUE, got 'norm_style'"),
         ({"set": ["norm_style=post"]}, "norm_style is 'post'; allowed"),
         ({"arch": "bert", "set": ["norm_style=post_ln"]}, "BertConfig has no field norm_style"),
+        ({"set": ["tie_word_embeddings=yes"]}, "tie_word_embeddings must be True or False, got 'yes'"),
+        ({"set": ["layer_types=AS"]}, "the arch decides layer_types; give their letters as the arch"),
+        ({"arch": "AS", "set": ["layer_types=AS"]}, "the arch decides layer_types; give their letters as the arch"),
+        ({"arch": "bert", "set": ["hidden_size=abc"]}, "no bert of .*hidden_size 'abc'.*: .*expected int, got str"),
+        ({"arch": "bert", "set": ["hidden_size=null"]}, "no bert of .*hidden_size None"),
+        ({"arch": "bert", "set": ["hidden_act=foo"]}, "no bert of .*hidden_act 'foo'"),
         ({"arch": "bert", "document_borders": True}, "which arch bert has not"),
         ({"recipe": "fast"}, "unknown recipe 'fast'"),
         ({"masking_rate": 1.5}, "masking_rate is 1.5"),
         ({"dtype": "fp16"}, "dtype is 'fp16'; allowed: auto, bf16, fp32"),
-        ({"seed": -1}, "seed is -1"),
+        ({"seed": -1}, r"seed is -1; it must be in \[0, 2\^64\)"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"keep": 0}, "keep is 0"),
         ({"eval_blocks": 0}, "eval_blocks is 0"),
         ({"data": ["a"], "recipe_corpus": "pypi"}, "choose one text"),
@@ -153,6 +160,12 @@ def test_bad_options(changes, message):
         resolve(given)
 
 
+def test_values_of_fields_are_json_or_pythons_or_text():
+    words = ["a=true", "b=True", "c=False", "d=None", "e=null", "f=1e-3", "g=gelu", 'h="True"']
+    values = [True, True, False, None, None, 1e-3, "gelu", "True"]
+    assert field_values(words) == dict(zip("abcdefgh", values, strict=True))
+
+
 def test_identity_leaves_out_what_may_change():
     one = resolve({**SMALL, "out": "a", "keep": 5, "save_every": 7, "deadline": "5m", "resume": True})
     assert one.identity == resolve(SMALL).identity
@@ -161,3 +174,8 @@ def test_identity_leaves_out_what_may_change():
         "lr (was 0.002, now 0.0001)",
         "model.init (was 'normal', now 'magneto')",
     ]
+    places = {"data": ["a"], "tokenizer": "b", "init_from": "c"}
+    first, second = (
+        resolve({**SMALL, **{name: where + str(place) for name, place in places.items()}}) for where in "xy"
+    )
+    assert first.identity != second.identity and differences(first.identity, second.identity) == []
