@@ -38,8 +38,8 @@ EXIT_USER_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: 0, 2 for a user's error, 130 when interrupted.
 
-    ``ValueError`` (the type of every check of sizes and names), ``HbertError``, and that a package of the extras is
-    missing, are printed as one line.
+    ``ValueError`` (the type of every check of sizes and names), ``HbertError``, and that the cache cannot be used or a
+    package of the extras is missing, are printed as one line.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -48,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except (HbertError, ValueError) as error:
         return _refuse(str(error))
+    except OSError as error:
+        from .data.storage import cache_refusal
+
+        if (reason := cache_refusal(error)) is None:
+            raise
+        return _refuse(reason)
     except ModuleNotFoundError as error:
         if error.name not in EXTRA_PACKAGES:
             raise  # a module that a package has no longer, for one

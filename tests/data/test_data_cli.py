@@ -100,6 +100,22 @@ def test_offline_fetch_says_what_failed(capsys, monkeypatch):
     assert SOURCES["sotu"].licence in out
 
 
+@pytest.mark.parametrize("below", ["", "/cache", "/not/there"])
+def test_a_cache_that_cannot_be_made(capsys, tmp_path, monkeypatch, corpus, below):
+    (tmp_path / "file").touch()
+    cache = f"{tmp_path / 'file'}{below}"
+    monkeypatch.setenv("HBERT_CACHE", cache)
+    status, _, err = run(capsys, "corpus", "--text", *files_of(corpus), "--ngram")
+    assert status == 2 and err.count("hbert: error: ") == 1
+    assert f"hbert: error: the cache {cache} cannot be used: " in err and "set $HBERT_CACHE to another folder" in err
+
+
+def test_a_file_outside_the_cache_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("hbert.data.corpus_command.run", lambda args: open(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError):
+        cli.main(["corpus", "--list"])
+
+
 def test_bugs_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("hbert.data.corpus_command.run", lambda args: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 
 import pytest
 from data_helpers import write_text
@@ -116,6 +118,16 @@ def test_unreadable_text(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(HbertError, match=message):
         documents(load_corpus(text=[tmp_path / name]))
+
+
+def test_a_file_that_must_not_be_read(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    path = write_text(tmp_path / "x.txt", [["one"]])
+    monkeypatch.setattr("hbert.data.corpus.sha256_file", denied)
+    with pytest.raises(HbertError, match="x.txt cannot be read: Permission denied"):
+        load_corpus(text=[path])
 
 
 def test_nothing_and_missing_files_are_refused(tmp_path):

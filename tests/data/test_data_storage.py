@@ -1,5 +1,6 @@
 """Writes that are complete or not there: on the disk before they get their name, on systems that are strict, too."""
 
+import errno
 import os
 import stat
 
@@ -60,6 +61,34 @@ def test_a_file_is_on_the_disk_before_its_name(system, tmp_path):
     (kind, name), *later = system.calls
     assert kind == "sync" and name.startswith(".a.json.")
     assert later == [("name", "a.json"), *([("sync", "folder")] if system.name == "posix" else [])]
+
+
+def test_files_are_on_the_disk_before_they_are_moved(system, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("old")
+        (tmp_path / "temporary" / name).write_text(name)
+    storage.move_files(tmp_path / "temporary", tmp_path)
+    assert [(tmp_path / name).read_text() for name in ("one", "two")] == ["one", "two"]
+    *files, third, fourth = system.calls[:4]
+    assert files == [("sync", "one"), ("sync", "two")] and [third, fourth] == [("name", "one"), ("name", "two")]
+    assert system.calls[4:] == ([("sync", "folder")] if system.name == "posix" else [])
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError("8 requested and 0 written")]
+)
+@pytest.mark.parametrize("write", [storage.building, storage.replacing])
+def test_a_full_disk_is_named(tmp_path, monkeypatch, write, error):
+    monkeypatch.setenv("HBERT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(OSError) as raised, write(tmp_path / "cache" / "entry"):
+        raise error
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(tmp_path / "cache" / "entry")
+    refusal = storage.cache_refusal(raised.value)
+    assert refusal.startswith(f"the cache {tmp_path / 'cache'} cannot be used: ") and "make room, or" in refusal
+    assert storage.cache_refusal(error) is None
+    monkeypatch.setenv("HBERT_CACHE", str(tmp_path / "another"))
+    assert storage.cache_refusal(raised.value) is None
 
 
 @pytest.mark.parametrize("write", [storage.building, complete_folder])
