@@ -139,9 +139,3 @@ def load_weights(checkpoint: Path, model: PreTrainedModel, optimizers: Optimizer
         optimizers.load(torch.load(checkpoint / _OPTIMIZERS, map_location="cpu", weights_only=True))
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise HbertError(f"the checkpoint {checkpoint} does not fit this model: {error}") from error
-
-
-def remove_remains(out: Path) -> None:
-    """Removes what a killed run left of checkpoints that it had not finished."""
-    for path in (out / CHECKPOINTS).glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from hbert.data.storage import content_key, read_json, write_json
+from hbert.data.storage import content_key, move_files, read_json, remains, write_json
 from hbert.errors import HbertError
 
 from .checkpoint import CHECKPOINTS, WRITE_ERRORS, save_checkpoint, write_model
+from .lock import LOCK, locked
 from .optimizers import Optimizers
 
 RUN, METRICS, EVENTS = "run.json", "metrics.jsonl", "tensorboard"
@@ -25,32 +25,38 @@ FORMAT = 1
 _COMPARED = ("corpus", "tokenizer")
 
 
+@contextmanager
+def claimed(out: Path, new: bool) -> Iterator[None]:
+    """Keeps other processes from training into a folder while the block runs; makes the folder of a new run, empty.
+
+    Raises:
+        HbertError: another process trains into it, it cannot be written to, or a new run's is not empty.
+    """
+    with ExitStack() as held:
+        with _writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out))
+            _probe(out)
+        if new:
+            check_new(out)
+        yield
+
+
 def check_new(out: Path) -> None:
-    """Makes the folder of a new run, empty.
+    """Checks that the folder of a new run is empty; what a run has left that was killed before it began is removed.
 
     Raises:
         HbertError: it is not empty or cannot be written to.
     """
     with _writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-        _probe(out)
         if _is_false_start(out):
             shutil.rmtree(out / CHECKPOINTS)
             (out / METRICS).unlink(missing_ok=True)
-        taken = any(out.iterdir())
+            _remove_record_remains(out)
+        taken = any(path.name != LOCK for path in out.iterdir())
     if taken:
         what = "holds a run: go on with --resume" if (out / RUN).is_file() else "is not empty"
         raise HbertError(f"--out {out} {what}, or choose another folder")
-
-
-def check_writable(out: Path) -> None:
-    """Checks the folder of a run that is taken up.
-
-    Raises:
-        HbertError: it cannot be written to.
-    """
-    with _writing_to(out):
-        _probe(out)
 
 
 @contextmanager
@@ -67,12 +73,24 @@ def _probe(out: Path) -> None:
 
 
 def _is_false_start(out: Path) -> bool:
-    """Tells whether a run was killed while ``create`` was at work: nothing but its first two files is there."""
-    names = {path.name for path in out.iterdir()}
+    """Tells whether a run was killed while ``create`` was at work: nothing but its first files is there."""
+    names = {path.name for path in out.iterdir()} - {LOCK, *(path.name for path in remains(out, RUN))}
     if CHECKPOINTS not in names or names - {CHECKPOINTS, METRICS}:
         return False
     first = all("step-00000000" in path.name for path in (out / CHECKPOINTS).iterdir())
     return first and (METRICS not in names or (out / METRICS).stat().st_size == 0)
+
+
+def remove_remains(out: Path) -> None:
+    """Removes what a killed run has left half-written."""
+    for path in remains(out / CHECKPOINTS):
+        shutil.rmtree(path, ignore_errors=True)
+    _remove_record_remains(out)
+
+
+def _remove_record_remains(out: Path) -> None:
+    for path in remains(out, RUN):
+        path.unlink(missing_ok=True)
 
 
 def create(
@@ -104,7 +122,7 @@ def read_record(out: Path) -> dict[str, Any]:
     """
     path = out / RUN
     if not path.is_file():
-        raise HbertError(f"--resume: {out} is not a run folder (no {RUN}); start the run without --resume")
+        raise HbertError(f"--resume: {out} is not a run folder (no {RUN}); give it as --out, or start without --resume")
     try:
         record = read_json(path)
         if record["format"] == FORMAT and "plan" in record:
@@ -144,8 +162,7 @@ def export(out: Path, model: PreTrainedModel, tokenizer: Tokenizer, card: str) -
         temporary.mkdir()
         write_model(temporary, model, tokenizer)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        for path in sorted(temporary.iterdir()):
-            os.replace(path, out / path.name)
+        move_files(temporary, out)
     except WRITE_ERRORS as error:
         raise HbertError(f"the model could not be written: {error}; make room and use --resume") from error
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from hbert.convert.initial import InitialWeights
+from hbert.data.storage import NO_ROOM, cache_refusal
 from hbert.data.token_cache import TokenCache
 from hbert.data.tokenizer import load_tokenizer
 from hbert.errors import HbertError
@@ -25,7 +27,7 @@ from hbert.modeling import HBertForMaskedLM
 from . import folder, machine
 from .batches import StepBatches
 from .budget import CALIBRATION_SHARE, StepTime, measure_step, steps_in
-from .checkpoint import load_weights, newest_checkpoint, read_state, remove_remains
+from .checkpoint import load_weights, newest_checkpoint, read_state
 from .engine import Engine
 from .loop import INTERRUPTED, Outlets, Plan, State, Training
 from .metrics import Events, MetricsLog, check_log, read_metrics
@@ -42,7 +44,6 @@ _MOST_EVALUATIONS = 20
 _EVAL_TOKENS = 65_536
 # How long a process waits for the others: the first one alone prepares the text and evaluates.
 _WAIT = timedelta(days=1)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LINES = 400
 _SAVE_SHARE, _SAVE_SECONDS = 10, 600.0
@@ -75,7 +76,7 @@ def pretrain(
 
     Raises:
         ValueError, HbertError: as its parts do. A new run's folder is made, or refused if it is not empty, before
-            any work, and stays empty until training begins.
+            any work, and stays empty but for its lock until training begins.
     """
     # The engine does its own autocast: not one more from accelerate's configuration.
     accelerator = Accelerator(
@@ -136,8 +137,12 @@ class _Run:
         self.init: dict[str, Any] | None = None
 
     def run(self) -> Outcome:
+        with ExitStack() as claim:
+            self._claim_folder(claim)
+            return self._run_claimed()
+
+    def _run_claimed(self) -> Outcome:
         settings, main = self.settings, self.accelerator.is_main_process
-        self._check_folder()
         initial = self._initial_weights()
         with self.state.timed("data"), self.accelerator.main_process_first():
             text = prepare_text(settings, self.display.say if main else _silent)
@@ -165,11 +170,12 @@ class _Run:
         number = (training.signals.received or signal.SIGTERM) if status == INTERRUPTED else None
         return Outcome(status, self.state.step, number, self.state.last_eval, main)
 
-    def _check_folder(self) -> None:
+    def _claim_folder(self, claim: ExitStack) -> None:
+        """The main process, which alone writes, keeps others out of the folder until ``claim`` ends."""
         refusal: HbertError | None = None
         if self.accelerator.is_main_process:
             try:
-                (folder.check_new if self.record is None else folder.check_writable)(self.settings.out)
+                claim.enter_context(folder.claimed(self.settings.out, new=self.record is None))
             except HbertError as error:
                 refusal = error
         if refusal := self._shared(refusal):
@@ -290,7 +296,7 @@ class _Run:
         for activity, seconds in spent.items():
             self.state.seconds[activity] = self.state.seconds.get(activity, 0.0) + seconds
         if self.accelerator.is_main_process:
-            remove_remains(out)
+            folder.remove_remains(out)
             folder.update(out, status="running")
         return record
 
@@ -345,21 +351,23 @@ class _Run:
 
     def _finish(self, text: Text, engine: Engine, status: str) -> None:
         out, state = self.settings.out, self.state
-        record = folder.update(out, status=status, times=state.seconds, step=state.step)
-        if status == INTERRUPTED:
-            return
-        if record["step_seconds"] is None:
-            record = folder.update(out, step_seconds=_typical_step(out / folder.METRICS))
-        record = folder.update(out, result=state.last_eval)
-        folder.export(out, engine.model, text.tokenizer, model_card(record))
+        record = folder.update(out, times=state.seconds, step=state.step)
+        if status != INTERRUPTED:
+            if record["step_seconds"] is None:
+                record = folder.update(out, step_seconds=_typical_step(out / folder.METRICS))
+            record = folder.update(out, result=state.last_eval)
+            folder.export(out, engine.model, text.tokenizer, model_card(record | {"status": status}))
+        # Last: whoever reads that a run has ended takes its model to be the one of its end.
+        folder.update(out, status=status)
 
 
 def _refused_write(out: Path, error: OSError) -> str | None:
     """What an error of the file system means to the user of a run folder; None: it has another cause."""
-    if error.errno in _NO_ROOM:
-        return f"{out}: {error}; make room and go on with --resume"
     path = error.filename
     inside = isinstance(path, str) and Path(path).absolute().is_relative_to(out.absolute())
+    if error.errno in NO_ROOM and (inside or cache_refusal(error) is None):
+        remedy = " and go on with --resume" if (out / folder.RUN).is_file() else ""
+        return f"{out}: {error}; make room{remedy}"
     return f"--out {out} cannot be written to: {error}" if error.errno in _DENIED and inside else None
 
 

@@ -16,9 +16,9 @@ from hbert.pretrain.checkpoint import (
     load_weights,
     newest_checkpoint,
     read_state,
-    remove_remains,
     save_checkpoint,
 )
+from hbert.pretrain.folder import remove_remains
 from hbert.pretrain.models import build_model, model_config
 from hbert.pretrain.optimizers import Optimizers
 from hbert.pretrain.recipes import Recipe
@@ -137,9 +137,10 @@ def test_weights_of_another_model(tmp_path):
 def test_remains_are_removed_and_do_not_count(tmp_path):
     saved = save(tmp_path, 1)
     shutil.copytree(saved, saved.with_name(".step-00000002.0123abcd.tmp"))
+    (tmp_path / ".run.json.0123abcd.tmp").write_text("{")
     assert checkpoints(tmp_path) == [saved]
     remove_remains(tmp_path)
-    assert list((tmp_path / "checkpoints").iterdir()) == [saved]
+    assert list((tmp_path / "checkpoints").iterdir()) == [saved] and list(tmp_path.iterdir()) == [saved.parent]
 
 
 def test_a_folder_is_complete_or_not_there(tmp_path):

@@ -9,11 +9,13 @@ import signal
 import pytest
 from pretrain_helpers import files_of, flags, metrics, record, run_process, write_corpus
 
+from hbert.data import load_corpus, save_tokenizer, train_tokenizer
+from hbert.evaluate.run_folder import model_folder
 from hbert.pretrain import engine, folder, machine, trainer
 from hbert.pretrain.checkpoint import checkpoints
 
 # Moments of one run, in its order: in a step, with a checkpoint half written, behind one, in an evaluation, in a step
-# of the resumed run, with the last checkpoint half written, with the model half written.
+# of the resumed run, with the last checkpoint half written, with run.json half written, with the model half written.
 MOMENTS = [
     ("hbert.pretrain.engine", "Optimizers.step", 2),
     ("hbert.data.storage", "sync", 24),
@@ -21,7 +23,8 @@ MOMENTS = [
     ("hbert.evaluate.held_out", "evaluate", 1),
     ("hbert.pretrain.engine", "get_total_norm", 2),
     ("hbert.pretrain.checkpoint", "sha256_file", 8),
-    ("hbert.pretrain.folder", "os.replace", 11),
+    ("hbert.data.storage", "os.replace", 1),
+    ("hbert.data.storage", "os.replace", 11),
 ]
 
 
@@ -73,12 +76,34 @@ def test_a_signal_stops_after_the_step(undisturbed, words, out, tmp_path, number
     assert comparable(metrics(out)) == comparable(metrics(undisturbed))
 
 
-def test_killed_before_the_run_began(words, out, tmp_path):
-    die_at = ("hbert.pretrain.folder", "write_json", 1, signal.SIGKILL)
-    assert run_process(words(max_steps=2), tmp_path / "log", die_at=die_at)[0] == -signal.SIGKILL
-    assert files_of(out)
+# The fourth file that gets its name, behind three of the first checkpoint, is run.json.
+@pytest.mark.parametrize(
+    "moment", [("hbert.pretrain.folder", "write_json", 1), ("hbert.data.storage", "os.replace", 4)]
+)
+def test_killed_before_the_run_began(words, out, cache, tmp_path, moment):
+    status, output = run_process(words(max_steps=2), tmp_path / "log", die_at=(*moment, signal.SIGKILL))
+    assert status == -signal.SIGKILL, output
+    assert bool(list(out.glob(".run.json.*.tmp"))) == (moment[1] == "os.replace") and not (out / "run.json").exists()
+    assert list((out / "checkpoints").iterdir()) == [out / "checkpoints" / "step-00000000"]
     status, output = run_process(words(max_steps=2), tmp_path / "log")
     assert status == 0, output
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("failing", ["write_model", "move_files"])
+def test_a_run_without_its_last_model_has_not_ended(pretrain, out, monkeypatch, failing):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pretrain(deadline="0.000001s")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, failing, full)
+        status, _, stderr = pretrain(resume=True, deadline="10m")
+    assert status == 2 and "the model could not be written" in stderr
+    assert record(out)["status"] == "running" and model_folder(str(out))[0] == str(checkpoints(out)[-1])
+    assert pretrain(resume=True, deadline="10m")[0] == 0
+    assert record(out)["status"] == "finished" and model_folder(str(out))[0] == str(out)
+    assert "stopped by the deadline" not in (out / "README.md").read_text()
 
 
 def test_resume_refuses_other_settings(finished, pretrain, tmp_path):
@@ -96,6 +121,18 @@ def test_resume_with_the_same_text_elsewhere(finished, pretrain, text, tmp_path)
     copy = shutil.copyfile(text, tmp_path / text.name)
     status, _, stderr = pretrain(resume=True, data=str(copy))
     assert status == 0, stderr
+
+
+def test_resume_with_the_same_tokenizer_elsewhere(pretrain, text, out, tmp_path):
+    save_tokenizer(train_tokenizer(load_corpus(text=[text]), 150), tmp_path / "first")
+    assert pretrain(tokenizer=tmp_path / "first", max_steps=2)[0] == 0
+    moved = (tmp_path / "first").rename(tmp_path / "second") / "tokenizer.json"
+    status, _, stderr = pretrain(tokenizer=moved, max_steps=2, resume=True)
+    assert status == 0, stderr
+    moved.write_text(moved.read_text().replace('"quick"', '"@"'))
+    before = files_of(out)
+    status, _, stderr = pretrain(tokenizer=moved, max_steps=2, resume=True)
+    assert status == 2 and "another tokenizer; nothing was changed" in stderr and files_of(out) == before
 
 
 def test_resume_on_another_machine(pretrain, out, monkeypatch):
@@ -217,8 +254,10 @@ def test_resume_into_a_folder_that_cannot_be_written(finished, pretrain, monkeyp
 
 
 def test_resume_without_a_run(pretrain, out):
-    status, _, stderr = pretrain(resume=True)
-    assert status == 2 and "is not a run folder" in stderr and not out.exists()
+    for changes, name in (({}, out), ({"out": None, "max_steps": None, "seed": 9}, "runs/v1c-2x32x2-9")):
+        status, _, stderr = pretrain(resume=True, **changes)
+        assert status == 2 and f"--resume: {name} is not a run folder (no run.json); give it as --out" in stderr
+    assert not out.exists()
     out.mkdir()
     (out / "run.json").write_text("{}")
     status, _, stderr = pretrain(resume=True)

@@ -1,7 +1,9 @@
 """The command from end to end, in this process: the run folder, and what it refuses."""
 
+import errno
 import json
 import math
+import os
 import resource
 import shutil
 import struct
@@ -234,6 +236,28 @@ def test_a_full_disk(pretrain, out, limit):
     assert files_of(out / "checkpoints") == before
     status, stdout, _ = pretrain(resume=True, deadline="10m")
     assert status == 0 and stdout.startswith("finished after 12 steps")
+
+
+def test_a_cache_without_room(pretrain, out, monkeypatch, tmp_path):
+    monkeypatch.setenv("HBERT_CACHE", str(tmp_path / "cache"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        status, _, stderr = pretrain()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2 and f"the cache {tmp_path / 'cache'} cannot be used: " in stderr
+    assert "make room, or set $HBERT_CACHE" in stderr and "--resume" not in stderr and not list(out.iterdir())
+
+
+def test_a_disk_that_is_full_before_the_run_began(pretrain, out, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer, "prepare_text", full)
+    status, _, stderr = pretrain()
+    assert status == 2 and f"{out}: [Errno 28] No space left on device; make room" in stderr
+    assert "--resume" not in stderr
 
 
 def test_a_folder_that_is_not_empty(finished, pretrain, tmp_path):
