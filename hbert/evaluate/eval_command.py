@@ -37,7 +37,7 @@ def add_parser(subparsers: Any, summary: str) -> None:
     text.add_argument("--recipe-corpus", metavar="NAME", help="a recipe or source (hbert corpus --list)")
     text.add_argument("--data", nargs="+", metavar="PATH", help="text files, as in hbert corpus --text")
     parser.add_argument(
-        "--tokenizer", metavar="PATH", help="folder, tokenizer.json or vocab.txt (default: the model's own)"
+        "--tokenizer", metavar="PATH", help="folder, tokenizer.json or vocab.txt, as uncased (default: the model's own)"
     )
     parser.add_argument(
         "--length", type=int, metavar="N", help=f"tokens of a block (default: the run's, else {DEFAULT_LENGTH})"
@@ -114,7 +114,15 @@ def _load(args: argparse.Namespace) -> tuple[PreTrainedModel, Tokenizer]:
 def _corpus(args: argparse.Namespace, info: RunInfo | None) -> Corpus:
     if args.recipe_corpus or args.data:
         return load_corpus([args.recipe_corpus] if args.recipe_corpus else [], text=args.data or ())
-    return load_corpus(DEFAULT_CORPUS) if info is None else info.load_corpus()
+    if info is None:
+        return load_corpus(DEFAULT_CORPUS)
+    corpus = info.load_corpus()
+    if corpus.fingerprint != info.corpus:
+        raise HbertError(
+            f"the text of {args.model} is no longer the one it was trained with; to evaluate on the text as it is now, "
+            "give it with --data or --recipe-corpus"
+        )
+    return corpus
 
 
 def _evaluate(args: argparse.Namespace, model: PreTrainedModel, cache: TokenCache, dtype: str) -> EvalResult:

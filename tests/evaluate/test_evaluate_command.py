@@ -100,6 +100,19 @@ def test_a_run_folder_is_evaluated_on_its_own_text(capsys, tmp_path, corpus, tok
     assert status == 0 and other.name in out and "total" not in out
 
 
+def test_a_run_whose_text_has_changed_is_evaluated_on_request_only(
+    capsys, tmp_path, corpus, tokenizer, cache, text_files
+):
+    folder = write_run(tmp_path / "run", run_info(corpus, tokenizer), [])
+    save(hbert_model(cache.vocab_size), tokenizer, folder)
+    write_documents(text_files[0], seed=9)
+    status, out, err = run(capsys, "eval", folder, "--max-blocks", 6)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert f"the text of {folder} is no longer the one it was trained with" in err and "give it with --data" in err
+    status, out, _ = run(capsys, "eval", folder, "--data", *text_files, "--max-blocks", 6)
+    assert status == 0 and "total" in out
+
+
 @pytest.fixture
 def roberta_tokenizer(corpus):
     """Names, ids and pre-tokenization of another family; one ordinary piece looks like a special token."""
