@@ -53,6 +53,8 @@ def paired(runs: Sequence[plan.Run]) -> str:
     rows = []
     for one, other in combinations(dict.fromkeys(run.arm.name for run in runs), 2):
         seeds = [seed for name, seed in accuracy if name == one and (other, seed) in accuracy]
+        if not seeds:
+            continue
         ours, theirs = ([accuracy[name, seed] for seed in seeds] for name in (one, other))
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
         error = stdev(differences) / len(seeds) ** 0.5 if len(seeds) > 1 else None

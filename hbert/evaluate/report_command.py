@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def add_parser(subparsers: Any, summary: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
-    runs = read_runs(args.runs)
+    runs = _evaluated(read_runs(args.runs))
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,17 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         raise HbertError(f"cannot write the report to {out}: {error}") from error
     output_console().print(f"written to {out / 'index.html'}", markup=False)
+
+
+def _evaluated(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have an evaluation; the others are named on stderr."""
+    found = [run for run in runs if run.evaluations]
+    if not found:
+        raise HbertError(f"{', '.join(str(run.path) for run in runs)}: no evaluation yet, nothing to report")
+    for run in runs:
+        if not run.evaluations:
+            print(f"hbert: warning: {run.path} has no evaluation yet and is left out", file=sys.stderr)
+    return found
 
 
 def write_report(runs: Sequence[Run], marks: summary.Marks, out: Path, axes: Sequence[str]) -> None:

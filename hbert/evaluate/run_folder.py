@@ -72,7 +72,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: ``label`` tells it from the other runs of a report, ``info`` its settings."""
+    """One run: ``label`` tells it from the other runs of a report, ``info`` its settings.
+
+    One that has just begun has no evaluations.
+    """
 
     path: Path
     label: str
@@ -107,7 +110,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Reads run folders and gives them labels: folder names, or whole paths where two names are the same.
 
     Raises:
-        HbertError: not a run folder, an unreadable file, a run without evaluations, or one given twice.
+        HbertError: not a run folder, an unreadable file, or a run given twice.
     """
     folders = [Path(path) for path in paths]
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -187,10 +190,7 @@ def _read_run(folder: Path, label: str) -> Run:
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     # What stands behind the last line end is being written, or was cut off when the run was killed.
     entries = [_entry(file, number, line) for number, line in enumerate(lines[:-1], 1)]
-    evaluations = [evaluation for evaluation in entries if evaluation is not None]
-    if not evaluations:
-        raise HbertError(f"{folder} has no evaluation yet: nothing to report")
-    return Run(folder, label, info, evaluations)
+    return Run(folder, label, info, [evaluation for evaluation in entries if evaluation is not None])
 
 
 def _entry(file: Path, number: int, line: str) -> Evaluation | None:

@@ -12,6 +12,7 @@ from hbert.errors import HbertError
 
 from .run_folder import Run
 
+_UNITS = ((1e3, "k"), (1e6, "M"), (1e9, "B"))
 Marks = Mapping[tuple[str, str], NgramMarks | HbertError]
 
 
@@ -174,10 +175,11 @@ def _number(value: float | None, digits: int) -> str:
 def _count(value: float | None) -> str:
     if value is None:
         return "-"
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
+    if round(value) < 1000:
+        return f"{value:.0f}"
+    # The unit of what is shown: 999,680 is 1 M.
+    size, unit = next((size, unit) for size, unit in _UNITS if size == 1e9 or float(f"{value / size:.3g}") < 1000)
+    return f"{value / size:.3g} {unit}"
 
 
 def _finite(value: Any) -> Any:

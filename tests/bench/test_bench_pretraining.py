@@ -167,6 +167,8 @@ def test_paired_differences(results):
     # .25 - .1, .4 - .2 and .5 - .25: mean .2, standard deviation .05.
     assert rows["g - b"].split("|")[2:-1] == [" 3 ", " +0.2000 ", " 0.0289 ", " 2.09 "]
     assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " 1.25 "]
+    apart = [run for run in runs if (run.arm.name, run.seed) in (("b", 1), ("b", 2), ("i", 0))]
+    assert len(apart) == 3 and len(tables.paired(apart).splitlines()) == 2
 
 
 def test_recipe_and_engineering_have_a_row_of_their_own():

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hbert import cli
 from hbert.data import TokenCache, load_corpus, ngram_marks, save_tokenizer, train_tokenizer
 from hbert.evaluate import marks as marks_module
+from hbert.evaluate import summary
 from hbert.evaluate.report_command import charts
 from hbert.evaluate.run_folder import read_runs
 from hbert.reporting.style import THEMES
@@ -268,6 +269,20 @@ def test_a_run_that_is_writing_and_one_that_diverged(capsys, tmp_path, make_run)
     assert row["step"] == 20 and row["loss"] is None
 
 
+def test_counts_have_the_unit_of_what_is_shown():
+    shown = {
+        None: "-",
+        999: "999",
+        999.6: "1 k",
+        999_424: "999 k",
+        999_680: "1 M",
+        1_234_567: "1.23 M",
+        999_600_000: "1 B",
+        2.5e12: "2.5e+03 B",
+    }
+    assert {value: summary._count(value) for value in shown} == shown
+
+
 def no_run(folder):
     (folder / "run.json").unlink()
 
@@ -292,12 +307,22 @@ def foreign(folder):
     (folder / "run.json").write_text("[1]")
 
 
+@pytest.mark.parametrize("spoil", [no_evaluation, no_metrics])
+def test_a_run_that_has_just_begun_is_left_out(capsys, tmp_path, make_run, spoil):
+    good, young, out = make_run("good", [0.1]), make_run("young", [0.1]), tmp_path / "report"
+    spoil(young)
+    status, _, err = run(capsys, "report", young, "--out", out)
+    assert status == 2 and f"{young}: no evaluation yet, nothing to report" in err and not out.exists()
+    status, printed, err = run(capsys, "report", young, good, "--out", out, "--x", "steps")
+    assert status == 0 and err == f"hbert: warning: {young} has no evaluation yet and is left out\n"
+    assert [row["run"] for row in json.loads((out / "summary.json").read_text())["runs"]] == ["good"]
+    assert "young" not in printed
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (no_run, "is not a run folder: it has no run.json"),
-        (no_evaluation, "has no evaluation yet"),
-        (no_metrics, "has no evaluation yet"),
         (broken_line, "line 1 is not a metrics line"),
         (not_json, "is not from hbert pretrain"),
         (foreign, "is not from hbert pretrain"),
