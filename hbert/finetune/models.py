@@ -28,25 +28,33 @@ from .examples import LabelSet
 
 # A pooler is the head's own layer, though it stands inside the encoder of BERT.
 _POOLER = "pooler."
+# Constants that earlier versions of transformers saved with the weights.
+_CONSTANTS = (".position_ids", ".token_type_ids")
 
 
 def load_new_classifier(name: str, labels: LabelSet, fields: Mapping[str, Any], seed: int) -> PreTrainedModel:
-    """Returns a checkpoint with a fresh classification head for these labels, in float32 on the CPU.
+    """Returns a checkpoint with a classification head for these labels, in float32 on the CPU.
 
     Args:
-        name: a folder or a hub name; a head that it was saved with is dropped unless it has as many labels.
+        name: a folder or a hub name; a head that it was saved with is kept if it is for the same labels in the
+            same order, else the whole of it is new.
         fields: of the configuration, in place of the checkpoint's.
-        seed: of the weights of the new head.
+        seed: of the weights of a new head.
 
     Raises:
         HbertError: no such model, an architecture without such a head, or weights that are missing,
-            incomplete or of another shape. ValueError: an unknown field or a wrong value of one.
+            incomplete, of another shape or of another architecture. ValueError: an unknown field or a wrong
+            value of one.
     """
-    config = _config(name, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classification head")
-    config = _with_fields(config, labels, fields)
+    saved = _config(name, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classification head")
+    config = _with_fields(saved, labels, fields)
     torch.manual_seed(seed)
     model, info = _weights(name, AutoModelForSequenceClassification, config, ignore_mismatched_sizes=True)
     _check_encoder(name, model, info)
+    if label_names(saved) != list(labels.names) and _has_saved_head(model, info):
+        fresh = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        fresh.base_model.load_state_dict(model.base_model.state_dict())
+        return fresh
     return model
 
 
@@ -79,11 +87,10 @@ def load_encoder(name: str, where: torch.device | None = None) -> PreTrainedMode
         where: the device; None: the one there is.
 
     Raises:
-        HbertError: no such model, or its weights are missing or incomplete.
+        HbertError: no such model, or its weights are missing, incomplete or of another architecture.
     """
     model, info = _weights(name, AutoModel, _config(name, MODEL_MAPPING, "encoder"))
-    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(_POOLER)):
-        raise _incomplete(name, missing)
+    _check_encoder(name, model, info)
     return _ready(model, where)
 
 
@@ -164,20 +171,30 @@ def _weights(
 
 
 def _check_encoder(name: str, model: PreTrainedModel, info: Mapping[str, Sequence[Any]]) -> None:
-    """Checks that only what belongs to the head is new."""
+    """Checks that only what belongs to a head is new, and that only that is left over."""
+    for keys, what in ((info["missing_keys"], "are missing"), (info["unexpected_keys"], "have no place")):
+        if wrong := sorted(key for key in keys if _is_of_encoder(key, model)):
+            raise HbertError(
+                f"{name!r}: the weights are incomplete or of another architecture ({len(wrong)} tensors {what}, "
+                f"such as {wrong[0]})"
+            )
     encoder = f"{model.base_model_prefix}."
-    if missing := sorted(
-        key for key in info["missing_keys"] if key.startswith(encoder) and not key.startswith(encoder + _POOLER)
-    ):
-        raise _incomplete(name, missing)
     if wrong := sorted(entry[0] for entry in info["mismatched_keys"] if entry[0].startswith(encoder)):
         raise HbertError(
             f"{name!r}: {len(wrong)} tensors have another shape than its configuration says, such as {wrong[0]}"
         )
 
 
-def _incomplete(name: str, missing: Sequence[str]) -> HbertError:
-    return HbertError(
-        f"{name!r}: the weights are incomplete or of another architecture ({len(missing)} tensors are "
-        f"missing, such as {missing[0]})"
-    )
+def _is_of_encoder(key: str, model: PreTrainedModel) -> bool:
+    """Whether a tensor of a checkpoint or of the model is the encoder's, and neither of its pooler nor a constant."""
+    inner = key.removeprefix(f"{model.base_model_prefix}.")
+    if inner.startswith(_POOLER) or inner.endswith(_CONSTANTS):
+        return False
+    # What an encoder alone has saved is without the prefix. An absent norm of ours is an attribute that is None.
+    return inner != key or hasattr(model.base_model, key.split(".")[0])
+
+
+def _has_saved_head(model: PreTrainedModel, info: Mapping[str, Sequence[Any]]) -> bool:
+    new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    encoder = f"{model.base_model_prefix}."
+    return any(not key.startswith(encoder) and key not in new for key in model.state_dict())

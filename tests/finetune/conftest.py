@@ -1,5 +1,6 @@
 """Small checkpoints with a tokenizer, and a task that a small model can learn."""
 
+import json
 import shutil
 
 import pytest
@@ -47,6 +48,15 @@ def partial_weights(hbert_folder, tmp_path_factory):
     tensors = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def surplus_weights(hbert_folder, tmp_path_factory):
+    """A checkpoint whose configuration has fewer norms than its weights."""
+    folder = shutil.copytree(hbert_folder, tmp_path_factory.mktemp("surplus") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"norm_style": "post_ln"}))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from finetune_helpers import PIECES, hbert_model, save_checkpoint, toy_rows, write_tsv
@@ -109,6 +110,14 @@ def test_tokenizers(refused, tmp_path, hbert_folder):
     del settings["pad_token"]
     (gpt / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "has no padding token" in refused(model=gpt)
+
+
+@pytest.mark.parametrize("change", ["norm_style=post_ln", "norm_style=pre_ln", "positions=sinusoidal", "layer_types=A"])
+def test_weights_that_the_model_has_no_place_for(refused, change):
+    more = ["num_hidden_layers=1"] if change == "layer_types=A" else []
+    message = refused("--set", change, *more)
+    assert "the weights are incomplete or of another architecture (" in message
+    assert "have no place, such as hbert." in message
 
 
 def test_out(refused, tmp_path, hbert_folder):

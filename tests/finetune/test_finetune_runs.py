@@ -5,11 +5,25 @@ import json
 import datasets
 import pytest
 import torch
-from finetune_helpers import FAST, predictions, results, toy_rows, write_jsonl, write_tsv
+from finetune_helpers import (
+    FAST,
+    LENGTH,
+    VOCAB,
+    bert,
+    hbert_model,
+    predictions,
+    results,
+    save_checkpoint,
+    toy_rows,
+    write_jsonl,
+    write_tsv,
+)
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BartConfig, BartForConditionalGeneration
 
 from hbert.finetune import training
+from hbert.finetune.examples import LabelSet
+from hbert.finetune.models import load_new_classifier
 
 
 @pytest.fixture
@@ -44,6 +58,26 @@ def test_a_bert_of_transformers(hbert, bert_folder, toy, tmp_path):
     status, _, stderr = hbert("finetune", *words)
     assert status == 0, stderr
     assert results(tmp_path / "two")["test"] == results(out)["test"]
+
+
+@pytest.mark.parametrize("build", [hbert_model, bert])
+def test_a_head_is_kept_for_the_same_labels_and_else_all_of_it_is_new(build, tmp_path):
+    first = load_new_classifier(str(save_checkpoint(build(), tmp_path / "a")), LabelSet(("a", "b"), False), {}, seed=0)
+    first.save_pretrained(tmp_path / "b")
+    before = first.state_dict()
+
+    def new_tensors(*labels):
+        model = load_new_classifier(str(tmp_path / "b"), LabelSet(labels, False), {}, seed=1)
+        assert model.config.id2label == dict(enumerate(labels)) and model.dtype == torch.float32
+        return {
+            name
+            for name, tensor in model.state_dict().items()
+            if not torch.equal(tensor, before[name]) and name.endswith("weight")
+        }
+
+    head = {name for name in before if name.startswith("classifier.") and name.endswith("weight")}
+    assert new_tensors("a", "b") == set()
+    assert new_tensors("b", "a") == new_tensors("c", "d") == new_tensors("a", "b", "c") == head
 
 
 def test_a_model_below_naive_bayes_is_a_failure(hbert, hbert_folder, toy, tmp_path):

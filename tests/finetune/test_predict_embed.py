@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -9,11 +10,20 @@ import numpy as np
 import pytest
 import torch
 from finetune_helpers import PIECES, bert, hbert_model, predictions, save_checkpoint, toy_rows, write_tsv
-from safetensors.numpy import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.numpy import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from hbert.errors import HbertError
 from hbert.finetune import embed_command, stream
+from hbert.finetune.examples import LabelSet
+from hbert.finetune.models import load_encoder, load_new_classifier
 
 NAMES = {0: "bad", 1: "good", 2: "odd"}
 TEXTS = [text for _, text in toy_rows(37, seed=5)] + ["", "happy " * 50]
@@ -210,11 +220,40 @@ def test_bad_input(hbert, hbert_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("command", "out"), [("predict", "a.tsv"), ("embed", "a.npy")])
-def test_weights_that_are_not_the_models(hbert, foreign_weights, partial_weights, texts, tmp_path, command, out):
-    for folder in (foreign_weights, partial_weights):
+def test_weights_that_are_not_the_models(
+    hbert, foreign_weights, partial_weights, surplus_weights, texts, tmp_path, command, out
+):
+    for folder in (foreign_weights, partial_weights, surplus_weights):
         status, _, stderr = hbert(command, "--model", folder, "--input", texts, "--out", tmp_path / out)
         assert status == 2 and f"{str(folder)!r}: the weights are incomplete or of another architecture" in stderr
         assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("build", "surplus"),
+    [(lambda: hbert_model(norm_style="pre_ln").hbert, "norm.bias"), (lambda: bert().bert, "encoder.layer.1.")],
+)
+def test_an_encoder_alone_with_tensors_that_have_no_place(build, surplus, tmp_path):
+    build().save_pretrained(tmp_path)
+    load_encoder(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    change = {"norm_style": "post_ln"} if config["model_type"] == "hbert" else {"num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(HbertError, match=rf"of another architecture \(.* have no place, such as {surplus}"):
+        load_encoder(str(tmp_path))
+
+
+def test_poolers_constants_and_heads_of_other_tasks_have_no_place_and_need_none(tmp_path):
+    model = RobertaForMaskedLM(RobertaConfig(vocab_size=9, hidden_size=8, num_attention_heads=1, num_hidden_layers=1))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    more = {"embeddings.position_ids": np.arange(9), "pooler.dense.weight": np.ones((8, 8), np.float32)}
+    for prefix in ("roberta.", ""):
+        named = {name.replace("roberta.", prefix): tensor for name, tensor in tensors.items()}
+        named |= {prefix + name: tensor for name, tensor in more.items()}
+        save_file(named, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        load_encoder(str(tmp_path))
+        load_new_classifier(str(tmp_path), LabelSet(("a", "b"), False), {}, seed=0)
 
 
 def test_vocabulary_and_separator(hbert, classifier, hbert_folder, texts, tmp_path):
