@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hbert.data.storage import replacing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _DPI = 110
 _LONGEST_SIDE = 60.0  # inches
@@ -23,9 +22,18 @@ def save_confusion_plot(confusion: np.ndarray, names: Sequence[str], path: Path)
 
     The picture grows with the number of classes so that each keeps a readable name, and every cell that is
     not zero its count, up to about 250 classes.
-    """
-    from matplotlib.figure import Figure
 
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Names of labels are no formulas, whatever is in them and in the user's matplotlibrc.
+    plain = matplotlib.rc_context({"text.parse_math": False, "text.usetex": False})
+    with plain, replacing(path) as temporary:
+        # No version of matplotlib in the file: the same counts give the same bytes.
+        _drawn(confusion, names).savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _drawn(confusion: np.ndarray, names: Sequence[str]) -> Figure:
     num_classes = len(names)
     cell = min(0.6 if num_classes <= 12 else 0.24, _LONGEST_SIDE / num_classes)
     font = min(9.0, 30 * cell)
@@ -41,9 +49,7 @@ def save_confusion_plot(confusion: np.ndarray, names: Sequence[str], path: Path)
     axes.set_ylabel("label")
     axes.tick_params(length=0)
     _write_counts(axes, confusion, shares, 0.8 * font)
-    with replacing(path) as temporary:
-        # No version of matplotlib in the file: the same counts give the same bytes.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return figure
 
 
 def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray, font: float) -> None:

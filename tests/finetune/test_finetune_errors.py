@@ -120,6 +120,16 @@ def test_weights_that_the_model_has_no_place_for(refused, change):
     assert "have no place, such as hbert." in message
 
 
+def test_matplotlib_is_missed_before_training(refused, monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith("matplotlib."):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("confusion", "experiment", "finetune_command"):
+        monkeypatch.delitem(sys.modules, f"hbert.finetune.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "this command needs matplotlib, which is not installed: pip install 'hbert[train]'" in refused()
+
+
 def test_out(refused, tmp_path, hbert_folder):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -2,9 +2,11 @@
 
 import math
 
+import matplotlib
 import numpy as np
 import pytest
 
+from hbert.finetune.confusion import save_confusion_plot
 from hbert.finetune.metrics import (
     classification_metrics,
     confusion_matrix,
@@ -21,6 +23,14 @@ PREDICTIONS = np.array([0, 0, 1, 1, 2, 2])
 
 def test_confusion_matrix():
     assert confusion_matrix(LABELS, PREDICTIONS, 3).tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("names", [["from_$10_to_$20", "$5"], ["$a_b_c$", r"\alpha"], ["50%", "a_b"]])
+@pytest.mark.parametrize("usetex", [False, True])
+def test_any_name_of_a_label_can_be_drawn(tmp_path, usetex, names):
+    with matplotlib.rc_context({"text.usetex": usetex}):
+        save_confusion_plot(np.array([[1, 2], [3, 4]]), names, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_three_classes():
