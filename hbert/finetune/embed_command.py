@@ -19,7 +19,7 @@ from hbert.precision import device_of
 from .inference import POOLINGS, pooled_states
 from .models import load_encoder
 from .options import prepare_process
-from .stream import add_stream_arguments, load_runner, open_stream
+from .stream import add_stream_arguments, load_runner, open_stream, writing
 
 SUFFIXES = (".npy", ".safetensors")
 TENSOR = "embeddings"
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     stream = open_stream(args, SUFFIXES)
     model = load_encoder(args.model, device_of(args))
     runner, max_length = load_runner(args, model, pooled_states(args.pooling, args.normalize))
-    with writing_rows(args.out, stream.count, model.config.hidden_size) as write:
+    with writing(args.out), writing_rows(args.out, stream.count, model.config.hidden_size) as write:
         for vectors in stream.results(runner, max_length, "embed"):
             write(vectors)
     for line in stream.summary(runner, max_length):

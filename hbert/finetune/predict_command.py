@@ -12,7 +12,7 @@ from .inference import class_probabilities
 from .models import label_names, load_classifier
 from .options import prepare_process
 from .predictions import SUFFIXES, writing_predictions
-from .stream import add_stream_arguments, load_runner, open_stream
+from .stream import add_stream_arguments, load_runner, open_stream, writing
 
 
 def add_parser(subparsers: Any, summary: str) -> None:
@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     model = load_classifier(args.model, device_of(args))
     multi = model.config.problem_type == "multi_label_classification"
     runner, max_length = load_runner(args, model, class_probabilities(multi))
-    with writing_predictions(args.out, label_names(model.config), multi, args.label_separator) as writer:
+    names = label_names(model.config)
+    with writing(args.out), writing_predictions(args.out, names, multi, args.label_separator) as writer:
         for probabilities in stream.results(runner, max_length, "predict"):
             writer.write(probabilities)
     for line in stream.summary(runner, max_length):

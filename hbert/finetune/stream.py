@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -126,6 +127,19 @@ def _check_target(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     folder = out.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise HbertError(f"--out {out}: its folder must exist and be writable")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Surrounds what writes the file ``out``.
+
+    Raises:
+        HbertError: it could not be written, as on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise HbertError(f"{out} could not be written: {error}") from error
 
 
 def load_runner(args: argparse.Namespace, model: PreTrainedModel, readout: Readout) -> tuple[Runner, int]:

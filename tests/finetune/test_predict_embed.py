@@ -256,6 +256,20 @@ def test_poolers_constants_and_heads_of_other_tasks_have_no_place_and_need_none(
         load_new_classifier(str(tmp_path), LabelSet(("a", "b"), False), {}, seed=0)
 
 
+@pytest.mark.parametrize(("command", "out"), [("predict", "a.tsv"), ("embed", "a.npy"), ("embed", "a.safetensors")])
+def test_a_full_disk(hbert, classifier, tmp_path, monkeypatch, command, out):
+    (tmp_path / "many.txt").write_text("happy boat\n" * 500)
+    words = [command, "--model", classifier, "--input", tmp_path / "many.txt", "--out", tmp_path / out]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        status, stdout, stderr = hbert(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2 and f"hbert: error: {tmp_path / out} could not be written: " in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["many.txt"]
+
+
 def test_vocabulary_and_separator(hbert, classifier, hbert_folder, texts, tmp_path):
     larger = save_checkpoint(hbert_model(), tmp_path / "larger", [*PIECES, "more"])
     words = ["--input", texts, "--out", tmp_path / "o.npy"]
