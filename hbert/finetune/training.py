@@ -97,6 +97,8 @@ def train(
         train_dataset=task.train,
         # Neighbours of one length: BERT pays for padding, our own models do not.
         eval_dataset=Subset(task.valid, np.argsort(-task.valid.lengths, kind="stable").tolist()),
+        # Of what a model returns beside its logits, such as BART's states, nothing is kept.
+        preprocess_logits_for_metrics=lambda found, _: found[0] if isinstance(found, tuple) else found,
         compute_metrics=lambda found: _measure(found, task),
         callbacks=_callbacks(settings, events, callback),
     )

@@ -80,6 +80,17 @@ def test_a_head_is_kept_for_the_same_labels_and_else_all_of_it_is_new(build, tmp
     assert new_tensors("b", "a") == new_tensors("c", "d") == new_tensors("a", "b", "c") == head
 
 
+def test_a_model_that_returns_more_than_logits(hbert, short, tmp_path):
+    sizes = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in
+             {"layers": 1, "attention_heads": 2, "ffn_dim": 32}.items()}  # fmt: skip
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    config = BartConfig(vocab_size=VOCAB, d_model=16, max_position_embeddings=LENGTH, **sizes, **ids)
+    folder = save_checkpoint(BartForConditionalGeneration(config), tmp_path / "bart")
+    status, _, stderr = hbert("finetune", "--model", folder, *short, "--out", tmp_path / "out")
+    assert status == 0, stderr
+    assert results(tmp_path / "out")["model"]["class"] == "BartForSequenceClassification"
+
+
 def test_a_model_below_naive_bayes_is_a_failure(hbert, hbert_folder, toy, tmp_path):
     out, line = tmp_path / "out", "Below naive Bayes in accuracy: pretraining or fine-tuning has failed"
     words = ["--model", hbert_folder, *toy, "--out", out, *FAST, "--epochs", 1, "--lr", 1e-9]
