@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from hbert.errors import HbertError
 from .rows import Row, Rows, check_column
 
 _NAMED = 20  # labels that a message lists
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,15 @@ def cell_text(rows: Rows, row: Row, column: str) -> str:
     """Returns the text in a cell.
 
     Raises:
-        HbertError: there is none, or it is not a string.
+        HbertError: there is none, it is not a string, or it has half of a surrogate pair, as JSON may.
     """
     value = row.cells.get(column)
-    if isinstance(value, str):
+    if not isinstance(value, str):
+        what = f"{column!r} is not a text but {_shown(value)}" if column in row.cells else f"no {column!r}"
+    elif half := _HALF_PAIR.search(value):
+        what = f"{column!r} has {half[0]!a}, half of a surrogate pair, which is no character"
+    else:
         return value
-    what = f"{column!r} is not a text but {_shown(value)}" if column in row.cells else f"no {column!r}"
     raise HbertError(f"{rows.name}, {rows.unit} {row.line}: {what}")
 
 
@@ -183,6 +189,8 @@ def shortened(names: Iterable[str]) -> str:
 
 def _by_number_or_name(name: str) -> tuple[bool, float, str]:
     try:
-        return False, float(name), name
+        number = float(name)
     except ValueError:
-        return True, 0.0, name
+        number = math.nan
+    # "nan" is a name, too: as a number it would have no place in the order.
+    return (False, number, name) if math.isfinite(number) else (True, 0.0, name)

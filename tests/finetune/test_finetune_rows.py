@@ -1,5 +1,7 @@
 """Files as rows: formats, and errors that name the line."""
 
+import itertools
+
 import datasets
 import pytest
 
@@ -101,6 +103,11 @@ def test_a_split_or_data_set_that_does_not_exist(dataset):
         ("a.jsonl", '{"text": "a", "label": "x"}\n[1]\n', "line 2: not a JSON object"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": 5, "label": "x"}\n', "line 2: 'text' is not a text"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n\n{"label": "x"}\n', "line 3: no 'text'"),
+        (
+            "a.jsonl",
+            '\n{"text": "a \\ud83d b", "label": "x"}\n',
+            r"line 2: 'text' has '\\ud83d', half of a surrogate pair",
+        ),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', "line 2: no 'label'"),
         ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "line 1: 'label' is a list.*--multi-label"),
         ("a.jsonl", '{"text": "a", "label": {}}\n', "line 1: the label must be a name"),
@@ -130,6 +137,10 @@ def test_labels_of_every_kind(tmp_path):
     path = write(tmp_path, "a.jsonl", '{"text": "a", "label": 10}\n{"text": "b", "label": 9}\n')
     labels = LabelSet.collect(read_examples(open_rows(path), Columns()), None, False)
     assert labels.names == ("9", "10")
+    for names in itertools.permutations(["3", "nan", "10", "-inf", "b"]):
+        path = write(tmp_path, "c.csv", "text,label\n" + "".join(f"a,{name}\n" for name in names))
+        labels = LabelSet.collect(read_examples(open_rows(path), Columns()), None, False)
+        assert labels.names == ("3", "10", "-inf", "b", "nan")
     path = write(tmp_path, "b.csv", "text,label\na,b;a;b\nc,\nd,c\n")
     columns = Columns(separator=";")
     several = LabelSet.collect(read_examples(open_rows(path), columns), None, True)
