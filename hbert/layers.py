@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hbert_kernels import layer_norm
 from hbert_kernels.nn import AdditiveAttention, AddLayerNorm, ConvLayerNorm, LayerNorm, SubLNFeedForward
 
 from .config import ADDITIVE, PRE_NORM_STYLES, HBertConfig
@@ -41,14 +40,6 @@ def stream_of(carry: Carry) -> Tensor:
     """The residual stream [..., H] that a carry stands for."""
     x, residual = carry
     return x if residual is None else x + residual
-
-
-def norm_of_stream(norm: AddLayerNorm, carry: Carry) -> tuple[Tensor, Tensor]:
-    """``(LN(stream), stream)`` of a carry."""
-    x, residual = carry
-    if residual is None:
-        return layer_norm(x, norm.weight, norm.bias, norm.eps), x
-    return norm(x, residual)
 
 
 class HBertSelfAttention(nn.Module):
@@ -158,7 +149,7 @@ class HBertPreNormLayer(GradientCheckpointingLayer):
         if isinstance(self.attention_norm, ConvLayerNorm):
             stream = stream_of(carry)
             return layout.conv_norm(self.attention_norm, stream), stream
-        return norm_of_stream(self.attention_norm, carry)
+        return self.attention_norm(*carry)
 
 
 class HBertPostNormLayer(GradientCheckpointingLayer):

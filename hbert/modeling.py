@@ -15,12 +15,12 @@ from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from hbert_kernels import masked_lm_loss
-from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, HeadScorer
+from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, HeadScorer, weight_says_all
 
 from .config import PRE_NORM_STYLES, HBertConfig
 from .embeddings import HBertEmbeddings, sinusoidal_table
 from .inputs import build_layout, check_labels, check_masked_positions, check_range, check_shape, check_token_inputs
-from .layers import Carry, build_layer, norm_of_stream, stream_of
+from .layers import Carry, build_layer, stream_of
 from .layout import Layout
 
 IGNORE_INDEX = -100
@@ -215,7 +215,7 @@ class HBertModel(HBertPreTrainedModel):
             if keep_states:
                 states.append(stream_of(carry))
             carry = layer(*carry, layout)
-        return *states, carry[0] if self.norm is None else norm_of_stream(self.norm, carry)[0]
+        return *states, carry[0] if self.norm is None else self.norm(*carry)[0]
 
 
 class HBertHeadModel(HBertPreTrainedModel):
@@ -377,8 +377,8 @@ class HBertForMaskedLM(HBertHeadModel):
         hidden, labels = masked_rows(hidden, labels, masked)
         hidden, decoder = self.head.transform(hidden), self.head.decoder
         counted = (labels != IGNORE_INDEX).sum()
-        if type(decoder) is not nn.Linear:
-            # The op reads the weight, which would go around whatever stands in for a linear layer.
+        if not weight_says_all(decoder, nn.Linear):
+            # The op reads the weight, which would go around whatever stands in for a linear layer, and hooks.
             shared = counted.clamp(min=1) if divisor is None else divisor
             loss, num_correct = _loss_of_logits(decoder(hidden), labels, shared)
         else:

@@ -37,12 +37,14 @@ def _over_last_dims(norm: nn.LayerNorm, input: Tensor, function: Any) -> Tensor:
 class AddLayerNorm(nn.LayerNorm):
     """Residual sum and its norm: ``forward(x, residual) -> (LN(x + residual), x + residual)``.
 
-    Constructor and parameters are those of torch.nn.LayerNorm over the last dimension; see
-    :func:`hbert_kernels.add_layer_norm` for dtypes.
+    Without a residual: ``forward(x) -> (LN(x), x)``. Constructor and parameters are those of torch.nn.LayerNorm over
+    the last dimension; see :func:`hbert_kernels.add_layer_norm` for dtypes.
     """
 
-    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Two [..., H] -> the norm in the dtype of the first, the sum in the promoted dtype."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """One or two [..., H] -> the norm in the dtype of the first, the sum in the promoted dtype."""
+        if residual is None:
+            return ops.layer_norm(input, self.weight, self.bias, self.eps), input
         return ops.add_layer_norm(input, residual, self.weight, self.bias, self.eps)
 
 
@@ -144,9 +146,19 @@ class SubLNFeedForward(nn.Module):
         return self.fc2(self.norm(self.fc1(x)))
 
 
-def _weight_says_all(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module is of one of these classes, maybe with torch's parametrizations, and not a stand-in."""
-    return type(module) in kinds or (parametrize.is_parametrized(module) and isinstance(module, kinds))
+def weight_says_all(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether what a module computes can be read from its weight and bias, without a call.
+
+    It is of one of these classes, maybe with torch's parametrizations, and not a stand-in; and no hook computes them.
+    """
+    plain = type(module) in kinds or (parametrize.is_parametrized(module) and isinstance(module, kinds))
+    return plain and not computed_by_hook(module)
+
+
+def computed_by_hook(module: nn.Module) -> bool:
+    """Whether a hook computes parameters of a module before each call, as those of torch.nn.utils.prune do."""
+    # Tensors that are no parameters, but without a hook, are what nn.DataParallel makes.
+    return bool(module._forward_pre_hooks) and any(isinstance(value, Tensor) for value in vars(module).values())
 
 
 class HeadScorer(nn.Module):
@@ -254,13 +266,13 @@ class AdditiveAttention(nn.Module):
         """Packed tokens [T, H] -> [T, H]; rows behind cu_seqlens[-1] are not defined.
 
         Raises:
-            TypeError: a scorer is neither nn.Linear nor :class:`HeadScorer`: the op reads its weight and does not call
-                it.
+            TypeError: a scorer is neither nn.Linear nor :class:`HeadScorer`, or a hook computes parameters of a scorer
+                or the norm: the op reads their weights and does not call them.
         """
-        self._check_scorers()
+        self._check_read()
         query, norm = self.query(x), self.norm
         # The K-free form reads the weight of the key, which would go around whatever stands in for a linear layer.
-        plain = _weight_says_all(self.key, nn.Linear)
+        plain = weight_says_all(self.key, nn.Linear)
         mixed = ops.additive_attention(
             query,
             # Under autocast the projection is narrower than its input, and the core reads both.
@@ -281,11 +293,16 @@ class AdditiveAttention(nn.Module):
         )
         return self.transform(mixed) + query
 
-    def _check_scorers(self) -> None:
-        for name in ("query_att", "key_att"):
-            scorer = getattr(self, name)
-            if not _weight_says_all(scorer, nn.Linear, HeadScorer):
-                kind = type(scorer)
+    def _check_read(self) -> None:
+        for name in ("query_att", "key_att", "norm"):
+            module = getattr(self, name)
+            if module is not None and computed_by_hook(module):
+                raise TypeError(
+                    f"AdditiveAttention: a hook computes parameters of {name}, but only these are read, and no hook is"
+                    " called: make them parameters first, as torch.nn.utils.prune.remove does"
+                )
+            if name != "norm" and not weight_says_all(module, nn.Linear, HeadScorer):
+                kind = type(module)
                 raise TypeError(
                     f"AdditiveAttention: {name} is a {kind.__name__} of {kind.__module__}, but only the weight of a"
                     " torch.nn.Linear or a HeadScorer is read: leave scorers out of adapters"

@@ -107,6 +107,8 @@ def test_add_layer_norm():
         randn(2, 7, 40),
         randn(2, 7, 40),
     )
+    x = randn(2, 7, 40)
+    assert_module_is(norm, lambda p, x: (formulas.layer_norm(x, p["weight"], p["bias"], 1e-3), x), x)
     assert list(norm.state_dict()) == ["weight", "bias"]
 
 

@@ -14,7 +14,15 @@ from hbert.layers import (
     HBertPreNormLayer,
     HBertSelfAttention,
 )
-from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, HeadScorer, LayerNorm, SubLNFeedForward
+from hbert_kernels.nn import (
+    ActivationLayerNorm,
+    AddLayerNorm,
+    ConvLayerNorm,
+    HeadScorer,
+    LayerNorm,
+    SubLNFeedForward,
+    computed_by_hook,
+)
 
 _OF_TORCH = (nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList)
 _OF_OURS = (
@@ -31,12 +39,20 @@ def check_modules(encoder: nn.Module) -> None:
     The library's own are the classes of the Python module that defines the encoder. The pooler is called, not read.
 
     Raises:
-        ValueError: one is of another class, a subclass included; the message names it.
+        ValueError: one is of another class, a subclass included, or a hook computes its parameters; the message
+            names it.
     """
     home = type(encoder).__module__
     for name, module in encoder.named_modules():
         kind = type(module)
-        if kind in _OF_TORCH or kind in _OF_OURS or kind.__module__ == home or name.split(".")[0] == _POOLER:
+        if name.split(".")[0] == _POOLER:
+            continue
+        if computed_by_hook(module):
+            raise ValueError(
+                f"{type(encoder).__name__} cannot be optimized: a hook computes parameters of its {name}; make them"
+                " parameters first, as torch.nn.utils.prune.remove does"
+            )
+        if kind in _OF_TORCH or kind in _OF_OURS or kind.__module__ == home:
             continue
         if next(module.parameters(), None) is not None:
             raise ValueError(

@@ -147,7 +147,9 @@ def _count_norms(norms: list[nn.Module], where: str, report: PatchReport) -> Non
     plain = sum(map(is_plain_norm, norms))
     report.replaced["norms"] += plain
     if plain < len(norms):
-        report.kept[f"{len(norms) - plain} norms of {where}"] = "they are not torch's LayerNorm, or were wrapped"
+        report.kept[f"{len(norms) - plain} norms of {where}"] = (
+            "they are not torch's LayerNorm, were wrapped, or a hook computes their parameters"
+        )
 
 
 def _patch_head(name: str, model: PreTrainedModel, report: PatchReport) -> None:

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from hbert.convert.families import Family
 from hbert.modeling import IGNORE_INDEX, masked_rows
 from hbert_kernels import masked_lm_loss
+from hbert_kernels.nn import weight_says_all
 
 from .encoder import Forward, arguments_of, has_patch, in_asked_form, main_input, obstacle, pack_inputs, tell
 from .parts import activation_norm, getter, plain_gelu
@@ -29,8 +30,8 @@ def masked_lm_forward(family: Family, original: Forward) -> Forward:
         labels = inputs.pop("labels", None)
         encoder = self.base_model
         reason = obstacle(encoder, family, inputs) if has_patch(encoder) else "its encoder is not patched"
-        if reason is None and type(decoder(self)) is not nn.Linear:
-            reason = f"its decoder is a {type(decoder(self)).__name__}"
+        if reason is None and not weight_says_all(decoder(self), nn.Linear):
+            reason = f"its decoder is a {type(decoder(self)).__name__} whose weight does not say what it computes"
         if reason is not None:
             tell(self, reason)
             return original(self, *args, **kwargs)

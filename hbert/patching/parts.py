@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hbert.convert.families import ACTIVATIONS, Family
 from hbert_kernels import activation_layer_norm, add_layer_norm
+from hbert_kernels.nn import weight_says_all
 
 Getter = Callable[[nn.Module], Any]
 
@@ -64,8 +65,8 @@ def identity(x: Tensor) -> Tensor:
 
 
 def is_plain_norm(norm: nn.Module) -> bool:
-    """Whether it is torch's LayerNorm itself, and not what an adapter or a hook put in its place."""
-    return type(norm) is nn.LayerNorm and "forward" not in vars(norm)
+    """Whether it is torch's LayerNorm, to be read, and not what an adapter or a hook put in its place."""
+    return weight_says_all(norm, nn.LayerNorm) and "forward" not in vars(norm)
 
 
 def add_norm(norm: Any, stream: Tensor, branch: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from model_helpers import batch, small_model, with_adapter
 from patch_helpers import batch_of, small
+from torch.nn.utils import prune
 
 from hbert import HBertForTokenClassification, optimize
 
@@ -27,6 +28,18 @@ def test_adapters_are_refused(family, name, dtype):
     message = f"{type(model).__name__} cannot be optimized: its {name} is a LoraLinear of model_helpers, .*; merge"
     with pytest.raises(ValueError, match=rf"{message} adapters first \(merge_and_unload\(\)\)"):
         optimize(torch.nn.Sequential(model), dtype)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(None, "layers.1.ffn.fc1"), (None, "norm"), ("bert", "encoder.layer.0.output.dense")]
+)
+def test_parameters_that_a_hook_computes_are_refused(family, name):
+    model = small(family).float() if family else small_model(dtype=torch.float32)
+    prune.l1_unstructured(model.get_submodule(name), "weight", 0.3)
+    with pytest.raises(ValueError, match=f"cannot be optimized: a hook computes parameters of its {name}; make them"):
+        optimize(model)
+    prune.remove(model.get_submodule(name), "weight")
+    optimize(model)
 
 
 def test_what_stands_behind_the_encoder_may_have_adapters():

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from model_helpers import batch, dense_twin, small_masked_lm, small_model, with_adapter
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 IGNORED = -100
@@ -69,6 +70,51 @@ def test_parametrized_weights_are_read(scorer, name):
     weight_norm(model.layers[0].attention.get_submodule(name))
     found = model(*batch(rows=2, length=45)).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def moved(module, name="weight"):
+    """Prunes a parameter, and moves what is left of it behind the back of the hook."""
+    prune.l1_unstructured(module, name, 0.3)
+    with torch.no_grad():
+        getattr(module, f"{name}_orig").mul_(-3).add_(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [("layers.0.attention.key", "weight"), ("layers.0.attention.key", "bias"), ("layers.0.attention_norm", "weight")]
+    + [("layers.1.attention_norm", "weight"), ("norm", "bias")],
+)
+@pytest.mark.parametrize("style", ["sub_ln", "post_ln"])
+def test_parameters_that_a_hook_computes_are_those_of_this_call(style, name, parameter):
+    model = small_model(norm_style=style)
+    if style == "post_ln" and name == "norm":
+        name = "layers.1.ffn_norm"
+    for length in (7, 45):  # both forms of additive attention
+        moved(model.get_submodule(name), parameter)
+        found = model(*batch(rows=2, length=length)).last_hidden_state
+        prune.remove(model.get_submodule(name), parameter)
+        expected = model(*batch(rows=2, length=length)).last_hidden_state
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["query_att", "key_att", "norm"])
+@pytest.mark.parametrize("scorer", ["dense", "per_head"])
+def test_parameters_that_are_read_may_not_come_from_a_hook(scorer, name):
+    model = small_model(scorer=scorer)
+    moved(model.get_submodule(f"layers.0.attention.{name}"))
+    with pytest.raises(TypeError, match=f"a hook computes parameters of {name}, .*prune.remove"):
+        model(*batch())
+    prune.remove(model.get_submodule(f"layers.0.attention.{name}"), "weight")
+    model(*batch())
+
+
+def test_a_decoder_whose_weight_a_hook_computes():
+    model = small_masked_lm(tie_word_embeddings=False).train()
+    moved(model.head.decoder)
+    ids, _ = batch()
+    found = model(ids, labels=ids).loss
+    prune.remove(model.head.decoder, "weight")
+    torch.testing.assert_close(found, model(ids, labels=ids).loss, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("divisor", [None, 7])

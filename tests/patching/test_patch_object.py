@@ -11,6 +11,7 @@ import torch
 import transformers
 from patch_helpers import FAMILIES, assert_equal_where_valid, batch_of, layers_of, pair, small
 from torch import nn
+from torch.nn.utils import prune
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel, GPT2Config, GPT2Model
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -201,7 +202,7 @@ def test_modules_put_in_later_are_called():
     unpatch(patched)
     report = patch(patched)
     assert report.replaced["norms"] == 5
-    assert report.kept["2 norms of BertModel"] == "they are not torch's LayerNorm, or were wrapped"
+    assert report.kept["2 norms of BertModel"].startswith("they are not torch's LayerNorm, were wrapped, or")
 
 
 def square_mask(inputs):
@@ -247,6 +248,21 @@ def test_fallbacks_by_configuration_and_by_later_changes():
     patched.cls.predictions.decoder = nn.Sequential(patched.cls.predictions.decoder)
     with pytest.warns(UserWarning, match="its decoder is a Sequential"):
         patched(**inputs)
+
+
+@pytest.mark.parametrize("name", ["cls.predictions.decoder", "bert.encoder.layer.0.attention.output.LayerNorm"])
+@pytest.mark.filterwarnings("ignore:BertForMaskedLM runs its original forward, .* its decoder is a Linear whose weight")
+def test_parameters_that_a_hook_computes_are_those_of_this_call(name):
+    _, patched = pair("bert", masked_lm=True, tie_word_embeddings=False)
+    patched.eval()
+    module, inputs = patched.get_submodule(name), batch_of(patched, "none")
+    inputs["labels"] = inputs["input_ids"]
+    prune.l1_unstructured(module, "weight", 0.3)
+    with torch.no_grad():
+        module.weight_orig.mul_(-3).add_(0.1)
+    found = patched(**inputs)
+    prune.remove(module, "weight")
+    assert_equal_where_valid(patched(**inputs), found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
