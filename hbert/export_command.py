@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 import hbert
+from hbert.convert.files import read_config
 from hbert.data.terminal import output_console
 from hbert.errors import HbertError
+from hbert.inference.checkpoint import load_pretrained
 
 from .modeling import HBertPreTrainedModel
 
@@ -39,13 +40,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _load(folder: Path) -> HBertPreTrainedModel:
-    if not (folder / "config.json").is_file():
-        raise HbertError(f"{folder} is not the folder of a model: it has no config.json")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type != "hbert":
-            raise HbertError(f"{folder} is a {config.model_type} model; hbert convert makes an HBERT of it")
-        kind = getattr(hbert, (config.architectures or ["HBertModel"])[0])
-        return kind.from_pretrained(folder)
-    except (OSError, RuntimeError, AttributeError) as error:
-        raise HbertError(f"the model in {folder} cannot be read: {error}") from error
+    config = read_config(folder)
+    if config.model_type != "hbert":
+        raise HbertError(f"{folder} is a {config.model_type} model; hbert convert makes an HBERT of it")
+    model = load_pretrained(folder)
+    assert isinstance(model, HBertPreTrainedModel)
+    return model

@@ -31,7 +31,10 @@ _WEIGHTS, _CONFIGURATIONS = {".safetensors", ".bin"}, {"config.json", _SENTENCE_
 
 
 class InMemory:
-    """A model as the original of an optimized one: referred to, not copied."""
+    """A model as the original of an optimized one: referred to, not copied.
+
+    Changes are seen that torch counts or that move a tensor; those through ``.data`` are neither.
+    """
 
     def __init__(self, model: nn.Module):
         self._model, self._weights = model, _state(model)
@@ -40,7 +43,7 @@ class InMemory:
         """The model.
 
         Raises:
-            ValueError: it has changed since.
+            ValueError: it is seen to have changed since.
         """
         if _state(self._model) != self._weights:
             raise ValueError(
@@ -114,7 +117,7 @@ class Original:
 
 
 def _state(model: nn.Module) -> list[tuple[int, int]]:
-    """What differs as soon as a tensor of the model was written to or replaced."""
+    """What differs as soon as a tensor of the model was replaced, or written to other than through its ``data``."""
     tensors = [*model.parameters(), *model.buffers()]
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
@@ -135,9 +138,18 @@ def load_model(folder: Path) -> nn.Module:
         raise HbertError(f"no such folder: {folder}; a model of the hub: optimize what from_pretrained returns")
     if (folder / _SENTENCE_TRANSFORMER).is_file():
         return _sentence_transformer(folder)
-    config = read_config(folder)
+    return load_pretrained(folder)
+
+
+def load_pretrained(folder: Path) -> PreTrainedModel:
+    """Returns the model of a folder that transformers loads, in evaluation mode on the CPU.
+
+    Raises:
+        HbertError: as in :func:`load_model`.
+    """
+    kind = _class_of(folder, read_config(folder))
     weight_files(folder)  # says what is missing
-    model, info = from_checkpoint(str(folder), _class_of(folder, config).from_pretrained, output_loading_info=True)
+    model, info = from_checkpoint(str(folder), kind.from_pretrained, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     # An encoder is an encoder without it; a head that reads it is not.
     without_pooler = bool(missing) and all(name.startswith(_POOLER) for name in missing)

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from model_helpers import VOCAB, batch, small_masked_lm, small_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import hbert.export
@@ -80,6 +81,26 @@ def test_a_wrong_result_writes_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("error", [0.1, np.nan])
+def test_wrong_answers_write_nothing(tmp_path, monkeypatch, error):
+    class Broken:
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, _, feeds):
+            given = {name: torch.from_numpy(array) for name, array in feeds.items()}
+            with torch.no_grad():
+                out = model(**given)
+            wrong = error * given["attention_mask"] * (given["input_ids"].shape[1] > 1)
+            return [(logits + wrong).numpy() for logits in (out.start_logits, out.end_logits)]
+
+    model = small_model(HBertForQuestionAnswering, dtype=torch.float32, layer_types="S")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Broken)
+    with pytest.raises(HbertError, match=r"ONNX Runtime's start_logits is off by (0\.1|nan) at \(2, 8\)"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         hbert.export, "find_spec", lambda name: None if name == "onnxscript" else importlib.util.find_spec(name)
@@ -133,10 +154,10 @@ def test_a_full_disk_while_the_file_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "is not the folder of a model: it has no config.json"),
+        (None, "is not a model folder: it has no config.json"),
         ({"model_type": "bert"}, "is a bert model; hbert convert makes an HBERT of it"),
-        ({"model_type": "hbert", "architectures": ["HBertForDreams"]}, "cannot be read: .*HBertForDreams"),
-        ({"model_type": "hbert", "architectures": ["HBertModel"]}, "cannot be read: "),
+        ({"model_type": "hbert", "architectures": ["HBertForDreams"]}, "holds a HBertForDreams, which"),
+        ({"model_type": "hbert", "architectures": ["HBertModel"]}, "has no weights; allowed: model.safetensors"),
     ],
 )
 def test_folders_that_cannot_be_exported(tmp_path, capsys, config, message):
@@ -144,6 +165,16 @@ def test_folders_that_cannot_be_exported(tmp_path, capsys, config, message):
         (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["export", str(tmp_path), str(tmp_path / "model.onnx")]) == 2
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_incomplete_weights_are_not_exported(tmp_path, capsys):
+    small_masked_lm(layer_types="AS").save_pretrained(tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1.ffn.fc1" not in name}
+    save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "model.onnx")]) == 2
+    assert "the weights are incomplete (2 are missing, such as hbert.layers.1.ffn.fc1.bias)" in capsys.readouterr().err
     assert not (tmp_path / "model.onnx").exists()
 
 
