@@ -59,7 +59,8 @@ class OptimizedBertModel(PreTrainedModel):
         """Encode a padded batch [B, N]; arguments as in transformers.
 
         Raises:
-            ValueError: an argument that the packed form has not; a sequence that is too long.
+            ValueError: an argument that the packed form has not; a sequence that is too long; in a model that counts
+                tokens, such as a RoBERTa, without position_ids, padding ids where the mask keeps them (CPU, eager).
         """
         if unknown := [name for name, value in others.items() if value is not None and value is not False]:
             raise ValueError(f"an optimized model has no {', '.join(sorted(unknown))}: use the original one")
@@ -69,7 +70,7 @@ class OptimizedBertModel(PreTrainedModel):
             input_ids,
             attention_mask,
             token_type_ids,
-            self._positions(position_ids, input_ids, inputs_embeds),
+            self._positions(position_ids, input_ids, inputs_embeds, attention_mask),
             inputs_embeds,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -80,7 +81,9 @@ class OptimizedBertModel(PreTrainedModel):
         pooled = None if self.pooler is None else self.pooler(states)
         return BaseModelOutputWithPoolingAndCrossAttentions(states, pooled, found.hidden_states)
 
-    def _positions(self, given: Tensor | None, ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
+    def _positions(
+        self, given: Tensor | None, ids: Tensor | None, embeds: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
         """Rows of our table of positions, [B, N]: theirs, without the first rows of RoBERTa's."""
         if given is not None:
             return given if self._padding is None else given - (self._padding + 1)
@@ -88,6 +91,23 @@ class OptimizedBertModel(PreTrainedModel):
         if main is None or main.dim() < 2:
             return None  # the encoder says what is wrong
         shape, limit = main.shape[:2], self.encoder.config.max_position_embeddings
+        if ids is not None and self._padding is not None:
+            _check_padding(ids, mask, self._padding)
         positions = token_positions(ids, shape, main.device, limit, self._padding)
-        # Padding is taken out by the mask; where there is none, it has the position of a first token.
+        # Padding, which the mask takes out, has position -1.
         return positions.clamp(min=0).expand(shape)
+
+
+def _check_padding(ids: Tensor, mask: Tensor | None, padding: int) -> None:
+    """Checks that the mask takes out all padding ids: the table has no row for them, as the original's has."""
+    if torch.compiler.is_compiling() or ids.device.type != "cpu":
+        return
+    kept = ids == padding
+    if mask is not None and mask.shape == ids.shape:  # else the encoder says what is wrong
+        kept &= mask != 0
+    if kept.any():
+        row, column = kept.nonzero()[0].tolist()
+        raise ValueError(
+            f"row {row} has the padding id {padding} in column {column}, which attention_mask does not take out: give"
+            " the tokenizer's mask"
+        )

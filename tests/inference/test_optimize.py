@@ -102,6 +102,29 @@ def test_encoders_of_transformers(family, padding):
         assert_equal_where_valid((pooled,), (found.pooler_output,), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_padding_that_no_mask_takes_out_of_a_model_that_counts_tokens(family):
+    model = small(family).float().eval()
+    fast, inputs = optimize(model), batch_of(model, "right")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    given = torch.arange(2, 2 + ids.shape[1]).expand_as(ids)
+    for wrong in (None, torch.ones_like(mask)):
+        with pytest.raises(ValueError, match="row 1 has the padding id 1 in column 1, which attention_mask does not"):
+            fast(ids, wrong)
+        with torch.no_grad():
+            expected = model(ids, wrong, position_ids=given).last_hidden_state
+        torch.testing.assert_close(fast(ids, wrong, position_ids=given).last_hidden_state, expected, **FP32)
+    fast(ids, mask.bool())
+
+
+def test_a_bert_may_attend_to_padding():
+    model = small("bert").float().eval()
+    ids = batch_of(model, "right")["input_ids"]
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state
+    torch.testing.assert_close(optimize(model)(ids).last_hidden_state, expected, **FP32)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_heads_of_transformers(family):
     model = small(family, masked_lm=True).float().eval()
