@@ -272,6 +272,11 @@ extern "C" __attribute__((visibility("default"))) int64_t hbert_program_step(con
 
 extern "C" __attribute__((visibility("default"))) void hbert_free_program(int64_t number) {
   hbert::Programs& programs = hbert::Programs::all();
+  // Destroyed behind the lock: the end of a tensor may run Python, which may free another program.
+  std::shared_ptr<const hbert::Program> freed;
   const std::lock_guard<std::mutex> lock(programs.mutex);
-  programs.by_number.erase(number);
+  const auto found = programs.by_number.find(number);
+  if (found == programs.by_number.end()) return;
+  freed = std::move(found->second);
+  programs.by_number.erase(found);
 }

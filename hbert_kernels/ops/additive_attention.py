@@ -78,7 +78,7 @@ def additive_attention(
         max_seqlen: an upper bound of the sequence lengths.
         num_heads: h; must divide H.
         query_att_bias, key_att_bias: [h] or None.
-        norm_weight, norm_bias, eps: affine parameters [H] or None and epsilon of the sub-layer norm.
+        norm_weight, norm_bias, eps: affine parameters [H] or None and epsilon of the sub-layer norm; unused without.
         sub_norm: return LN(U) instead of U.
         form: "direct", "key_free" (needs key_weight) or "auto" (the cheaper one by :func:`prefers_key_free`); they
             agree to rounding. Neither keeps a key for the backward: the direct form projects it once more.
@@ -120,9 +120,10 @@ def additive_attention(
     compute = compute_dtype(query)
     query_att = _with_idle_bias(query_att.to(compute), query_att_bias)
     key_att = _with_idle_bias(key_att.to(compute), key_att_bias)
+    norm = (norm_weight, norm_bias) if sub_norm else (None, None)
     arguments = (
         query, x.to(query.dtype), query_att, key_att, cu_seqlens, num_heads, key_weight, key_bias, form == "key_free",
-        norm_weight, norm_bias, sub_norm, eps,
+        *norm, sub_norm, eps,
     )  # fmt: skip
     if _dispatch.select(op, query, x, query_att) == "reference":
         return additive_attention_reference(*arguments, max_seqlen)

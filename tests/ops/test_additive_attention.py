@@ -118,6 +118,15 @@ def test_large_logits(form, scorer):
     assert all(value.isfinite().all() for value in checks.evaluate(op, cast(inputs, F32)).values())
 
 
+def test_parameters_of_an_absent_norm_have_no_gradients():
+    x = torch.randn(5, 24, requires_grad=True)
+    weight, bias, scorer = (torch.ones(*shape, requires_grad=True) for shape in ((24,), (24,), (3, 24)))
+    bounds = torch.tensor([0, 2, 5], dtype=torch.int32)
+    options = {"norm_weight": weight, "norm_bias": bias, "sub_norm": False}
+    hk.additive_attention(x, x, scorer, None, None, scorer, bounds, 3, 3, **options).sum().backward()
+    assert weight.grad is None and bias.grad is None and x.grad is not None
+
+
 @each_form
 @each_sub_norm
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=str)

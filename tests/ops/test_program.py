@@ -44,6 +44,18 @@ def test_a_program_keeps_its_constants_and_frees_them(rows, bounds):
         torch.ops.hbert_kernels.run_program(number, rows, bounds)
 
 
+def test_the_end_of_a_program_may_free_another(rows, bounds):
+    weight = torch.randn(WIDTH)
+    weight.owner = recorded(bounds, torch.randn(WIDTH))
+    program = recorded(bounds, weight)
+    numbers = [weight.owner._number, program._number]
+    del weight, program
+    gc.collect()
+    for number in numbers:
+        with pytest.raises(RuntimeError, match=f"there is no program {number}"):
+            torch.ops.hbert_kernels.run_program(number, rows, bounds)
+
+
 def test_an_error_of_an_op_reaches_the_caller(bounds):
     with pytest.raises(RuntimeError, match=r"add_layer_norm: a parameter must have \d+ values"):
         recorded(bounds, torch.randn(WIDTH))(torch.randn(5, WIDTH + 1), bounds)
