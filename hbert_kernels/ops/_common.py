@@ -30,13 +30,23 @@ def _has_derivative(arguments: tuple[Any, ...]) -> bool:
     return False
 
 
+def _distinct(arguments: tuple[Any, ...]) -> list[Any]:
+    """The arguments; a tensor that was given before as a view of itself."""
+    distinct: list[Any] = []
+    for argument in arguments:
+        repeated = isinstance(argument, Tensor) and any(argument is other for other in distinct)
+        distinct.append(argument.view_as(argument) if repeated else argument)
+    return distinct
+
+
 def run(function: type[torch.autograd.Function], op: Callable[..., Any], *arguments: Any, outputs: int = 1) -> Any:
     """``function.apply(*arguments)``, whose forward pass is ``op(*arguments)`` cut to the first ``outputs`` results.
 
     Where no derivative can be asked for, the op alone: autograd's own bookkeeping costs more than a kernel on few rows.
     """
     if _has_derivative(arguments):
-        return function.apply(*arguments)
+        # torch.compile has no graph for a function that is given one tensor twice.
+        return function.apply(*(_distinct(arguments) if torch.compiler.is_compiling() else arguments))
     results = op(*arguments)
     return results[0] if outputs == 1 else results[:outputs]
 

@@ -114,6 +114,13 @@ def assert_compiles_with_inductor(op, inputs):
     assert_same_values(evaluate(torch.compile(op, fullgraph=True), inputs), evaluate(op, inputs))
 
 
+def assert_compiles_given_a_tensor_twice(op, inputs):
+    """One graph, forward and backward, of an ``op`` that hands one of its inputs to a kernel more than once."""
+    torch._dynamo.reset()
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    checks.assert_equal_to_rounding(evaluate(compiled, inputs), evaluate(op, inputs))
+
+
 def assert_checkpointing_under_autocast_changes_no_bit(block, parameters, tokens, width, output_dtype):
     """``block`` [tokens, width] -> Tensor, run as it is and recomputed in the backward pass."""
     gradients = []

@@ -218,6 +218,15 @@ def test_compiles_with_inductor():
 
 
 @each_form
+def test_compiles_given_a_tensor_twice(form):
+    def tied(x, att, key_weight):
+        return hk.additive_attention(x, x, att, key_weight, None, att, cu_of([9, 4]), 9, 3, form=form)
+
+    x, _, att, key_weight, *_ = tensors([9, 4], 24, 3)
+    kernel_checks.assert_compiles_given_a_tensor_twice(tied, [x, att, key_weight])
+
+
+@each_form
 def test_autocast_with_activation_checkpointing(form):
     module, cu = hk.nn.AdditiveAttention(24, 3), cu_of([40, 2])
     parameters = [p for name, p in module.named_parameters() if name not in ("query_att.bias", "key_att.bias")]

@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 import hbert_kernels as hk
 from hbert_kernels._accuracy import compare
 
+from . import kernel_checks
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 ROWS = [1, 7, 37, 129]
 WIDTHS = [1, 7, 64, 192, 768, 1000, 1024]
@@ -212,6 +214,11 @@ def test_compiles_with_inductor():
         assert torch.equal(one, two)
     compiled(x, residual, weight, bias)[0].square().sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_compiles_given_a_tensor_twice():
+    x, _, weight, _ = problem(5, 40, torch.float64)
+    kernel_checks.assert_compiles_given_a_tensor_twice(lambda x, w: hk.add_layer_norm(x, x, w, w), [x, weight])
 
 
 def test_autocast_with_activation_checkpointing():
