@@ -41,14 +41,16 @@ def masked_lm_loss(
 
     Raises:
         TypeError: unsupported dtype of activations, parameters or labels.
-        ValueError: a shape or device does not fit, label_smoothing is not in [0, 1), num_masked is a number below 1, or
-            a label is not in [0, V).
+        ValueError: a shape or device does not fit, the vocabulary is empty, label_smoothing is not in [0, 1),
+            num_masked is a number below 1, or a label is not in [0, V).
     """
     op = "masked_lm_loss"
     _check.packed(op, "hidden", hidden)
     _check.floating(op, hidden=hidden, weight=weight, bias=bias)
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
         raise ValueError(f"{op}: weight must be [V, {hidden.shape[1]}], got shape {tuple(weight.shape)}")
+    if weight.shape[0] == 0:
+        raise ValueError(f"{op}: the vocabulary is empty: weight has shape {tuple(weight.shape)}")
     _check.shape(op, "bias", bias, weight.shape[0])
     _check.labels(op, labels, hidden, weight.shape[0], ignore_index)
     if not 0.0 <= label_smoothing < 1.0:
@@ -94,7 +96,7 @@ def _masked_lm_loss_fake(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = [
-        hidden.new_empty(0) if t is None or not w else t.new_empty(t.shape)
+        hidden.new_empty(0) if t is None else t.new_empty(t.shape if w else 0)
         for t, w in zip((hidden, weight, bias), wanted, strict=True)
     ]
     loss, correct = hidden.new_empty((), dtype=compute_dtype(hidden)), labels.new_empty(())

@@ -190,6 +190,7 @@ def test_scorers_of_additive_attention():
         ("masked_lm_loss", {"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ("masked_lm_loss", {"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\), got -0.1"),
         ("masked_lm_loss", {"weight": torch.randn(V, 7)}, r"masked_lm_loss: weight must be \[V, 8\], got shape"),
+        ("masked_lm_loss", {"weight": torch.randn(0, H), "bias": None}, r"the vocabulary is empty: .*\(0, 8\)"),
         ("masked_lm_loss", {"labels": torch.arange(5)}, r"labels has shape \(5,\), expected \(6,\)"),
     ],
 )

@@ -210,6 +210,15 @@ def test_opcheck(dtype):
         torch.library.opcheck(ops.accumulate_.default, (logits, remainder, torch.randn(7, 24)))
 
 
+@pytest.mark.parametrize("wanted", [[False] * 3, [True, False, False], [False, True, True]], ids=str)
+def test_fakes_have_the_dtypes_of_parameters_wider_than_the_activations(wanted):
+    inputs, labels = problem(7, dtype=BF16, parameter=F32)
+    op, options = torch.ops.hbert_kernels.masked_lm_loss, (None, -100, 0.0, wanted)
+    fakes = op(*[t.to("meta") for t in (*inputs, labels)], *options)
+    for given, fake in zip(op(*inputs, labels, *options), fakes, strict=True):
+        assert (given.dtype, given.shape) == (fake.dtype, fake.shape)
+
+
 def test_a_compensated_sum_does_not_lose_small_terms():
     total, remainder = torch.ones(1001, dtype=BF16), torch.zeros(1001, dtype=BF16)
     for _ in range(256):  # each is far below half a unit in the last place of 1
