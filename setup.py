@@ -11,8 +11,8 @@ Environment:
     HBERT_CUDA       unset: compile the CUDA kernels too if nvcc is found, go on without them if that fails. 1: compile
                      them or fail with the reason. 0: do not.
     CUDA_HOME        the CUDA toolkit; then CUDA_PATH, /usr/local/cuda, nvcc on the PATH.
-    HBERT_CUDA_ARCHS the GPU architectures to compile for; default: "80,90,100", of these what nvcc knows. The newest
-                     is there as PTX too, for later ones.
+    HBERT_CUDA_ARCHS the GPU architectures to compile for; default: "80,90,100", of these what nvcc knows. Numbers
+                     alone, not 90a; the newest is there as PTX too, for later ones.
     HBERT_REVISION   the revision that build_info.json names; default: what git says of this folder.
     HBERT_SANITIZE   1: with the address and undefined-behaviour sanitizers, in build/sanitized (see .ci/sanitizers).
 """
@@ -231,21 +231,21 @@ class CudaToolchain:
         if unknown or not self.architectures:
             known = ", ".join(self.known_architectures)
             raise CannotBuild(
-                f"{self.nvcc} cannot compile for {', '.join(unknown) or 'any GPU'}; it knows {known}",
+                f"{self.nvcc} cannot compile the kernels for {', '.join(unknown) or 'any GPU'}; allowed: {known}",
                 f"set HBERT_CUDA_ARCHS, then {REINSTALL}",
             )
 
     @cached_property
     def known_architectures(self) -> list[str]:
-        """What nvcc can compile for."""
+        """What nvcc can compile for, without 90a and its like: hbert_kernels compares numbers with those of devices."""
         listed = subprocess.run([self.nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
-        return re.findall(r"compute_(\w+)", listed)
+        return re.findall(r"compute_(\d+)\b", listed)
 
     @cached_property
     def architectures(self) -> list[str]:
         """What the kernels are compiled for, oldest first."""
         if "HBERT_CUDA_ARCHS" in os.environ:
-            return re.findall(r"\w+", os.environ["HBERT_CUDA_ARCHS"])
+            return sorted(re.findall(r"\w+", os.environ["HBERT_CUDA_ARCHS"]), key=lambda name: (len(name), name))
         return [a for a in CUDA_ARCHITECTURES if a in self.known_architectures]
 
     @property

@@ -15,7 +15,7 @@ import setuptools
 SETUP = Path(__file__).parents[1] / "setup.py"
 VARIABLES = ("HBERT_BUILD", "HBERT_CUDA", "HBERT_CUDA_ARCHS", "HBERT_SANITIZE", "CXX", "CXXFLAGS", "CUDA_PATH")
 WITHOUT_LEVELS = """case " $*" in *" -m"*) echo "error: unrecognized command-line option '-mnew'" >&2; exit 1;; esac"""
-COMPILER = """[ "$1" != --list-gpu-arch ] || echo compute_90
+COMPILER = """[ "$1" != --list-gpu-arch ] || printf "compute_%s\\n" 80 90 90a 100
 printf '%s\\n' "$@" >> "$0.log"
 while [ $# -gt 0 ]; do [ "$1" != -o ] || : > "$2"; shift; done"""
 
@@ -94,6 +94,27 @@ def test_any_folder_will_do_for_cuda(tree, tmp_path):
     # nvcc hands it to a shell of its own.
     linked = {str(output), f'-Xlinker="{tree.torch}/lib/libc10.so"', str(tree.compiler)}
     assert {str(tree.root / "csrc/cuda/op.cu"), *linked} <= {*words_of(tree.nvcc)}
+
+
+def test_the_newest_architecture_is_there_as_ptx(tree):
+    tree.monkeypatch.setenv("HBERT_CUDA_ARCHS", "100, 90;80")
+    module = tree.load()
+    assert module.BUILD_INFO["cuda"]["architectures"] == ["80", "90", "100"]
+    flags = module.CUDA_TOOLCHAIN.code_flags.split()
+    assert flags == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
+@pytest.mark.parametrize("names, refused", [("90a,80", "90a"), ("80,120", "120"), ("", "any GPU")])
+def test_architectures_that_the_kernels_are_not_compiled_for(tree, names, refused):
+    tree.monkeypatch.setenv("HBERT_CUDA_ARCHS", names)
+    info = tree.load().BUILD_INFO["cuda"]
+    assert info["built"] is False
+    assert info["reason"] == f"{tree.nvcc} cannot compile the kernels for {refused}; allowed: 80, 90, 100"
 
 
 def test_an_old_compiler_is_told_before_anything_is_compiled(tree):
