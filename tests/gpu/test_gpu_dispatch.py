@@ -188,6 +188,28 @@ def test_attention_of_no_sequences():
         assert not given.any()
 
 
+def test_flash_attention_is_given_dense_rows_and_bounds(monkeypatch):
+    given = []
+
+    def forward(*arguments):
+        given.append(arguments[:5])
+        return torch.zeros(arguments[0].shape), torch.zeros(2, 6)
+
+    def backward(dout, *arguments):
+        given.append((*arguments[:3], *arguments[5:7]))
+        return [torch.zeros(t.shape) for t in arguments[:3]]
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", forward)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", backward)
+    qkv, cu_seqlens = torch.randn(48, 6).t(), torch.tensor([[0, 9], [4, 9], [6, 9]], dtype=torch.int32)[:, 0]
+    results = gpu_attention.attention(qkv, cu_seqlens, 4, 2)
+    gpu_attention.attention_backward(results[0], qkv, *results, cu_seqlens, 4, 2)
+    expected = *qkv.unflatten(1, (3, 2, 8)).unbind(1), cu_seqlens, cu_seqlens
+    for tensors in given:
+        assert all(torch.equal(t, e) and t.stride(-1) == 1 for t, e in zip(tensors, expected, strict=True))
+    assert len(given) == 2
+
+
 @pytest.mark.parametrize("backend, op", [(b, op) for b in ("triton", "cuda") for op in _gpu.implemented(b)])
 def test_every_implementation_exists(backend, op):
     for name in _gpu.operators(op):
