@@ -79,10 +79,13 @@ def masked_lm_loss_reference(
     """Plain torch, any device, float64-capable, differentiable, exportable; holds the [M, V] logits."""
     logits = F.linear(hidden, weight.to(hidden.dtype), cast(bias, hidden.dtype)).to(compute_dtype(hidden))
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum")
-    counted = labels != ignore_index
-    divisor = counted.sum().clamp(min=1) if num_masked is None else num_masked
-    correct = (logits.argmax(-1) == labels) & counted
-    return total / divisor, correct.sum()
+    correct = (logits.argmax(-1) == labels) & (labels != ignore_index)
+    return total / _divisor(labels, ignore_index, num_masked), correct.sum()
+
+
+def _divisor(labels: Tensor, ignore_index: int, num_masked: Tensor | int | None) -> Tensor | int:
+    """What the summed loss is divided by."""
+    return (labels != ignore_index).sum().clamp(min=1) if num_masked is None else num_masked
 
 
 def _masked_lm_loss_fake(
@@ -113,6 +116,8 @@ def _accumulate_fake(sum: Tensor, remainder: Tensor | None, term: Tensor) -> Non
     return None
 
 
+# The gradients are those of the loss; where hidden is float16, those of the sum of the losses: divided by the number of
+# masked tokens, and not yet times the loss scale, they would be lost below float16's smallest number.
 _library.define(
     "masked_lm_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor? num_masked, int ignore_index,"
     " float label_smoothing, bool[3] wanted)"
@@ -268,6 +273,10 @@ class _MaskedLMLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             gradients = torch.ops.hbert_kernels.masked_lm_loss(*ctx.saved_tensors, *ctx.options)[2:]
+        if gradients[0].dtype == torch.float16:
+            _, _, _, labels, num_masked = ctx.saved_tensors
+            # With a dimension, so that the product is one of float32: a GPU would round a scalar to float16 first.
+            dloss = (dloss / _divisor(labels, ctx.options[0], num_masked)).float().reshape(1)
         # Its value is read only where that costs no device synchronisation.
         if torch.compiler.is_compiling() or not dloss.is_cpu or dloss != 1:
             gradients = [g.mul_(dloss) for g in gradients]

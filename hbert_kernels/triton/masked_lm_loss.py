@@ -187,16 +187,16 @@ def masked_lm_loss(
     label_smoothing: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The op of the same name: loss, correct and the wanted gradients; an empty tensor for each of the others."""
+    """The op of the same name: loss, correct and the wanted gradients; an empty tensor for each of the others.
+
+    In float16 the gradients are those of the sum of the losses.
+    """
     ignored = labels == ignore_index
     # 0 * NaN would reach dweight.
     rows = hidden.masked_fill(ignored[:, None], 0)
     targets = labels.masked_fill(ignored, _IGNORED)
     divisor = _divisor(num_masked, ignored)
-    inverse = divisor.reciprocal().float()
-    # float16 has no room for a probability over the number of masked tokens.
-    late = hidden.dtype == torch.float16
-    scale = torch.ones_like(inverse) if late else inverse
+    scale = (torch.ones_like(divisor) if hidden.dtype == torch.float16 else divisor.reciprocal()).float()
     vocab, product_weight = weight.shape[0], weight.to(hidden.dtype)
     width = triton.cdiv(vocab, _ALIGNED_COLS) * _ALIGNED_COLS
     padded_bias = None if bias is None else F.pad(bias.float(), (0, width - vocab))
@@ -222,7 +222,5 @@ def masked_lm_loss(
         if wanted[2]:
             dbias += logits.sum(0, dtype=torch.float32)
     dbias = dbias.to(hidden.dtype if bias is None else bias.dtype)
-    gradients = [dhidden, weight.new_empty(0) if dweight is None else dweight.total, dbias]
-    if late:
-        gradients = [g.mul_(inverse) for g in gradients]
-    return (total / divisor).float(), correct, gradients[0], gradients[1], gradients[2]
+    total_dweight = weight.new_empty(0) if dweight is None else dweight.total
+    return (total / divisor).float(), correct, dhidden, total_dweight, dbias

@@ -1,11 +1,14 @@
 """Masked-language-model loss in Triton: the kernels in the interpreter, and the driver over chunks of rows."""
 
+from unittest import mock
+
 import pytest
 import torch
 import triton_ops
 from ops import checks, formulas, kernel_checks
 from ops.checks import BF16, F32, randn
 
+from hbert_kernels.ops.masked_lm_loss import _MaskedLMLoss
 from hbert_kernels.triton import masked_lm_loss as loss_module
 
 F16 = torch.float16
@@ -21,16 +24,14 @@ def problem(rows, width=24, vocab=101, ignored=0.3):
 
 
 def bind(labels, num_masked=None, ignore_index=-100, label_smoothing=0.0):
-    """The loss as a differentiable function of hidden, weight and bias: the forward has the gradients at hand."""
+    """The loss as a differentiable function of hidden, weight and bias, with the public function's backward pass."""
 
-    def forward(*tensors):
+    def loss(*tensors):
         wanted = [t is not None for t in tensors]
-        return loss_module.masked_lm_loss(*tensors, labels, num_masked, ignore_index, label_smoothing, wanted)
+        with mock.patch.object(torch.ops.hbert_kernels, "masked_lm_loss", loss_module.masked_lm_loss):
+            return _MaskedLMLoss.apply(*tensors, labels, num_masked, ignore_index, label_smoothing, wanted)[0]
 
-    def backward(cotangents, results, tensors):
-        return [g * cotangents[0].to(g.dtype) for g in results[2:]]
-
-    return triton_ops.differentiable(forward, backward)
+    return loss
 
 
 def formula(labels, **options):
@@ -89,6 +90,18 @@ def test_a_strided_weight_over_several_chunks(monkeypatch, dtype, parameter):
 @each_dtype
 def test_a_vocabulary_of_several_blocks(dtype):
     assert_accurate(3, 24, 9001, dtype=dtype, smoothing=0.1)
+
+
+@pytest.mark.parametrize("parameter", [F16, F32], ids=str)
+@pytest.mark.parametrize(("num_masked", "scale"), [(None, 128.0), (torch.tensor(1e6), 65536.0)], ids=str)
+def test_a_loss_scale_saves_the_gradients_of_half_precision(num_masked, scale, parameter):
+    (hidden, weight, bias), labels = problem(13)
+    inputs = [hidden.to(F16), (weight / 50).to(parameter), bias.to(parameter)]
+    loss = bind(labels, num_masked)
+    actual = checks.evaluate(lambda *t: loss(*t) * scale, inputs)
+    exact = checks.evaluate(lambda *t: formula(labels, num_masked=num_masked)(*t) * scale, [t.double() for t in inputs])
+    for name in ("gradient 0", "gradient 1", "gradient 2"):  # within some roundings of float16
+        assert (actual[name].double() - exact[name]).norm() <= 5e-3 * exact[name].norm(), name
 
 
 @pytest.mark.parametrize("options", [{"num_masked": torch.tensor(17.0)}, {"ignore_index": 3}], ids=str)
