@@ -110,14 +110,19 @@ def dtype_name(peer: str, case_dtype: str, default: str | None = None) -> str:
 
 
 def compiled(peer: str, model: nn.Module) -> Any:
-    """What is called: the model itself, or its torch.compile, with weights as constants where they do not train."""
+    """What is called: the model itself, or its torch.compile, with weights as constants where they do not train.
+
+    The compiled one raises where dynamo would go on without compiling.
+    """
     if peer not in (*FROZEN, "hf-compile"):
         return model
-    if peer in FROZEN:
-        # Not "import torch...": that would make torch a name of this function.
-        from torch._inductor import config
+    # Not "import torch...": that would make torch a name of this function.
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
 
-        config.freezing = True
+    dynamo.fail_on_recompile_limit_hit = True
+    if peer in FROZEN:
+        inductor.freezing = True
     return torch.compile(model, dynamic=False)
 
 

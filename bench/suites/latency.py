@@ -66,6 +66,7 @@ def _floor(peer: str, case: Case, device: Device) -> ProductsFloor:
 
 def builder(case: Case, device: Device) -> Callable[[str], Task]:
     """What builds each peer's task of `case`."""
+    torch.compiler.reset()  # the limit of recompilations counts all shapes of the same code
 
     def made(peer: str) -> Task:
         return (_floor if is_floor(peer) else Forward)(peer, case, device)

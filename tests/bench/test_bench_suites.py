@@ -32,7 +32,7 @@ from bench.names import DTYPES as ALL_DTYPES
 from bench.peers import FROZEN, VOCAB_SIZE, batches, build, compiled, dense_copy, dtype_name, ids_and_mask, traits
 from bench.peers import SIZES as BUILT_SIZES
 from bench.runtime import DTYPES
-from bench.suites import SIZES, SUITES
+from bench.suites import SIZES, SUITES, latency, throughput
 from bench.suites.latency import Forward, builder
 from bench.suites.suite import Wanted
 from bench.suites.throughput import TrainingStep
@@ -60,8 +60,8 @@ def latency_case(dtype, **params):
 OPTIMIZED = "hbert-v2c+optimize"
 
 
-def training_case(folder, dtype="bf16"):
-    case = Case("throughput", "2x37", dtype, 2, 37, 74, {"size": "tiny"})
+def training_case(folder, dtype="bf16", seq=37):
+    case = Case("throughput", f"2x{seq}", dtype, 2, seq, 2 * seq, {"size": "tiny"})
     return Case(**{**vars(case), "params": {"size": "tiny", **masked_batches(case, folder)}})
 
 
@@ -163,10 +163,29 @@ def test_a_compiled_peer_is_compiled_and_the_same(peer, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     model, inputs = build("hf", "encoder", "tiny"), ids_and_mask(2, 9, CPU)
-    with torch.no_grad(), config.patch(freezing=False):
+    with torch.no_grad(), config.patch(freezing=False), torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):
         found = compiled(peer, model)
         assert isinstance(found, torch._dynamo.OptimizedModule) and config.freezing == (peer in FROZEN)
         assert torch.equal(found(**inputs).last_hidden_state, model(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("module", [latency, throughput])
+def test_each_case_has_the_recompilations_of_dynamo_anew(module, monkeypatch, local_corpus, tmp_path):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    cases = [training_case(tmp_path, "fp32", seq) for seq in (37, 20)]
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=False):
+        for case in cases:
+            module.builder(case, CPU)("hf-compile").step()
+
+
+def test_a_peer_that_is_compiled_no_more_fails(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=False), torch.no_grad():
+        torch.compiler.reset()
+        model = compiled("hf-compile", build("hf", "encoder", "tiny"))
+        model(**ids_and_mask(2, 9, CPU))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            model(**ids_and_mask(2, 8, CPU))
 
 
 def test_longer_sequences_get_more_positions():
