@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -23,6 +25,8 @@ HEAP_ALL, HEAP_OURS, HEAP_NONE = HEAPS = ("all", "ours", "none")  # whose worker
 ENGINES = "bench.engines."  # modules of workers without torch
 ENGINE_MODULE = f"{ENGINES}forward"
 _OPENMP = ("OMP_", "MKL_", "KMP_", "GOMP_")
+_COORDINATOR = "HBERT_BENCH_COORDINATOR"  # a worker's variable: the id of the process that started it
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _WORKER, _EXPORTER = (Path(__file__).with_name(name) for name in ("worker.py", "exporter.py"))
 
 
@@ -42,7 +46,7 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
             list(command),
-            env={**kept, **environment},
+            env={**kept, **environment, _COORDINATOR: str(os.getpid())},
             text=True,
             start_new_session=True,
             stdin=subprocess.PIPE,
@@ -91,18 +95,17 @@ class WorkerProcess:
         return self.reply(timeout)
 
     def close(self) -> None:
-        """Ends the process: politely through the end of its input, after two seconds by force."""
+        """Ends the process: politely through the end of its input, after two seconds, or at Ctrl-C, by force."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass
-        try:
-            self._process.wait(2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+        finally:
+            self._process.kill()  # does nothing to one that has ended
             self._process.wait()
-        self._log.close()
+            self._log.close()
 
     def _cause_of_death(self) -> str:
         code = self._process.wait()
@@ -148,6 +151,21 @@ def start_worker(module: str, setup: Setup, keep_heap: bool, openmp: bool = True
         return WorkerProcess(command, machine.thread_environment(setup.cpus))
     allocator = machine.heap_environment() if keep_heap else {}
     return WorkerProcess(command, allocator, without=_OPENMP)
+
+
+def end_with_coordinator() -> None:
+    """Called by a worker: where the system is Linux, it ends with the process that started it, whatever it is doing.
+
+    The signal comes when the thread that started the worker ends: the coordinator's main one.
+
+    Raises:
+        SystemExit: that process has ended already.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(_COORDINATOR) != str(os.getppid()):
+        sys.exit("the process that started this worker has ended")
 
 
 def start_exporter() -> WorkerProcess:

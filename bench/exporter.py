@@ -8,6 +8,7 @@ from pathlib import Path
 if __name__ == "__main__":  # this folder's own place on the path goes; an installed hbert comes before the checkout
     sys.path[:] = [*sys.path[1:], str(Path(__file__).resolve().parents[1])]
 
+from bench.client import end_with_coordinator
 from bench.worker import serve
 
 
@@ -17,6 +18,7 @@ def main() -> None:
 
         return Exporter()
 
+    end_with_coordinator()
     serve(lambda: {}, server)
 
 

@@ -8,8 +8,10 @@ import functools
 import importlib.util
 import math
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 if __name__ == "__main__":  # this folder's own place on the path goes; an installed hbert comes before the checkout
@@ -200,6 +202,16 @@ def _html_report(table: Path) -> list[str]:
         return [f"no HTML report: {error}"]
 
 
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends what runs inside as Ctrl-C does: workers are ended, and what is complete is shown."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and returns the exit code.
 
@@ -227,7 +239,8 @@ def main(argv: Sequence[str]) -> int:
     save_report = functools.partial(save, report, options.out, stem)
     interrupted = False
     try:
-        session.run(plans, Setup(cpus, options.device, options.heap), report, save_report)
+        with _terminated_like_interrupted():
+            session.run(plans, Setup(cpus, options.device, options.heap), report, save_report)
     except KeyboardInterrupt:
         interrupted = True
     paths = save_report()

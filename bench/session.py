@@ -75,8 +75,9 @@ class Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers.values():
-            worker.close()
+        with ExitStack() as stack:  # Ctrl-C while one ends leaves none of the others
+            for worker in self._workers.values():
+                stack.callback(worker.close)
 
     def ready(self, wanted: Collection[str]) -> dict[str, PeerWorker]:
         """Those of the wanted peers that can work, in the plan's order. A team that cannot even start fails once."""

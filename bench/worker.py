@@ -20,7 +20,7 @@ if __name__ == "__main__":  # this folder's own place on the path goes; an insta
     sys.path[:] = [*sys.path[1:], str(Path(__file__).resolve().parents[1])]
 
 from bench import machine
-from bench.client import ENGINES, KEPT
+from bench.client import ENGINES, KEPT, end_with_coordinator
 from bench.harness import Case
 
 if TYPE_CHECKING:
@@ -168,18 +168,21 @@ def serve(greet: Callable[[], dict[str, Any]], server_of: Callable[[], Any]) -> 
     def send(answer: dict[str, Any]) -> None:
         protocol.write(json.dumps(answer) + "\n")
 
-    greeting = _guarded(greet)
-    send(greeting)
-    if "failed" in greeting:
-        return
-    server = server_of()
-    for line in sys.stdin:
-        send(_guarded(_answer, server, json.loads(line)))
-    # What runtimes do at exit may wait for their threads without end: nobody is left then who would kill this process.
-    signal.alarm(EXIT_SECONDS)
+    try:
+        greeting = _guarded(greet)
+        send(greeting)
+        if "failed" in greeting:
+            return
+        server = server_of()
+        for line in sys.stdin:
+            send(_guarded(_answer, server, json.loads(line)))
+    finally:
+        # What runtimes do at exit may wait for their threads without end, and nobody may be left to kill this process.
+        signal.alarm(EXIT_SECONDS)
 
 
 def main(module: str, cpus: str, device: str, heap: str) -> None:
+    end_with_coordinator()
     numbers = [int(cpu) for cpu in cpus.split(",")]
     serve(lambda: _greeting(module, numbers, device, heap == KEPT), lambda: Server(module, _opened(module, device)))
 

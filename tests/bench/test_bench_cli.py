@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,12 +77,12 @@ def results(folder):
     return list(csv.DictReader(table.open())), json.loads(stored.read_text())
 
 
-@pytest.mark.parametrize("ends, code", [(None, 0), (KeyboardInterrupt, 130)])
+@pytest.mark.parametrize("ends, code", [(None, 0), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_what_is_complete_is_written(tmp_path, monkeypatch, capsys, ends, code):
     def measure(plans, setup, report, save_report):
         report.add(measured(), ("hbert-v1",), ("hf",))
         if ends:
-            raise ends
+            signal.raise_signal(ends)
 
     monkeypatch.setattr(session, "run", measure)
     assert run.main(["--out", str(tmp_path), "--threads", "1"]) == code

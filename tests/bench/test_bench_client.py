@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import textwrap
 
 import pytest
 
-from bench import machine, session
-from bench.client import Setup, WorkerError, WorkerProcess
+from bench import client, machine, session
+from bench.client import ENGINE_MODULE, Setup, WorkerError, WorkerProcess
 from bench.harness import TIME, Case, Result
 from bench.report import Report
 from bench.session import SuitePlan
@@ -105,6 +106,74 @@ def test_a_worker_whose_libraries_do_not_end_ends_with_its_input():
     command = [sys.executable, "-c", textwrap.dedent(source)]
     ended = subprocess.run(command, input="", capture_output=True, cwd=machine.ROOT, text=True, timeout=60, check=False)
     assert ended.stdout == "{}\n" and ended.returncode == -signal.SIGALRM
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux")
+@pytest.mark.parametrize("begin", [f"start_worker({ENGINE_MODULE!r}, Setup([0]), True, False)", "start_exporter()"])
+def test_a_worker_at_work_ends_with_a_coordinator_that_is_killed(begin):
+    source = f"""
+    import os, signal, time
+    from bench.client import Setup, start_exporter, start_worker
+    worker = {begin}
+    worker.reply()
+    os.kill(worker._process.pid, signal.SIGSTOP)  # it reads its input no more
+    print(worker._process.pid, flush=True)
+    time.sleep(600)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=machine.ROOT, text=True) as coordinator:
+        number = int(coordinator.stdout.readline())
+        handle = os.pidfd_open(number)
+        coordinator.kill()
+    ended, _, _ = select.select([handle], [], [], 30)
+    if not ended:
+        os.kill(number, signal.SIGKILL)
+    os.close(handle)
+    assert ended
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux")
+def test_a_worker_whose_coordinator_has_ended_does_not_start():
+    command = [sys.executable, client._EXPORTER]
+    environment = {**os.environ, client._COORDINATOR: "1"}
+    done = subprocess.run(command, env=environment, input="", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and done.stdout == "" and "has ended" in done.stderr
+
+
+def test_a_worker_whose_coordinator_does_not_read_ends():
+    source = """
+    import threading, time
+    from bench import worker
+    worker.EXIT_SECONDS = 1
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    worker.serve(dict, object)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=machine.ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "{}\n"
+        process.stdout.close()
+        process.stdin.write('{"do": "run"}\n')
+        process.stdin.flush()
+        try:
+            assert process.wait(60) == -signal.SIGALRM
+        finally:
+            process.kill()
+
+
+def test_an_interrupted_end_leaves_no_worker(worker_of, monkeypatch):
+    def interrupted(self, timeout=None):
+        if timeout is not None:
+            raise KeyboardInterrupt
+        return waited(self)
+
+    waited = subprocess.Popen.wait
+    workers = [worker_of("answer = lambda request: time.sleep(60)") for _ in range(2)]
+    crew = session.Crew(SuitePlan(LATENCY, (), (), (), 2.0), Setup([0]), Report({}))
+    crew._workers = {(str(number),): worker for number, worker in enumerate(workers)}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), crew:
+        patch.setattr(subprocess.Popen, "wait", interrupted)
+    assert not any(worker.alive for worker in workers)
 
 
 WELL = """
