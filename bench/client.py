@@ -143,13 +143,14 @@ def start_worker(module: str, setup: Setup, keep_heap: bool, openmp: bool = True
     """Starts a worker of the tasks that `module` builds; its first line is the greeting.
 
     `openmp`: it has one OpenMP thread on each core. Without, it has nothing in its environment that says so: OpenVINO
-    takes the first core of OMP_PLACES for all that there is.
+    takes the first core of OMP_PLACES for all that there is. One without torch is told by its environment to keep its
+    heap: the others call hbert_kernels.keep_heap.
     """
     cpus, heap = ",".join(map(str, setup.cpus)), KEPT if keep_heap else RELEASED
     command = [sys.executable, str(_WORKER), module, cpus, setup.device, heap]
+    allocator = machine.heap_environment() if keep_heap and module.startswith(ENGINES) else {}
     if openmp:
-        return WorkerProcess(command, machine.thread_environment(setup.cpus))
-    allocator = machine.heap_environment() if keep_heap else {}
+        return WorkerProcess(command, {**allocator, **machine.thread_environment(setup.cpus)})
     return WorkerProcess(command, allocator, without=_OPENMP)
 
 

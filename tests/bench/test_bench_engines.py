@@ -78,16 +78,36 @@ def test_their_processes_have_no_torch():
     assert done.stdout.split() == ["False"]
 
 
-def test_their_environment_has_no_openmp_but_where_that_is_theirs(monkeypatch):
+@pytest.fixture
+def environment_of(monkeypatch):
+    """The environment of a worker that is started so."""
     monkeypatch.setenv("OMP_PLACES", "{0}")
-    found = []
-    for openmp in (True, False):
-        monkeypatch.setattr(client, "_WORKER", "-c")  # with the module's place for the program
-        worker = start_worker("import json, os; print(json.dumps(dict(os.environ)))", Setup([0, 1]), True, openmp)
-        found.append(worker.reply())
-        worker.close()
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(client, "_WORKER", "-c")  # with the module's place for the program
+
+    def started(keep_heap, openmp):
+        worker = start_worker("import json, os; print(json.dumps(dict(os.environ)))", Setup([0, 1]), keep_heap, openmp)
+        try:
+            return worker.reply()
+        finally:
+            worker.close()
+
+    return started
+
+
+@pytest.mark.parametrize("keep_heap", [True, False])
+def test_their_environment_has_no_openmp_but_where_that_is_theirs_and_keeps_the_heap(
+    keep_heap, environment_of, monkeypatch
+):
+    monkeypatch.setattr(client, "ENGINES", "import ")
+    found = [environment_of(keep_heap, openmp) for openmp in (True, False)]
     assert found[0]["OMP_PLACES"] == "{0},{1}" and not any(name.startswith("OMP_") for name in found[1])
-    assert "glibc.malloc.trim_threshold" in found[1]["GLIBC_TUNABLES"]
+    for environment in found:
+        assert ("glibc.malloc.trim_threshold" in environment.get("GLIBC_TUNABLES", "")) is keep_heap
+
+
+def test_a_worker_with_torch_keeps_its_heap_by_itself(environment_of):
+    assert "GLIBC_TUNABLES" not in environment_of(keep_heap=True, openmp=True)
 
 
 def test_they_run_on_a_cpu_only():
