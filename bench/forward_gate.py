@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness import INT8_ERROR
+from bench.harness import INT8_ERROR, INT8_PEER_ERROR
 from bench.peers import Inputs, dense_copy, plain_torch
 from bench.runtime import DTYPES, WIDER
 
@@ -27,16 +27,18 @@ def valid_rows(states: Sequence[Tensor], batches: Sequence[Inputs]) -> Tensor:
     )
 
 
-def expected(source: Any, batches: Sequence[Inputs], dtype: str) -> tuple[Tensor, float]:
-    """The right rows, and the largest error allowed, for a peer with the weights of `source` in `dtype`.
+def expected(source: Any, batches: Sequence[Inputs], dtype: str, ours: bool) -> tuple[Tensor, float]:
+    """The right rows, and the largest error allowed, for a model with the weights of `source` in `dtype`.
 
     fp32 and bf16: rows of the next wider dtype in plain torch; allowed is twice the largest error of plain torch at the
     dtype itself, and 2 ulp of the largest value. int8 is no rounding of the same function: rows of float32, and a
-    relative error |out - right| / |right| over all rows of `INT8_ERROR`, whatever the way of quantizing.
+    relative error |out - right| / |right| over all rows of `INT8_ERROR` where the model is `ours`, else of
+    `INT8_PEER_ERROR`.
     """
     if dtype == "int8":
         with plain_torch():
-            return valid_rows(forward(dense_copy(source, torch.float32), batches), batches), INT8_ERROR
+            right = valid_rows(forward(dense_copy(source, torch.float32), batches), batches)
+        return right, INT8_ERROR if ours else INT8_PEER_ERROR
     own = DTYPES[dtype]
     with plain_torch():
         right = valid_rows(forward(dense_copy(source, WIDER[own]), batches), batches)

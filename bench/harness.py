@@ -18,7 +18,8 @@ SLICES = 10  # a candidate that is fast enough spends its minimum time in this m
 TRIES = 3  # a disturbed slice of a round is repeated, at most this often in all; then the round is given up
 PATIENCE = 2  # a case may take this many times the time it takes on a quiet machine,
 GRACE = 4.0  # and this many seconds: one burst of other load is longer than a whole case of the kernels
-INT8_ERROR = 0.5  # relative, of a peer in int8: tells the function from another one; how close it comes is in the row
+# Relative, in int8: above what each way of quantizing has been seen to cost, and below what a layer left out does.
+INT8_ERROR, INT8_PEER_ERROR = 0.1, 0.3
 # Fewer undisturbed rounds than this give no row: five have no 95% interval of their median (stats.median_interval).
 FEWEST = 6
 ALL_PEERS = "all peers"

@@ -167,7 +167,8 @@ def right_states(path):
         ("ort-fp32", 0.0, True),
         ("ort-fp32", 1e-4, False),
         ("ort-int8", 0.01, True),
-        ("ort-int8", 5.0, False),
+        ("ort-int8", 0.8, True),
+        ("ort-int8", 1.2, False),
         ("ort-fp32", np.nan, False),
     ],
 )

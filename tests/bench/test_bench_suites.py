@@ -99,10 +99,19 @@ def test_gate_of_a_forward_lets_the_right_one_pass_and_no_other(peer, dtype, par
     assert error > allowed
 
 
-@pytest.mark.parametrize("wrong, passes", [(0.3, True), (0.7, False), (float("nan"), False)])
-def test_gate_of_int8_is_the_relative_error_of_all_rows(wrong, passes, monkeypatch):
-    monkeypatch.setattr("bench.peers._optimized", lambda model, dtype: model)
-    task = Forward(OPTIMIZED, latency_case("int8"), CPU)
+@pytest.mark.parametrize(
+    "peer, wrong, passes",
+    [
+        (OPTIMIZED, 0.08, True),
+        (OPTIMIZED, 0.14, False),  # as wrong as a model that takes padding for tokens
+        (OPTIMIZED, float("nan"), False),
+        ("torchao-int8", 0.25, True),
+        ("torchao-int8", 0.41, False),  # as wrong as one without its last layer
+    ],
+)
+def test_gate_of_int8_is_the_relative_error_of_all_rows(peer, wrong, passes, monkeypatch):
+    monkeypatch.setattr(latency, "serving", lambda peer, model, dtype, device: model.eval())
+    task = Forward(peer, latency_case("int8"), CPU)
     assert task.check()[0] < 1e-5
     right = task.step
     task.step = lambda: [output * (1 + wrong) for output in right()]
