@@ -115,6 +115,12 @@ def _medians(rows: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
     }
 
 
+def lost(old: Iterable[Key], changes: Iterable[Change]) -> list[Key]:
+    """The rows of ours of an earlier run that have no counterpart in this one."""
+    found = {change.key for change in changes}
+    return [key for key in old if _is_ours(key[0], key[2]) and key not in found]
+
+
 def compare(old: Mapping[Key, float], rows: Sequence[Mapping[str, Any]], threshold: float) -> list[Change]:
     """What is in both, in the order of `rows`."""
     return [_change(key, old[key], new, threshold) for key, new in _medians(rows).items() if key in old]

@@ -215,7 +215,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and returns the exit code.
 
-    0; 1 if anything failed, 2 for bad usage, 3 if slower than an earlier run, 4 on a busy machine, 130 if interrupted.
+    0; 1 if anything failed or --fail-if-slower had nothing to compare, 2 for bad usage, 3 if slower than an earlier run,
+    4 on a busy machine, 130 if interrupted.
     """
     made = parser()
     options = made.parse_args(argv)
@@ -246,7 +247,7 @@ def main(argv: Sequence[str]) -> int:
     paths = save_report()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     show(report, console)
-    slower = _compared(old, report, options, console) if old is not None else False
+    code = _compared(old, report, options, console) if old is not None else 0
     console.print("wrote " + " and ".join(map(str, paths)), highlight=False, soft_wrap=True)
     for line in _html_report(paths[0]):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -255,16 +256,20 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     if report.failures:
         return FAILED
-    if slower:
-        return SLOWER
-    return BUSY if options.strict and report.disturbances() else 0
+    return code or (BUSY if options.strict and report.disturbances() else 0)
 
 
-def _compared(old: Mapping[compare.Key, float], report: Report, options: argparse.Namespace, console: Console) -> bool:
-    """Shows what has changed; whether one of ours is slower, and that was asked to matter."""
+def _compared(old: Mapping[compare.Key, float], report: Report, options: argparse.Namespace, console: Console) -> int:
+    """Shows what has changed. The exit code, where that was asked to matter: of a slower one of ours, or of none."""
     changes = compare.compare(old, report.rows, options.fail_if_slower or compare.THRESHOLD)
-    show_changes(changes, options.compare, console)
-    return bool(options.fail_if_slower) and any(change.ours and change.verdict == compare.SLOWER for change in changes)
+    show_changes(changes, compare.lost(old, changes), options.compare, console)
+    if not options.fail_if_slower:
+        return 0
+    ours = [change for change in changes if change.ours]
+    if not ours:
+        console.print("[bold red]failed[/] --fail-if-slower: no row of ours was compared", highlight=False)
+        return FAILED
+    return SLOWER if any(change.verdict == compare.SLOWER for change in ours) else 0
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from statistics import median
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bench.compare import Change
+from bench.compare import Change, Key
 from bench.report import Report
 from bench.rows import Row
 from bench.stats import FASTER, NO_DIFFERENCE, SLOWER, drift
@@ -44,10 +45,13 @@ def show(report: Report, console: Console) -> None:
         console.print(f"[bold red]failed[/] {where}, {failure.peer}: {failure.reason}", highlight=False, soft_wrap=True)
 
 
-def show_changes(changes: Sequence[Change], old: Path, console: Console) -> None:
-    """Prints what has changed since the run of the file `old`."""
+def show_changes(changes: Sequence[Change], lost: Sequence[Key], old: Path, console: Console) -> None:
+    """Prints what has changed since the run of the file `old`, and which of its rows this run has `lost`."""
+    for suite, case, candidate, dtype, _ in lost:
+        where = f"{suite} {case} {dtype}, {candidate}: only in {escape(str(old))}"
+        console.print(f"[yellow]not compared[/] {where}", highlight=False, soft_wrap=True)
     if not changes:
-        console.print(f"nothing of this run is in {old}", highlight=False, soft_wrap=True)
+        console.print(f"nothing of this run is in {escape(str(old))}", highlight=False, soft_wrap=True)
         return
     table = _headed(f"against {old} (time of a call)", ["candidate", "before", "now", "change", "verdict"])
     for change in changes:

@@ -133,6 +133,17 @@ def test_a_slower_candidate_makes_the_exit_code_3_where_that_is_asked_for(more, 
     assert "+100.0%" in said and (" slower" in said) is (code == 3 or not more)
 
 
+@pytest.mark.parametrize("more, code", [([], 0), (["--fail-if-slower", "5%"], 1)])
+def test_nothing_compared_is_no_pass(more, code, tmp_path, monkeypatch, same_run, capsys):
+    same_run()
+    old = earlier(tmp_path / "old")
+    monkeypatch.setattr(session, "run", lambda *_: None)
+    assert run.main(["--out", str(tmp_path / "new"), "--compare", str(old), *more]) == code
+    said = capsys.readouterr().out
+    assert ("failed --fail-if-slower: no row of ours was compared" in said) is bool(code)
+    assert f"not compared latency 8x128 bf16, hbert-v1: only in {old}" in said and "hf:" not in said
+
+
 def test_runs_of_another_machine_are_not_compared(tmp_path, same_run, capsys):
     same_run()
     old = earlier(tmp_path / "old", cpu="another processor")

@@ -7,7 +7,7 @@ from bench_results import measured
 
 import bench.compare
 import hbert_kernels
-from bench.compare import SLACK_MS, compare, kernels, read
+from bench.compare import SLACK_MS, compare, kernels, lost, read
 from bench.report import Report, save
 from bench.rows import COLUMNS
 
@@ -79,6 +79,13 @@ def test_only_rows_of_both_runs_and_of_the_main_metric_are_compared():
     ]
     (change,) = compare({key: 5.0, (*key[:3], "int8", "cpu"): 1.0}, rows, 0.05)
     assert (change.key, change.new, change.verdict) == (key, 5.0, "no difference")
+
+
+def test_rows_of_ours_that_only_the_earlier_run_has_are_lost():
+    key = ("latency", "base/1x128", "hbert-v1", "bf16", "cpu")
+    other, peer = (*key[:3], "fp32", "cpu"), (*key[:2], "hf", "bf16", "cpu")
+    old = dict.fromkeys((key, other, peer), 5.0)
+    assert lost(old, compare(old, [row(5.0)], 0.05)) == [other]
 
 
 @pytest.fixture
