@@ -26,6 +26,7 @@ from bench.ops import NAMES
 from bench.plan import installed, lacks_bf16, plan
 from bench.report import Report, check_writable, save
 from bench.report.document import make_report
+from bench.session import SuitePlan
 from bench.suites import DEFAULT_SUITES, DEVICES, SIZES, SUITES
 from bench.suites.suite import Shape
 from bench.tables import show, show_changes
@@ -33,6 +34,7 @@ from hbert.errors import HbertError
 from hbert.revision import measured_revision
 
 FAILED, SLOWER, BUSY, INTERRUPTED = 1, 3, 4, 130  # exit codes; argparse has 2
+_INTERRUPTION = "interrupted"
 WIDTH = 180  # of the table where the output is not a terminal
 
 
@@ -212,11 +214,36 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _measure(plans: Sequence[SuitePlan], setup: Setup, report: Report, save_report: Callable[[], object]) -> str | None:
+    """Measures into the report; what ended the run before its last case, such as a full disk."""
+    try:
+        with _terminated_like_interrupted():
+            session.run(plans, setup, report, save_report)
+    except KeyboardInterrupt:
+        return _INTERRUPTION
+    except OSError as error:
+        return f"failed, {error}"
+    return None
+
+
+def _write(save_report: Callable[[], Sequence[Path]], console: Console) -> bool:
+    """Writes the results and their page, and says where; whether the results could be written."""
+    try:
+        paths = save_report()
+    except OSError as error:
+        console.print(f"failed: the results were not written: {error}", markup=False, highlight=False, soft_wrap=True)
+        return False
+    console.print("wrote " + " and ".join(map(str, paths)), markup=False, highlight=False, soft_wrap=True)
+    for line in _html_report(paths[0]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return True
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and returns the exit code.
 
-    0; 1 if anything failed or --fail-if-slower had nothing to compare, 2 for bad usage, 3 if slower than an earlier run,
-    4 on a busy machine, 130 if interrupted.
+    0; 1 if anything failed or --fail-if-slower had nothing to compare, 2 for bad usage, 3 if slower than an earlier
+    run, 4 on a busy machine, 130 if interrupted.
     """
     made = parser()
     options = made.parse_args(argv)
@@ -238,23 +265,16 @@ def main(argv: Sequence[str]) -> int:
     report = Report(about(options, cpus, argv), left_out=left_out)
     stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{machine.short_name()}"
     save_report = functools.partial(save, report, options.out, stem)
-    interrupted = False
-    try:
-        with _terminated_like_interrupted():
-            session.run(plans, Setup(cpus, options.device, options.heap), report, save_report)
-    except KeyboardInterrupt:
-        interrupted = True
-    paths = save_report()
+    ended = _measure(plans, Setup(cpus, options.device, options.heap), report, save_report)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     show(report, console)
     code = _compared(old, report, options, console) if old is not None else 0
-    console.print("wrote " + " and ".join(map(str, paths)), highlight=False, soft_wrap=True)
-    for line in _html_report(paths[0]):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if interrupted:
-        console.print("interrupted: the cases above are complete, the others were not measured")
+    written = _write(save_report, console)
+    if ended is not None:
+        console.print(f"{ended}: the cases above are complete, the others were not measured", markup=False)
+    if ended == _INTERRUPTION:
         return INTERRUPTED
-    if report.failures:
+    if report.failures or ended is not None or not written:
         return FAILED
     return code or (BUSY if options.strict and report.disturbances() else 0)
 

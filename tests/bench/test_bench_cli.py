@@ -1,6 +1,7 @@
 """The command line: what it refuses, and how it ends."""
 
 import csv
+import errno
 import json
 import signal
 import subprocess
@@ -90,6 +91,33 @@ def test_what_is_complete_is_written(tmp_path, monkeypatch, capsys, ends, code):
     assert [row["candidate"] for row in rows] == ["hf", "hbert-v1"] and rows[0]["threads"] == "1"
     assert stored["about"]["command"] == f"python bench/run.py --out {tmp_path} --threads 1"
     assert ("interrupted" in capsys.readouterr().out) is bool(ends)
+
+
+def test_a_full_disk_leaves_the_table_and_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "a file")
+
+    def measure(plans, setup, report, save_report):
+        report.add(measured(), ("hbert-v1",), ("hf",))
+        save_report()
+
+    monkeypatch.setattr(session, "run", measure)
+    monkeypatch.setattr(run, "save", full)
+    assert run.main(["--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "backend of hbert-v1" in said
+    for beginning in ("failed, ", "failed: the results were not written: "):
+        assert f"{beginning}[Errno 28] No space left on device: 'a file'" in said
+
+
+def test_what_is_complete_is_written_where_the_run_cannot_go_on(tmp_path, monkeypatch):
+    def measure(plans, setup, report, save_report):
+        report.add(measured(), ("hbert-v1",), ("hf",))
+        raise OSError("no temporary files")
+
+    monkeypatch.setattr(session, "run", measure)
+    assert run.main(["--out", str(tmp_path)]) == 1
+    assert len(results(tmp_path)[0]) == 2
 
 
 def test_a_failure_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
