@@ -29,36 +29,38 @@ _STYLES = {FASTER: "green", SLOWER: "red", NO_DIFFERENCE: "default"}
 
 def show(report: Report, console: Console) -> None:
     """Prints the header, a table for each suite, and what failed."""
-    told = {**report.about, "dropped": f"{report.dropped} slices of rounds, disturbed by other load"}
+    header = {**report.about, "dropped": f"{report.dropped} slices of rounds, disturbed by other load"}
     if report.canary:
-        told["canary"] = f"{1e3 * median(report.canary):.3g} ms, {drift(report.canary):.0%} from p10 to p90"
-    for name, value in told.items():
-        console.print(f"[dim]{name + ':':16}[/] {value}", highlight=False, soft_wrap=True)
+        header["canary"] = f"{1e3 * median(report.canary):.3g} ms, {drift(report.canary):.0%} from p10 to p90"
+    for name, value in header.items():
+        console.print(f"[dim]{name + ':':16}[/] {escape(str(value))}", highlight=False, soft_wrap=True)
     for suite in dict.fromkeys(row["suite"] for row in report.rows):
         console.print(_table(suite, [row for row in report.rows if row["suite"] == suite]))
     for reason in report.disturbances():
-        console.print(f"[bold yellow]busy[/] {reason}", highlight=False, soft_wrap=True)
+        console.print(f"[bold yellow]busy[/] {escape(reason)}", highlight=False, soft_wrap=True)
     for peer in report.left_out:
-        console.print(f"[yellow]left out[/] {peer.suite}, {peer.peer}: {peer.reason}", highlight=False, soft_wrap=True)
+        told = escape(f"{peer.suite}, {peer.peer}: {peer.reason}")
+        console.print(f"[yellow]left out[/] {told}", highlight=False, soft_wrap=True)
     for failure in report.failures:
         where = " ".join(filter(None, (failure.suite, failure.case, failure.dtype)))
-        console.print(f"[bold red]failed[/] {where}, {failure.peer}: {failure.reason}", highlight=False, soft_wrap=True)
+        told = escape(f"{where}, {failure.peer}: {failure.reason}")
+        console.print(f"[bold red]failed[/] {told}", highlight=False, soft_wrap=True)
 
 
 def show_changes(changes: Sequence[Change], lost: Sequence[Key], old: Path, console: Console) -> None:
     """Prints what has changed since the run of the file `old`, and which of its rows this run has `lost`."""
     for suite, case, candidate, dtype, _ in lost:
-        where = f"{suite} {case} {dtype}, {candidate}: only in {escape(str(old))}"
-        console.print(f"[yellow]not compared[/] {where}", highlight=False, soft_wrap=True)
+        told = escape(f"{suite} {case} {dtype}, {candidate}: only in {old}")
+        console.print(f"[yellow]not compared[/] {told}", highlight=False, soft_wrap=True)
     if not changes:
         console.print(f"nothing of this run is in {escape(str(old))}", highlight=False, soft_wrap=True)
         return
-    table = _headed(f"against {old} (time of a call)", ["candidate", "before", "now", "change", "verdict"])
+    table = _headed(f"against {escape(str(old))} (time of a call)", ["candidate", "before", "now", "change", "verdict"])
     for change in changes:
         suite, case, candidate, dtype, _ = change.key
         style = _STYLES[change.verdict]
         table.add_row(
-            f"{suite} {case}",
+            escape(f"{suite} {case}"),
             dtype,
             candidate,
             f"{change.old:.4g} {change.unit}",
@@ -82,7 +84,7 @@ def _table(suite: str, rows: list[Row]) -> Table:
     previous = None
     for same in lines.values():
         row = same[0]
-        case = (row["case"], row["dtype"])
+        case = (escape(row["case"]), row["dtype"])
         cells = _cells(same, beside)
         table.add_row(*(case if case != previous else ("", "")), *(cells[name] for name in columns))
         previous = case
@@ -111,7 +113,7 @@ def _cells(same: list[Row], beside: Rows) -> dict[str, str]:
         f"{floor['median']:.2f}" if floor else "",
         "-" if row["max_err"] is None else f"{row['max_err']:.1e}",
         f"{row['rounds']} ({row['dropped']})",
-        row["backend"],
+        escape(row["backend"]),
     )
     return dict(zip(_CELLS, values, strict=True))
 

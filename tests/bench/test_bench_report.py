@@ -218,6 +218,20 @@ def test_the_canary_of_a_case_is_in_its_rows():
     assert {r["canary_ms"] for r in made.rows if r["metric"] == "peak_memory"} == {None}
 
 
+def test_what_others_say_is_printed_as_it_is():
+    texts = ["python bench/run.py [bold]", "no [/such] tag", "KeyError: [red]", "pip install 'x[y]'", "ort 1, [dim]"]
+    command, failed, _, left_out, backend = texts
+    made = Report({**ABOUT, "command": command})
+    made.add(measured(), ("hbert-v1",), ("hf",))
+    for one in made.rows:
+        one["backend"] = backend
+    made.failures += [Failure("latency", "a [b]", "fp32", "hf", reason) for reason in (failed, texts[2])]
+    made.left_out.append(Failure("latency", "", "", "hf", left_out))
+    console = Console(file=io.StringIO(), width=180)
+    show(made, console)
+    assert all(text in console.file.getvalue() for text in (*texts, "a [b]"))
+
+
 def test_a_table_without_rates_keeps_the_spread_beside_the_floor():
     made = Report(dict(ABOUT))
     made.add(training_result(), ("hbert-v1",), ("hf",))
