@@ -18,7 +18,7 @@ _PACKAGES = {  # to import, by the beginning of a peer's name
 }
 DISTRIBUTIONS = {"ort": "onnxruntime", "ov": "openvino", "ct2": "ctranslate2"}  # of the runtime itself
 OPENMP = ("ct2",)  # runtimes whose threads are those of OpenMP
-_COMPILED = ("hf-compile", "torchao-")
+_COMPILED = ("hf-compile", "torchao-", "compile")
 _NO_COMPILER = (
     "torch.compile needs a C++ compiler (CXX) and the headers of Python: for one, apt install g++ python3-dev"
 )

@@ -158,8 +158,11 @@ def test_compiled_peers_need_what_torch_makes_code_with(lacking, monkeypatch, tm
     monkeypatch.setattr(engines.sysconfig, "get_path", lambda name: str(tmp_path))
     if lacking != "headers":
         (tmp_path / "Python.h").touch()
-    kept, left_out = run.installed(planned("--suite", "throughput", "--peers", "hf,hf-compile"))
-    assert kept[0].baselines == (("hf", "hf-compile") if lacking == "nothing" else ("hf",))
+    plans = planned("--suite", "throughput", "--peers", "hf,hf-compile")
+    plans += planned("--suite", "kernels", "--peers", "eager,compile")
+    kept, left_out = run.installed(plans)
+    found = [("hf", "hf-compile"), ("eager", "compile")] if lacking == "nothing" else [("hf",), ("eager",)]
+    assert [one.baselines for one in kept] == found
     assert all(one.reason.startswith("torch.compile needs a C++ compiler") for one in left_out)
 
 
