@@ -1,9 +1,10 @@
 """int8_linear with its rows quantised in the call, against F.linear and oneDNN's int8 linear layer.
 
-oneDNN's has one scale for all rows, known beforehand, so that it need not look for the largest value of each; and
-weights of 7 bits: of 8, it saturates sums of two products where the CPU has no VNNI. All numbers here are quantised
-without an error by all peers, so that they compute the same function. In float64 all are the plain linear layer. The
-floor is the product of the setting's dtype with a packed weight: int8 can be below it.
+oneDNN's has one scale for all rows, known beforehand, so that it need not look for the largest value of each, and gets
+the rows as the unsigned numbers that it multiplies, so that only their cast is left of its quantisation. It has weights
+of 7 bits: of 8, it saturates sums of two products where the CPU has no VNNI. All numbers here are quantised without an
+error by all peers, so that they compute the same function. In float64 all are the plain linear layer. The floor is the
+product of the setting's dtype with a packed weight: int8 can be below it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ops import FFN, HIDDEN, Cost, Gemm, Op, Setting
-from bench.ops.problem import Draw, Function, Problem
+from bench.ops.problem import Draw, Function, Layout, Problem
 from hbert_kernels import int8_linear, pack_int8_weight, quantize_rows
 
 _WIDTHS = {"square": (HIDDEN, HIDDEN), "up": (HIDDEN, FFN), "down": (FFN, HIDDEN)}  # inputs, outputs
 _SHAPES = ((1, 16), (1, 128), (8, 128))
 _ROW_MAX, _WEIGHT_MAX = 127, 63  # the largest numbers of oneDNN's rows and weights
+_SHIFT = 128  # makes rows unsigned: signed ones would have no fast kernel of oneDNN's with VNNI
 _QUANTIZE = 4  # operations for each value of a row
 
 
@@ -30,9 +32,11 @@ def _cost(setting: Setting) -> Cost:
     return Cost(rows + width * columns, results, product.flops + _QUANTIZE * setting.tokens * width, product)
 
 
-def _plain_in_float64(function: Function) -> Function:
+def _plain_in_float64(function: Function, shift: int = 0) -> Function:
+    """`shift`: what has been added to the rows that the function gets."""
+
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return F.linear(x, weight, bias) if x.dtype == torch.float64 else function(x, weight, bias)
+        return F.linear(x - shift, weight, bias) if x.dtype == torch.float64 else function(x, weight, bias)
 
     return op
 
@@ -54,9 +58,8 @@ def _onednn(setting: Setting, weight: Tensor) -> Function:
     zeros = torch.zeros(columns, dtype=torch.int32)
 
     def op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # Signed rows would have no fast kernel with VNNI.
         return torch.ops.onednn.qlinear_pointwise(
-            (x + 128).to(torch.uint8), 1.0, 128, packed, scale, zeros, bias.float(), 1.0, 0, x.dtype, "none", [], ""
+            x.to(torch.uint8), 1.0, _SHIFT, packed, scale, zeros, bias.float(), 1.0, 0, x.dtype, "none", [], ""
         )
 
     return op
@@ -69,8 +72,9 @@ def _problem(setting: Setting) -> Problem:
     # What any number of bits holds: 0 and 1, 0 and -1 beside them, so that no scale has to make room for sums of two.
     weight, bias = draw.normal(columns, width).round().abs().clamp(max=1), draw.normal(columns)
     weight[:, 1::2].neg_()
-    ours, onednn = map(_plain_in_float64, (_ours(weight), _onednn(setting, weight)))
-    return Problem((rows,), (weight, bias), {"hbert": ours}, {"eager": F.linear, "onednn": onednn})
+    ours, onednn = _plain_in_float64(_ours(weight)), _plain_in_float64(_onednn(setting, weight), _SHIFT)
+    shifted = Layout(from_packed=lambda x: x + _SHIFT, to_packed=lambda results: results)
+    return Problem((rows,), (weight, bias), {"hbert": ours}, {"eager": F.linear, "onednn": onednn}, {"onednn": shifted})
 
 
 OP = Op(

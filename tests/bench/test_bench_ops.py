@@ -35,6 +35,16 @@ def test_all_peers_compute_the_same_function_and_gradients(name, variant, monkey
             torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_int8_layer_of_onednn_gets_unsigned_rows(dtype):
+    problem = load("int8_linear").problem(setting("int8_linear", "square", dtype))
+    rows, *parameters = problem.inputs
+    unsigned = problem.layouts["onednn"].from_packed(rows)
+    assert torch.equal(unsigned.to(torch.uint8).float() - 128, rows.float()) and unsigned.dtype == rows.dtype
+    plain, found = (problem.baselines[name](x, *parameters) for name, x in (("eager", rows), ("onednn", unsigned)))
+    torch.testing.assert_close(found, plain, rtol=1.6e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("name, variant", VARIANTS)
 def test_the_declared_peers_are_those_of_the_problem(name, variant):
     op = load(name)
