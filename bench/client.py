@@ -76,6 +76,7 @@ class WorkerProcess:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
             self._process.kill()
+            self._process.wait()
             raise WorkerError(f"no answer within {timeout:.0f} s") from None
         if line is None:
             raise WorkerError(self._cause_of_death())

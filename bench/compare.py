@@ -44,10 +44,11 @@ class Change:
     @property
     def ours(self) -> bool:
         """Whether the row is about a candidate; a peer that is slower says something of the machine."""
-        return _is_ours(self.key[0], self.key[2])
+        return is_ours(self.key[0], self.key[2])
 
 
-def _is_ours(suite: str, candidate: str) -> bool:
+def is_ours(suite: str, candidate: str) -> bool:
+    """Whether the rows of a suite that name this candidate are about a model or an op of ours."""
     return suite in SUITES and candidate in SUITES[suite].candidates
 
 
@@ -81,7 +82,7 @@ def _check_kernels(path: Path, rows: Iterable[Mapping[str, str]], heap: str) -> 
     levels = {
         row.get("isa", "")
         for row in rows
-        if row.get("device", "cpu") == "cpu" and _is_ours(row["suite"], row["candidate"])
+        if row.get("device", "cpu") == "cpu" and is_ours(row["suite"], row["candidate"])
     }
     for what, there, here in (
         ("heap_kept", {row.get("heap_kept", "") for row in rows}, heap if keeps_heap else HEAP_NONE),
@@ -118,7 +119,7 @@ def _medians(rows: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
 def lost(old: Iterable[Key], changes: Iterable[Change]) -> list[Key]:
     """The rows of ours of an earlier run that have no counterpart in this one."""
     found = {change.key for change in changes}
-    return [key for key in old if _is_ours(key[0], key[2]) and key not in found]
+    return [key for key in old if is_ours(key[0], key[2]) and key not in found]
 
 
 def compare(old: Mapping[Key, float], rows: Sequence[Mapping[str, Any]], threshold: float) -> list[Change]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import machine
+from bench.compare import is_ours
 from bench.pretraining import minilm
 from bench.pretraining.plan import MINILM
 from bench.report.markdown import brief, lost, tables
@@ -147,8 +148,8 @@ def keep(name: str, path: Path) -> Path:
         raise HbertError(f"{name} is not kept: {path.name} is of `{command}`, not of `{shlex.join(wanted)}`")
     for revision in {row.cells.get("git", "") for row in rows}:
         _check_revision(name, revision)
-    # torch has no name of its own for bfloat16, so that its rows may name a level below that of ours.
-    levels = {row.cells.get("isa", "") for row in rows} - {""}
+    # Rows of torch name the level of torch, which may be another one.
+    levels = {row.cells.get("isa", "") for row in rows if is_ours(row.cells["suite"], row.cells["candidate"])}
     target = RESULTS / f"{name}-{max(levels, key=len, default='')}.csv"
     for file, text in ((target.with_suffix(".json"), json.dumps(record, indent=1) + "\n"), (target, path.read_text())):
         with replacing(file) as temporary:

@@ -141,9 +141,14 @@ def bind(threads: Sequence[int], cpus: list[int]) -> str:
 
     Raises:
         OSError: the system does not let it.
+        RuntimeError: fewer threads work than there are `cpus`.
     """
     if not threads:
         return UNCHECKED
+    if len(threads) < len(cpus):
+        raise RuntimeError(
+            f"cores stand idle: {len(cpus)} are there to be used, threads that work in a call: {len(threads)}"
+        )
     free, homeless = list(cpus), []
     for thread in threads[: len(cpus)]:
         mask = os.sched_getaffinity(thread)
@@ -184,9 +189,22 @@ def multiplies_bf16() -> bool:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache that the first core sees; 32 MiB where the system does not tell."""
-    sizes = [_read(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip() for index in range(5)]
-    return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=32 << 20)
+    """Bytes of the last-level caches of the cores to which this process's threads are bound, else of the first core's.
+
+    32 MiB where the system does not tell.
+    """
+    sizes = dict(filter(None, map(_largest_cache, pinned_cpus() or {0})))
+    return sum(sizes.values()) or 32 << 20
+
+
+def _largest_cache(cpu: int) -> tuple[str, int] | None:
+    """Who shares the largest cache that a processor sees, and its bytes; None where the system does not tell."""
+    found = []
+    for index in range(5):
+        folder = f"/sys/devices/system/cpu/cpu{cpu}/cache/index{index}"
+        if (size := _read(f"{folder}/size").strip()).endswith("K"):
+            found.append((_read(f"{folder}/shared_cpu_list").strip(), int(size[:-1]) << 10))
+    return max(found, key=lambda cache: cache[1], default=None)
 
 
 def counts_peak_memory() -> bool:

@@ -92,7 +92,7 @@ def test_a_worker_that_says_nothing_is_ended(worker_of):
     worker = worker_of("answer = lambda request: time.sleep(60)")
     with pytest.raises(WorkerError, match="no answer"):
         worker.ask("check", timeout=0.1)
-    worker.close()
+    assert not worker.alive
 
 
 def test_a_worker_whose_libraries_do_not_end_ends_with_its_input():
@@ -335,6 +335,28 @@ def test_threads_of_torch_are_seen_one_per_core_or_refused(pinned):
         assert done.stdout.strip() == (machine.PINNED if told else machine.UNCHECKED), done.stderr
     else:
         assert done.returncode == 1 and "not pinned one per core" in done.stderr
+
+
+CACHES = {  # two processors of a socket with a third-level cache each for two cores
+    0: {"0": ("48K", "0"), "2": ("1024K", "0"), "3": ("32768K", "0-1")},
+    1: {"0": ("48K", "1"), "2": ("1024K", "1"), "3": ("32768K", "0-1")},
+    2: {"0": ("48K", "2"), "2": ("1024K", "2"), "3": ("16384K", "2-3")},
+}
+
+
+@pytest.mark.parametrize(
+    "bound, mebibytes", [({0}, 32), ({0, 1}, 32), ({0, 1, 2}, 48), ({7}, 32), (set(), 32), (None, 32)]
+)
+def test_the_caches_of_all_cores_that_are_used_count_once(bound, mebibytes, monkeypatch):
+    files = {
+        f"/sys/devices/system/cpu/cpu{cpu}/cache/index{index}/{name}": f"{value}\n"
+        for cpu, caches in CACHES.items()
+        for index, values in caches.items()
+        for name, value in zip(("size", "shared_cpu_list"), values, strict=True)
+    }
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(machine, "pinned_cpus", lambda: bound)
+    assert machine.last_level_cache() == mebibytes << 20
 
 
 def test_pinning_is_refused_when_threads_share_a_core(monkeypatch):

@@ -71,6 +71,18 @@ def test_what_is_kept_of_a_run(docs, tmp_path):
     assert set(record) == {"about", "failures", "left_out", "disturbances"}
 
 
+@pytest.mark.parametrize("of_torch", ["avx2", "avx512", ""])
+def test_the_level_of_a_table_is_that_of_ours(of_torch, docs, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    bench_run(out)
+    rows = [row for row in sample_rows() if row["suite"] == "latency"]
+    peers = {row["baseline"] for row in rows}
+    levels = [of_torch if row["candidate"] in peers else "neon" for row in rows]
+    cells = [row | {"git": "0123456789ab", "isa": isa} for row, isa in zip(rows, levels, strict=True)]
+    assert documents.keep("latency-fp32", write_rows(out / "x.csv", cells)).stem == "latency-fp32-neon"
+
+
 @pytest.mark.parametrize(
     "run, reason",
     [

@@ -313,6 +313,12 @@ def test_threads_without_a_core_of_their_own_get_one(masks, cpus, bound, monkeyp
     assert made == bound
 
 
+def test_a_runtime_with_fewer_threads_than_cores_is_refused(monkeypatch):
+    monkeypatch.setattr(machine.os, "sched_setaffinity", lambda *_: pytest.fail("bound"))
+    with pytest.raises(RuntimeError, match="cores stand idle: 2 are there to be used, threads that work in a call: 1"):
+        machine.bind([1], [0, 1])
+
+
 def test_unknown_threads_are_told_as_unchecked():
     assert machine.bind([], [0]) == machine.UNCHECKED
 
