@@ -96,15 +96,21 @@ class WorkerProcess:
         return self.reply(timeout)
 
     def close(self) -> None:
-        """Ends the process: politely through the end of its input, after two seconds, or at Ctrl-C, by force."""
+        """Ends the process: politely through the end of its input, after two seconds, or at Ctrl-C, by force.
+
+        With it what its libraries have started and left behind; not of one that died before: its id may be another's.
+        """
         assert self._process.stdin is not None
+        leads_its_group = self.alive
         try:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(2)
         finally:
-            self._process.kill()  # does nothing to one that has ended
+            if leads_its_group:
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: of a group that has ended
+                    os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._log.close()
 

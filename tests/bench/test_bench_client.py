@@ -161,6 +161,18 @@ def test_a_worker_whose_coordinator_does_not_read_ends():
             process.kill()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux")
+def test_what_a_worker_has_started_ends_with_it(worker_of):
+    worker = worker_of("answer = lambda request: {'child': __import__('subprocess').Popen(['sleep', '600']).pid}")
+    handle = os.pidfd_open(worker.ask("run")["child"])
+    worker.close()
+    ended, _, _ = select.select([handle], [], [], 30)
+    if not ended:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    os.close(handle)
+    assert ended
+
+
 def test_an_interrupted_end_leaves_no_worker(worker_of, monkeypatch):
     def interrupted(self, timeout=None):
         if timeout is not None:
