@@ -85,7 +85,7 @@ def step_seconds(run: Run) -> float | None:
         return None
     name = f"{run.arm.timed_as or run.arm.name}-{run.blocks}"
     measured = json.loads(record.read_text())["step_seconds"].get(name)
-    return None if measured is None else measured["median"]
+    return None if measured is None else measured["median"] * run.arm.slower
 
 
 def steps(run: Run) -> int | None:
