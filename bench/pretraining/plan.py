@@ -20,7 +20,7 @@ _COMMON_OF_INIT = ("--arch", "v1c", "--size", "6x384x12", *_ALWAYS, "--set", "in
 
 @dataclass(frozen=True)
 class Arm:
-    """One model and how it is trained; `lr`: no sweep, this one; `timed_as`: the arm of whose steps it has `slower` ones.
+    """One model and how it is trained; `lr`: no sweep, this one; its step takes `slower` times that of `timed_as`.
 
     Arms of one group are compared with each other, and timed together.
     """
