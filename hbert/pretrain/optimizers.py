@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .muon import muon
 from .recipes import Recipe
 
 
@@ -24,8 +25,7 @@ class Optimizers:
         matrices = _encoder_matrices(model) if recipe.optimizer == "muon" else []
         self._all: list[torch.optim.Optimizer] = [_adamw(model, matrices, recipe)]
         if matrices:
-            muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95)
-            self._all.append(muon)
+            self._all.append(muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95))
         for group in self._groups():
             group["peak_lr"] = group["lr"]
 
