@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .errors import RequirementError
+
 
 def _require_transformers() -> None:
     try:
         installed = version("transformers")
     except PackageNotFoundError:
-        raise ImportError("hbert's models need transformers >= 5.0; it is not installed") from None
+        raise RequirementError("hbert's models need transformers >= 5.0; it is not installed") from None
     if int(installed.split(".")[0]) < 5:
-        raise ImportError(f"hbert's models need transformers >= 5.0; installed is {installed}")
+        raise RequirementError(f"hbert's models need transformers >= 5.0; installed is {installed}")
 
 
 _require_transformers()

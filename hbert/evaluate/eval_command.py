@@ -47,6 +47,7 @@ def add_parser(subparsers: Any, summary: str) -> None:
     parser.add_argument("--max-blocks", type=int, metavar="N", help="take an even sample of so many blocks")
     add_precision_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the result there, too")
+    parser.add_argument("--overwrite", action="store_true", help="replace the FILE of --json")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     if args.length is None:
         args.length = DEFAULT_LENGTH if info is None else info.length
     check_arguments(args.length, args.rate, args.batch_size, args.max_blocks)
-    _check_target(args.json)
+    _check_target(args.json, args.overwrite)
     if args.model != given:
         line = f"{given} has not ended: its newest checkpoint, {args.model}"
         output_console().print(line, markup=False, soft_wrap=True)
@@ -76,9 +77,11 @@ def run(args: argparse.Namespace) -> None:
         _write_result(args, cache, numbers, result)
 
 
-def _check_target(path: str | None) -> None:
+def _check_target(path: str | None, overwrite: bool) -> None:
     if path is None:
         return
+    if Path(path).is_file() and not overwrite:
+        raise HbertError(f"{path} exists; choose another name or pass --overwrite")
     folder = Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
         raise HbertError(f"cannot write {path}: it must be a file in a folder that exists and can be written to")

@@ -26,6 +26,7 @@ METRICS = {"accuracy": "held-out accuracy", "loss": "held-out loss, nats per mas
 # The page has all columns; a terminal of 100 characters has room for these.
 _PRINTED = ("run", "accuracy", "loss, nats", "escape step", "tokens", "tokens/s", "clock")
 _CLOCK_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+_CAPTION = "One line for each run; a dot where it first is above the left-bigram mark."
 _READING = (
     "Accuracy is the share of masked held-out tokens whose most likely prediction is right. The clock is the "
     "number of steps times one time of a step: that of the calibration, so that other load on the machine changes no "
@@ -104,7 +105,12 @@ def charts(runs: Sequence[Run], marks: summary.Marks, axes: Sequence[str]) -> di
             labels[axis],
             label,
             [
-                Line(Series(run.label, colour), _positions(run, axis, seconds), _values(run, metric))
+                Line(
+                    Series(run.label, colour),
+                    _positions(run, axis, seconds),
+                    _values(run, metric),
+                    dots=_escape(run, marks[run.text_key]),
+                )
                 for colour, run in enumerate(runs)
             ],
             heights if metric == "accuracy" else {},
@@ -112,6 +118,12 @@ def charts(runs: Sequence[Run], marks: summary.Marks, axes: Sequence[str]) -> di
         for metric, label in METRICS.items()
         for axis in axes
     }
+
+
+def _escape(run: Run, marks: NgramMarks | HbertError) -> list[int]:
+    """Which of the evaluations is the first above the left-bigram mark, where that is known and there is one."""
+    found = run.escape(marks.left_bigram) if isinstance(marks, NgramMarks) else None
+    return [] if found is None else [run.evaluations.index(found)]
 
 
 def _positions(run: Run, axis: str, clock_unit: float) -> list[float]:
@@ -135,7 +147,7 @@ def _chart_parts(runs: Sequence[Run], marks: summary.Marks, out: Path, axes: Seq
     figures = []
     for stem, chart in charts(runs, marks, axes).items():
         title = f"{chart.y_label[0].upper()}{chart.y_label[1:]} against {chart.x_label}"
-        figures.append(page.figure(save_chart(chart, out, stem), title, "One line for each run."))
+        figures.append(page.figure(save_chart(chart, out, stem), title, _CAPTION))
     return [page.heading("Curves"), page.figures(figures)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -72,6 +72,21 @@ def measure_step(run_step: Callable[[], None], agree: Callable[[bool], bool], pa
         enough = agree(len(clean) >= needed or len(samples) >= MOST_STEPS or spent >= 2 * patience)
     typical = median(clean or [seconds for seconds, _ in samples])
     return StepTime(typical, len(clean), len(samples))
+
+
+def doubt_of(times: Iterable[StepTime]) -> str | None:
+    """Says why the time of a step may not be that of a quiet machine: others were busy, or there was no time."""
+    worst = min(times, key=lambda entry: (entry.quiet, entry.clean))
+    if not worst.quiet:
+        return (
+            f"the machine is busy: only {worst.clean} of {worst.measured} calibration steps were undisturbed; "
+            "the budget buys fewer steps than on a quiet machine, if these were slow"
+        )
+    if worst.clean < CLEAN_STEPS:
+        return (
+            f"the time of a step is the median of {worst.clean} in place of {CLEAN_STEPS}: budget or deadline are short"
+        )
+    return None
 
 
 def timed_step(run_step: Callable[[], None]) -> tuple[float, bool]:

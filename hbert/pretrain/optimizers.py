@@ -37,6 +37,11 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    @property
+    def kinds(self) -> str:
+        """The classes: which Muon it is depends on the device."""
+        return ", ".join(type(optimizer).__name__ for optimizer in self._all)
+
     def state(self) -> list[dict[str, Any]]:
         """Everything that the next step depends on, besides the parameters."""
         return [optimizer.state_dict() for optimizer in self._all]

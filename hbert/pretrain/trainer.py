@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -26,7 +28,7 @@ from hbert.modeling import HBertForMaskedLM
 
 from . import folder, machine
 from .batches import StepBatches
-from .budget import CALIBRATION_SHARE, StepTime, measure_step, steps_in
+from .budget import CALIBRATION_SHARE, StepTime, doubt_of, measure_step, steps_in
 from .checkpoint import load_weights, newest_checkpoint, read_state
 from .engine import Engine
 from .loop import INTERRUPTED, Outlets, Plan, State, Training
@@ -130,7 +132,8 @@ class _Run:
         display: Display,
     ) -> None:
         self.settings, self.options, self.record = settings, options, record
-        self.started, self.accelerator, self.display = started, accelerator, display
+        self.accelerator, self.display = accelerator, display
+        self.deadline = None if settings.deadline is None else started + settings.deadline
         self.recipe = settings.recipe
         self.state = State()
         self.dtype = record["dtype"] if record else machine.resolve_dtype(settings.dtype, self.accelerator.device)
@@ -235,7 +238,7 @@ class _Run:
         self.display.say("calibrating: how long a step takes")
         sizes = {"full": self.recipe.batch_size, "ramp_start": self.recipe.ramp_start}
         sizes = {name: size for name, size in sizes.items() if size}
-        patience = CALIBRATION_SHARE * budget / len(sizes)
+        patience = min(CALIBRATION_SHARE * budget, self._seconds_left() / 2) / len(sizes)
         with self.state.timed("calibration"), engine.rehearsal():
             times = {
                 name: measure_step(partial(self._rehearse, engine, batches, size), self._shared, patience)
@@ -245,13 +248,13 @@ class _Run:
         # times one could find room for a step where another finds none.
         times = self._shared(times)
         steps = steps_in(budget, self.recipe, times["full"].seconds, times.get("ramp_start", times["full"]).seconds)
-        if not all(entry.quiet for entry in times.values()):
-            worst = min(times.values(), key=lambda entry: entry.clean / entry.measured)
-            self.display.say(
-                f"the machine is busy: only {worst.clean} of {worst.measured} calibration steps were undisturbed; "
-                "the budget buys fewer steps than on a quiet machine, if these were slow"
-            )
+        if doubt := doubt_of(times.values()):
+            self.display.say(doubt)
         return steps, times
+
+    def _seconds_left(self) -> float:
+        """Until the deadline; infinite without one."""
+        return math.inf if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def _rehearse(self, engine: Engine, batches: StepBatches, blocks: int) -> None:
         engine.step(0, batches.at(0, 0, blocks), 1e-3)
@@ -278,7 +281,7 @@ class _Run:
             "processes": self.accelerator.num_processes,
             "eval": {"rate": EVAL_RATE, "blocks": plan.eval_blocks, "length": self.recipe.block_size},
             "machine": machine.describe(self.accelerator.device),
-            "software": machine.software(),
+            "software": machine.software() | {"optimizers": engine.optimizers.kinds},
             "times": self.state.seconds,
         }
 
@@ -313,7 +316,7 @@ class _Run:
             evaluate=partial(self._evaluate, text, engine, plan.eval_blocks),
             out=settings.out,
             keep=settings.keep,
-            deadline=None if settings.deadline is None else self.started + settings.deadline,
+            deadline=self.deadline,
             digest=folder.record_digest(record),
         )
 

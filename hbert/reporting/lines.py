@@ -29,7 +29,7 @@ _EDGE = 0.9  # of the width: lines that end beyond it have their names in the ma
 class Line:
     """One curve: ``x`` and ``y`` of the same length, with the ends of the intervals of ``y`` where there are any.
 
-    With ``names`` it is points without a curve, each beside its name.
+    With ``names`` it is points without a curve, each beside its name. ``dots``: indices of points that stand out.
     """
 
     series: Series
@@ -38,6 +38,7 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     names: Sequence[str] = ()
+    dots: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,9 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
     dash = DASHES[series.colour // len(theme.series) % len(DASHES)]
     has_intervals = len(line.low) > 0
     # A run with one evaluation is a point: no line would show it.
-    marker = "o" if has_intervals or line.names or len(line.x) == 1 else ""
-    style: dict[str, Any] = {"color": colour, "lw": 1.8, "marker": marker, "ms": 4.5}
+    every_point = has_intervals or line.names or len(line.x) == 1
+    style: dict[str, Any] = {"color": colour, "lw": 1.8, "marker": "o" if every_point or line.dots else "", "ms": 4.5}
+    style["markevery"] = None if every_point else list(line.dots)
     style |= {"markerfacecolor": theme.paper if series.peer else colour, "label": series.label}
     style["ls"] = "none" if line.names else "dashed" if series.peer else dash
     if has_intervals:

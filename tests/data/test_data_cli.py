@@ -192,3 +192,22 @@ def test_other_missing_modules_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("hbert.data.corpus_command.run", imports)
     with pytest.raises(ModuleNotFoundError):
         cli.main(["corpus", "--list"])
+
+
+@pytest.mark.parametrize(("installed", "told"), [("4.57.1", "installed is 4.57.1"), (None, "it is not installed")])
+def test_an_old_transformers_is_an_error_of_one_line(installed, told):
+    program = (
+        "import importlib.metadata as metadata\n"
+        "found = metadata.version\n"
+        "def version(name):\n"
+        f"    installed = {installed!r} if name == 'transformers' else found(name)\n"
+        "    if installed is None:\n        raise metadata.PackageNotFoundError(name)\n"
+        "    return installed\n"
+        "metadata.version = version\n"
+        "from hbert import cli\n"
+        "print(cli.main(['eval', 'nowhere']))\n"
+        "try:\n    from hbert import HBertConfig\nexcept ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    message = f"hbert's models need transformers >= 5.0; {told}"
+    assert done.stdout.splitlines() == ["2", message] and done.stderr == f"hbert: error: {message}\n"

@@ -68,7 +68,8 @@ def test_optimized_for_serving(capsys, tmp_path, corpus, tokenizer, cache, build
     model = build(cache.vocab_size)
     folder, file = save(model, tokenizer, tmp_path / "model"), tmp_path / "result.json"
     words = ["eval", folder, "--data", *files_of(corpus), "--length", 32, "--json", file]
-    status, out, err = run(capsys, *words, "--optimize", dtype)
+    file.write_text("of an evaluation before")
+    status, out, err = run(capsys, *words, "--overwrite", "--optimize", dtype)
     assert (status, err) == (0, "") and f"of them masked, optimized for {dtype};" in out
     expected, plain = evaluate(hbert.optimize(model, dtype), cache, 32), evaluate(model, cache, 32)
     written = json.loads(file.read_text())
@@ -242,7 +243,8 @@ def test_tokenizer_from_elsewhere(capsys, tmp_path, corpus, tokenizer, cache):
         (["MODEL", "--length", "0"], "length is 0"),
         (["MODEL", "--max-blocks", "0"], "max_blocks is 0"),
         (["MODEL", "--json", "/nowhere/result.json"], "cannot write /nowhere/result.json"),
-        (["MODEL", "--json", "MODEL"], "it must be a file in a folder that exists"),
+        (["MODEL", "--json", "SHORT"], "short.txt exists; choose another name or pass --overwrite"),
+        (["MODEL", "--json", "MODEL", "--overwrite"], "it must be a file in a folder that exists"),
         (["MODEL", "--data", "nowhere.txt", "--length", "32"], "no such text file: nowhere.txt"),
         (["MODEL", "--length", "65"], "the model has 64 positions"),
         (["MODEL", "--data", "SHORT", "--length", "32"], "shorter than one block of 32 tokens"),

@@ -142,6 +142,15 @@ def test_the_curves(tmp_path, make_run, corpus, tokenizer, cache):
     assert not found
 
 
+def test_a_dot_where_a_run_escapes(tmp_path, make_run, mark):
+    paths = [make_run("late", [mark - 0.02, mark, mark + 0.01, mark + 0.05]), make_run("never", [mark / 2, mark])]
+    runs = read_runs(paths)
+    for chart in charts(runs, marks_module.marks_of(runs, tmp_path), ["steps"]).values():
+        assert [line.dots for line in chart.lines] == [[2], []]
+        late, never = drawn(chart).lines[:2]
+        assert late.get_marker() == "o" and late.get_markevery() == [2] and never.get_marker() in ("", "None")
+
+
 def test_no_marks_for_runs_of_different_text(tmp_path, make_run, corpus, tokenizer):
     other = load_corpus(text=[write_documents(tmp_path / "3.txt", 3)])
     runs = read_runs([make_run("one", [0.1]), make_run("two", [0.1], run_info(other, tokenizer, 10))])

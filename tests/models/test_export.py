@@ -187,7 +187,16 @@ class FirstOutput(nn.Module):
         return self.model(input_ids, attention_mask)[0]
 
 
-@pytest.mark.parametrize("kind", [HBertModel, HBertForSequenceClassification, HBertForTokenClassification])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        HBertModel,
+        HBertForMaskedLM,
+        HBertForSequenceClassification,
+        HBertForTokenClassification,
+        HBertForQuestionAnswering,
+    ],
+)
 def test_the_packed_form_exports_for_any_mask_and_needs_no_op_of_ours(kind):
     model = small_model(kind, layer_types="AS", conv_kernel_size=3, num_labels=3)
     ids, mask = batch()

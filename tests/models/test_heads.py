@@ -162,6 +162,15 @@ def test_packed_and_compiled_tokens_give_the_padded_logits():
     torch.testing.assert_close(compiled.loss, expected.loss)
 
 
+def test_compiled_answers_give_the_same_logits():
+    model = small_model(HBertForQuestionAnswering)
+    ids, mask = batch()
+    expected = model(ids, mask)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(ids, mask)
+    for name in ("start_logits", "end_logits"):
+        torch.testing.assert_close(compiled[name], expected[name], **EXACT)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_answers_are_never_in_the_padding(dense):
     model = small_model(HBertForQuestionAnswering)

@@ -96,3 +96,18 @@ def test_large_steps_are_timed_for_a_share_of_the_budget(monkeypatch, patience, 
     found = budget.measure_step(steps, lambda wish: wish, patience)
     assert found == budget.StepTime(10.0, max(measured - clean_from, 0), measured)
     assert found.quiet == (clean_from < 99)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([budget.StepTime(1.0, 30, 90)], None),
+        ([budget.StepTime(1.0, 31, 31), budget.StepTime(1.0, 30, 40)], None),
+        ([budget.StepTime(1.0, 3, 3), budget.StepTime(1.0, 30, 30)], "the median of 3 in place of 30"),
+        ([budget.StepTime(1.0, 30, 30), budget.StepTime(1.0, 29, 89)], "only 29 of 89 calibration steps"),
+        ([budget.StepTime(1.0, 5, 5), budget.StepTime(1.0, 7, 80)], "only 7 of 80 calibration steps"),
+    ],
+)
+def test_why_a_step_time_may_be_wrong(times, message):
+    said = budget.doubt_of(times)
+    assert said is None if message is None else message in said

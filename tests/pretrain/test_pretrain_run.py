@@ -153,6 +153,7 @@ def test_a_budget_becomes_steps_once(pretrain, out, monkeypatch):
     assert status == 0 and stdout.startswith("finished after 6 steps")
     assert "only 3 of 90 calibration steps were undisturbed" in stderr
     entry = record(out)
+    assert entry["software"]["optimizers"] == "AdamW"
     assert entry["max_steps"] == 6 and entry["step_seconds"] == 0.5 and entry["times"]["calibration"] > 0
     assert entry["plan"]["calibration"]["full"] == {"seconds": 0.5, "clean": 3, "measured": 90}
     assert metrics(out)[-1]["step"] == 6
@@ -181,6 +182,20 @@ def test_a_measured_budget(pretrain, out):
     # As many steps as there are in a quarter of it, or half where the machine is busy.
     found = entry["plan"]["calibration"]["full"]
     assert 1 <= found["measured"] <= budget.MOST_STEPS and found["clean"] <= found["measured"]
+
+
+@pytest.mark.parametrize(("deadline", "most"), [("0.000001s", 0.0), ("10s", 5.0), ("1h", 7.5)])
+def test_a_deadline_ends_the_calibration(pretrain, out, monkeypatch, deadline, most):
+    seen = []
+
+    def measured(run_step, agree, patience):
+        seen.append(patience)
+        return budget.StepTime(30.0, 3, 3)
+
+    monkeypatch.setattr(trainer, "measure_step", measured)
+    status, _, stderr = pretrain(max_steps=None, budget="30s", deadline=deadline)
+    assert status == 0 and 0.0 <= seen[0] <= most and (seen[0] > 0) == (most > 0)
+    assert "the median of 3 in place of 30" in stderr
 
 
 def test_a_budget_shorter_than_a_step(pretrain, out):
