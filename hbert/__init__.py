@@ -19,6 +19,7 @@ from ._registration import register_with_transformers
 
 if TYPE_CHECKING:
     from . import convert as convert
+    from ._version import __version__
     from .collate import PackedCollator, PackedMaskedLMCollator
     from .config import HBertConfig
     from .export import export_onnx
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .patching import PatchReport, patch, unpatch
 
 _EXPORTS = {
+    "__version__": "hbert._version",
     "HBertConfig": "hbert.config",
     "DenseLayout": "hbert.layout",
     "Layout": "hbert.layout",
@@ -66,6 +68,7 @@ __all__ = [
     "PackedLayout",
     "PackedMaskedLMCollator",
     "PatchReport",
+    "__version__",
     "export_onnx",
     "optimize",
     "patch",
@@ -76,7 +79,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS and name not in _MODULES:
         raise AttributeError(f"module 'hbert' has no attribute {name!r}")
-    import_module("hbert.config")  # first: it says which transformers is needed where that is missing
+    if name != "__version__":
+        import_module("hbert.config")  # first: it says which transformers is needed where that is missing
     if name in _MODULES:
         return import_module(f"hbert.{name}")
     value = getattr(import_module(_EXPORTS[name]), name)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ._version import __version__
 from .errors import HbertError
 
 COMMANDS = {
@@ -70,6 +71,7 @@ def _refuse(message: str) -> int:
 def _dispatch(arguments: Sequence[str]) -> None:
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
     parser = argparse.ArgumentParser(prog="hbert", description="HybridBERT encoders: text, training and serving.")
+    parser.add_argument("--version", action="version", version=f"hbert {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (module, summary) in COMMANDS.items():
         if command == name:

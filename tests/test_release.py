@@ -19,6 +19,7 @@ def test_the_version_is_the_same_everywhere():
         "CHANGELOG.md": re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE),
     }
     assert {name: match and match[1] for name, match in found.items()} == dict.fromkeys(found, hk.__version__)
+    assert hbert.__version__ == hk.__version__
 
 
 def test_ci_has_the_triton_whose_registers_are_counted():

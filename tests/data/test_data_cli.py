@@ -5,6 +5,7 @@ import sys
 import pytest
 from data_helpers import write_text
 
+import hbert_kernels as hk
 from hbert import cli
 from hbert.data.sources import SOURCES
 
@@ -147,18 +148,20 @@ def test_bad_flags_exit_with_usage(capsys):
         assert "usage: hbert" in capsys.readouterr().err
 
 
-def test_help_loads_no_heavy_module_and_data_needs_no_torch(tmp_path):
+def test_help_and_version_load_no_heavy_module_and_data_needs_no_torch(tmp_path):
     text = write_text(tmp_path / "x.txt", [["one fox"]])
     program = (
         "import sys\nfrom hbert import cli\n"
-        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'numpy', 'rich', 'tokenizers', 'torch'} & set(sys.modules)))\n"
+        "for flag in ('--help', '--version'):\n"
+        "    try:\n        cli.main([flag])\n    except SystemExit:\n        pass\n"
+        "print(sorted({'numpy', 'rich', 'tokenizers', 'torch', 'transformers'} & set(sys.modules)))\n"
         f"print(cli.main(['corpus', '--text', {str(text)!r}]))\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))\n"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     lines = out.splitlines()
     assert lines[0].startswith("usage: hbert") and any("tokenizer" in line for line in lines)
+    assert f"hbert {hk.__version__}" in lines
     assert [line for line in lines if line in ("[]", "0")] == ["[]", "0", "[]"]
 
 
