@@ -171,11 +171,6 @@ def operators(op: str) -> list[str]:
     return [name for name in (op, _BACKWARD.get(op, f"{op}_backward")) if name]
 
 
-def implemented(backend: str) -> list[str]:
-    """The ops that a backend has kernels for."""
-    return list(_IMPLEMENTATIONS[backend])
-
-
 @functools.cache
 def implementation(backend: str, op: str, name: str) -> Callable[..., Any]:
     """What runs the operator ``name`` of a public op."""

@@ -210,7 +210,7 @@ def test_flash_attention_is_given_dense_rows_and_bounds(monkeypatch):
     assert len(given) == 2
 
 
-@pytest.mark.parametrize("backend, op", [(b, op) for b in ("triton", "cuda") for op in _gpu.implemented(b)])
+@pytest.mark.parametrize("backend, op", [(b, op) for b, ops in _gpu._IMPLEMENTATIONS.items() for op in ops])
 def test_every_implementation_exists(backend, op):
     for name in _gpu.operators(op):
         assert callable(_gpu.implementation(backend, op, name))
