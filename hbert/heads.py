@@ -39,6 +39,7 @@ class HBertClassificationHead(nn.Module):
         self.out = nn.Linear(config.hidden_size, _num_labels(config))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H] -> [B, num_labels]."""
         return self.out(self.dropout(self.dense(self.dropout(x)).tanh()))
 
 

@@ -58,6 +58,7 @@ class HBertSelfAttention(nn.Module):
         self.out = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[..., H] in the token order of ``layout`` -> [..., H]."""
         heads = layout.attend(self.qkv(x), self.num_heads, self.dropout_p if self.training else 0.0)
         return self.out(heads if self.norm is None else self.norm(heads))
 
@@ -75,6 +76,7 @@ class HBertAdditiveAttention(AdditiveAttention):
         )
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:  # type: ignore[override]
+        """[..., H] in the token order of ``layout`` -> [..., H]."""
         return layout.additive(self, x)
 
 
@@ -88,6 +90,7 @@ class HBertFeedForward(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -100,6 +103,7 @@ class HBertMerge(nn.Module):
         self.out = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, a: Tensor) -> Tensor:
+        """Two [..., H] -> [..., H]."""
         return self.out(self.norm(torch.cat([x, a], dim=-1)))
 
 
@@ -136,6 +140,7 @@ class HBertPreNormLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor | None, layout: Layout) -> Carry:
+        """A carry in the token order of ``layout`` -> the next one: each tensor [..., H]."""
         carry = x, residual
         if self.conv is not None:
             stream = stream_of(carry)
@@ -165,6 +170,7 @@ class HBertPostNormLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: None, layout: Layout) -> Carry:
+        """The stream [..., H] in the token order of ``layout`` -> that behind the layer, and None."""
         branch = self.attention(x, layout)
         if self.merge is not None:
             branch = self.merge(x, branch)

@@ -259,6 +259,7 @@ class HBertMaskedLMHead(nn.Module):
         return self.norm(self.dense(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> logits [..., V]."""
         return self.decoder(self.transform(x))
 
 
