@@ -17,7 +17,7 @@ from .errors import HbertError
 COMMANDS = {
     "corpus": ("hbert.data.corpus_command", "list, fetch and measure text for pretraining"),
     "tokenizer": ("hbert.data.tokenizer_command", "train or take a WordPiece tokenizer"),
-    "convert": ("hbert.convert.command", "make an HBERT encoder of a BERT, RoBERTa or DistilBERT"),
+    "convert": ("hbert.convert.command", "turn a BERT, RoBERTa, XLM-R, DistilBERT or HBERT checkpoint into HBERT"),
     "pretrain": ("hbert.pretrain.command", "train a masked language model under a budget of time"),
     "finetune": ("hbert.finetune.finetune_command", "train a text classifier from a pretrained checkpoint"),
     "predict": ("hbert.finetune.predict_command", "label texts with a fine-tuned classifier"),

@@ -1,4 +1,4 @@
-"""``hbert convert``: a BERT, RoBERTa, DistilBERT or HBERT checkpoint as an HBERT model folder."""
+"""``hbert convert``: a BERT, RoBERTa, XLM-R, DistilBERT or HBERT checkpoint as an HBERT model folder."""
 
 from __future__ import annotations
 
