@@ -109,10 +109,12 @@ class Result:
     failures: list[Failure] = field(default_factory=list)
 
     def fail(self, peer: str, reason: str) -> None:
+        """A failure that takes a peer out of the case."""
         self.gates.pop(peer, None)
         self.note(peer, reason)
 
     def fail_all(self, reason: str) -> None:
+        """A failure that leaves the case without times."""
         self.gates.clear()
         self.note(ALL_PEERS, reason)
 

@@ -46,6 +46,7 @@ class Server:
         self._steps: dict[str, Step] = {}  # what is timed: the task's own, or a captured graph of it
 
     def prepare(self, peer: str, case: dict[str, Any]) -> dict[str, Any]:
+        """Builds the peer's task of a case (the fields of harness.Case); its traits."""
         if case != self._case or self._build is None:
             self._tasks.clear()  # the last case's memory goes before this one's is taken
             self._steps.clear()
@@ -57,10 +58,12 @@ class Server:
         return {"traits": self._tasks[peer].traits()}
 
     def check(self, peer: str) -> dict[str, Any]:
+        """The fields of harness.Gate."""
         error, allowed = self._tasks[peer].check()
         return {"error": error, "allowed": allowed}
 
     def estimate(self, peer: str) -> dict[str, Any]:
+        """Seconds of one call, and the traits of what is timed from here on: the task, or its captured graph."""
         task: Task = self._tasks[peer]
         self._steps[peer], traits = task.step, {}
         seconds = self._seconds(task, task.step)
@@ -76,6 +79,7 @@ class Server:
         return min(self._device.time(step, 1, 3, task.flushed)) if seconds < BRIEF else seconds
 
     def run(self, peer: str, calls: int) -> dict[str, Any]:
+        """Seconds of a call, one for each group of calls; the share of the wall spent waiting for a core, if known."""
         task, step = self._tasks[peer], self._steps[peer]
         self._device.warm_up(step, calls)
         group = 1 if task.flushed else -(-calls // SAMPLES)
@@ -85,6 +89,7 @@ class Server:
         return {"seconds": seconds, "wait": None if waited is None or now is None else (now - waited) / wall}
 
     def peak_memory(self, peer: str) -> dict[str, Any]:
+        """Bytes; of a resident task without what the process held before its first model."""
         task = self._tasks[peer]
         return {"bytes": task.peak_memory() - (self._start if task.resident else 0)}
 
