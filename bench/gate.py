@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bench.harness import Gate
 from bench.ops.problem import Function, Layout, Problem
 from bench.runtime import WIDER
 from hbert_kernels import use_backend
@@ -40,16 +40,10 @@ def _outputs(function: Function, inputs: Sequence[Tensor]) -> Values:
     return {f"output {i}": value for i, value in enumerate(made)}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The output or gradient that comes closest to its bound, or is beyond it by most."""
-
-    error: float
-    allowed: float
-
-
-class Gate:
+class Checker:
     """Holds functions of one problem against the reference in the wider dtype (fp64 for fp32, fp32 for bf16).
+
+    A function's gate is that of the output or gradient that comes closest to its bound, or is beyond it by most.
 
     A candidate may be twice as wrong as its own reference in plain torch at the same dtypes, plus 2 ulp
     (hbert_kernels' policy). A baseline may be four times as wrong as the first one, and has to be the same function:
@@ -64,15 +58,17 @@ class Gate:
         name, plain = next(iter(problem.baselines.items()))
         self._plain = in_packed(plain, problem.layouts.get(name))
 
-    def candidate(self, function: Function) -> Verdict:
-        return self._verdict(function, self._reference_errors)
+    def candidate(self, function: Function) -> Gate:
+        """The gate of an implementation of ours."""
+        return self._worst(function, self._reference_errors)
 
-    def baseline(self, function: Function) -> Verdict:
+    def baseline(self, function: Function) -> Gate:
+        """The gate of one that ours are compared with."""
         wide = self._evaluate(self._plain, self._wide_inputs)
         worst = max(max_error(wide[name], exact) / _size(exact) for name, exact in self._exact.items())
         if not worst <= _SAME:
-            return Verdict(worst, _SAME)
-        return self._verdict(function, {name: 2 * error for name, error in self._plain_errors.items()})
+            return Gate(worst, _SAME)
+        return self._worst(function, {name: 2 * error for name, error in self._plain_errors.items()})
 
     @property
     def _wide_inputs(self) -> list[Tensor]:
@@ -97,10 +93,9 @@ class Gate:
         values = self._evaluate(function, self._problem.inputs)
         return {name: max_error(values[name], exact) for name, exact in self._exact.items()}
 
-    def _verdict(self, function: Function, plain: dict[str, float]) -> Verdict:
-        errors = self._errors(function)
-        verdicts = [Verdict(error, self._bound(name, plain[name])) for name, error in errors.items()]
-        return max(verdicts, key=lambda v: v.error / v.allowed if v.error <= v.allowed else float("inf"))
+    def _worst(self, function: Function, plain: dict[str, float]) -> Gate:
+        gates = [Gate(error, self._bound(name, plain[name])) for name, error in self._errors(function).items()]
+        return max(gates, key=lambda gate: gate.error / gate.allowed if gate.passed else float("inf"))
 
     def _bound(self, name: str, plain_error: float) -> float:
         kind, _, index = name.partition(" ")

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench import machine
 from bench.device import Device, peak_extra
 from bench.floor import Product, Stream
-from bench.gate import Gate, in_packed
+from bench.gate import Checker, in_packed
 from bench.harness import FLOOR, MEMORY, Case
 from bench.ops import Setting, load
 from bench.ops.problem import Function, Problem
@@ -32,7 +32,7 @@ torch._functorch.config.donated_buffer = False
 
 
 class Subject:
-    """What the peers of one case share: the op, its setting, its tensors and its gate.
+    """What the peers of one case share: the op, its setting, its tensors and its checker.
 
     A cold case has sets of buffers that take turns; or the device empties its cache before each call.
     """
@@ -43,7 +43,7 @@ class Subject:
         self.setting = Setting(variant, case.batch, case.seq, step, case.dtype, str(device.place))
         self.cost = self.op.cost(self.setting)
         self.problem = self.op.problem(self.setting)
-        self.gate = Gate(self.problem, backward=self.setting.step != "fwd")
+        self.checker = Checker(self.problem, backward=self.setting.step != "fwd")
         cold = self.op.cold(self.setting)
         self.flushed = cold and device.flushes
         self.turns = _turns(self.cost.reads + self.cost.writes) if cold and not device.flushes else 1
@@ -91,11 +91,11 @@ class Kernel(_Turns):
         return _backward(function, _leaves(inputs))
 
     def check(self) -> tuple[float, float]:
-        """Error and bound of the output or gradient that fits worst; see Gate."""
-        gate = self._subject.gate
-        judge = gate.candidate if self._is_candidate else gate.baseline
-        verdict = judge(in_packed(self._function, self._layout))
-        return verdict.error, verdict.allowed
+        """Error and bound of the output or gradient that fits worst; see Checker."""
+        checker = self._subject.checker
+        check = checker.candidate if self._is_candidate else checker.baseline
+        gate = check(in_packed(self._function, self._layout))
+        return gate.error, gate.allowed
 
     @property
     def _is_candidate(self) -> bool:
