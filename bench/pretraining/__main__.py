@@ -16,7 +16,7 @@ from bench.pretraining import calibrate, minilm, plan, report, store
 def command(run: plan.Run, out: Path) -> list[str]:
     """The `hbert pretrain` command of a run whose calibration and learning rate are known."""
     lr, steps = store.learning_rate(run), store.steps(run)
-    flags = [*run.arm.flags, *run.arm.common, *plan.BLOCKS[run.blocks], "--lr", f"{lr:g}", "--seed", str(run.seed)]
+    flags = [*run.arm.common, *run.arm.flags, *plan.BLOCKS[run.blocks], "--lr", f"{lr:g}", "--seed", str(run.seed)]
     flags += ["--max-steps", str(steps), "--out", str(out)]
     resume = ["--resume"] if (out / "run.json").is_file() else []
     return [sys.executable, "-m", "hbert", "pretrain", *flags, *resume]

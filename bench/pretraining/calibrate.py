@@ -55,7 +55,7 @@ def calibrate(group: str, console: Console) -> None:
 def _settings(arm: plan.Arm, blocks: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    words = [*arm.flags, *arm.common, *plan.BLOCKS[blocks], "--max-steps", "1"]
+    words = [*arm.common, *arm.flags, *plan.BLOCKS[blocks], "--max-steps", "1"]
     return resolve(given_options(parser.parse_args(words)))
 
 
