@@ -47,7 +47,8 @@ _TRAINED = (
     ("base", "--size base --shapes 8x128 --models hbert-v1,hbert-vanilla", {"fp32": _BERTS, "bf16": _BERTS}),
     ("base-from-fp32", "--size base --shapes 8x128 --models hbert-v1", {"bf16": "hf-fp32,hf-compile"}),
 )
-_OF_MODELS = "inference.md"
+_OF_MODELS, _OF_OPS = "inference.md", "kernels.md"
+_WITH_LOSSES = (_OF_MODELS, _OF_OPS)
 # What README shows of the table of latencies.
 _IN_BRIEF = "hbert-v2+optimize"
 _ENGINES = "hbert-v1+optimize,hbert-v2+optimize,hbert-additive-c+optimize,bert+optimize"
@@ -70,8 +71,8 @@ _MINILM = f"--suite varlen,latency --checkpoint {MINILM} --shapes 16x128,64x128 
 
 # bfloat16 has tables of its own: only processors that have its products can say something of it.
 MEASURED = {
-    "kernels": Measured("kernels.md", "--suite kernels --dtype fp32"),
-    "kernels-bf16": Measured("kernels.md", "--suite kernels --dtype bf16"),
+    "kernels": Measured(_OF_OPS, "--suite kernels --dtype fp32"),
+    "kernels-bf16": Measured(_OF_OPS, "--suite kernels --dtype bf16"),
     **{
         f"latency-{dtype}": Measured(
             _OF_MODELS, f"--suite latency --dtype {dtype} --shapes 1x16,1x128,8x128,1x512 --models {_ENGINES}"
@@ -165,23 +166,24 @@ def _check_revision(name: str, revision: str) -> None:
 def measured_blocks() -> dict[Path, dict[str, str]]:
     """The block of every CSV in docs/results/bench, by the page that shows it; README has some of them in brief.
 
-    The page of the models also has a block of all that they lost.
+    The pages of the models and of the ops also have a block of all that was lost in their tables.
 
     Raises:
         HbertError: a file cannot be read, or is not one of bench/run.py.
     """
     pages: dict[Path, dict[str, str]] = {}
-    of_models: dict[str, Results] = {}
+    shown: dict[str, dict[str, Results]] = {}
     in_brief = set(names(README.read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("*.csv")):
         name, results = path.stem.rsplit("-", 1)[0], read_results(path)
-        pages.setdefault(DOCS / MEASURED[name].page, {})[path.stem] = measured_block(results)
+        page = MEASURED[name].page
+        pages.setdefault(DOCS / page, {})[path.stem] = measured_block(results)
         if path.stem in in_brief:
             pages.setdefault(README, {})[path.stem] = brief(results, _IN_BRIEF)
-        if MEASURED[name].page == _OF_MODELS:
-            of_models[path.stem] = results
-    if of_models:
-        pages[DOCS / _OF_MODELS]["losses"] = lost(of_models)
+        if page in _WITH_LOSSES:
+            shown.setdefault(page, {})[path.stem] = results
+    for page, of_page in shown.items():
+        pages[DOCS / page]["losses"] = lost(of_page)
     return pages
 
 

@@ -128,6 +128,20 @@ def test_measuring_rewrites_the_page(docs, monkeypatch):
     ]
 
 
+def test_a_page_has_the_losses_of_its_own_tables(docs):
+    (docs / "results").mkdir()
+    for name, suite in (("latency-fp32", "latency"), ("kernels", "kernels"), ("training-base-ours", "throughput")):
+        path = docs / "results" / f"{name}-avx2.csv"
+        write_rows(path, [row for row in sample_rows() if row["suite"] == suite])
+        write_record(path.with_suffix(".json"))
+    found = documents.measured_blocks()
+    of_models, of_ops = (found[docs / page]["losses"].splitlines() for page in ("inference.md", "kernels.md"))
+    assert "| base/1x64 fp32 | avx2 | hbert-v2 v ort-fp32 | 0.88 [0.86, 0.91] |" in of_models
+    assert "| attention.full/1x128/bwd/cache fp32 | avx2 | hbert v compile | 0.70 [0.68, 0.72] |" in of_ops
+    assert not any("hbert v compile" in line for line in of_models) and not any(" v ort-" in line for line in of_ops)
+    assert "losses" not in found[docs / "results-pretraining.md"]
+
+
 def test_a_level_that_the_page_does_not_have_gets_a_place(docs, monkeypatch):
     page = docs / "inference.md"
     page.write_text(f"{page.read_text()}text\n")
