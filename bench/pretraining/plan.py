@@ -84,6 +84,17 @@ ARMS = {
 PAIRED = ("k", "j", "g", "b", "i")  # three seeds each
 COMPARED = (*PAIRED, "a")  # in the table of differences; b - a is what recipe and engineering make of BERT's layers
 BY_SOURCE = ("j", "k", "g", "i", "b", "a")
+# The lines of README's table: what the layers are, the arm without the short convolution, the one with it.
+IN_BRIEF = (
+    ("BERT as transformers ships it, compiled", "a", ""),
+    ("vanilla BERT in our kit", "b", ""),
+    ("the same from BERT's own initialization", "b02", ""),
+    ("self-attention only, sub-layer norm", "f", "i"),
+    ("HBERT-v1, the paper's", "c", "g"),
+    ("HBERT-v2, the paper's", "d", "h"),
+    ("five additive layers, then one of self-attention", "", "k"),
+    ("additive layers only", "e", "j"),
+)
 # Fine-tuned by bench.finetuning, with their last seed; the others are compared with the first one.
 FINE_TUNED = ("b", "c", "d", "g", "a", "j")
 LAST_SEED = 2

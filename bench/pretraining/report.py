@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from bench.documents import DOCS, keep_figure, rewrite
+from bench.documents import DOCS, README, keep_figure, rewrite
 from bench.pretraining import plan, store, tables
 from hbert.data.ngram import NgramMarks
 from hbert.errors import HbertError
@@ -35,15 +35,17 @@ FIGURES = {
 
 
 def report(console: Console) -> None:
-    """Writes the page's tables and figures, and docs/results/pretraining/report/CHAPTER for each chapter with runs.
+    """Writes the page's tables and figures, README's table, and docs/results/pretraining/report/CHAPTER.
 
-    The clock is that of the calibration, not the time that a run took beside other load.
+    The clock is that of the calibration, not the time that a run took beside other load. A chapter without runs has no
+    report.
 
     Raises:
         HbertError: the page has no place for a table; or the n-gram marks of a text are not kept, and it is not here.
     """
     made = blocks()
     rewrite(PAGE, made)
+    rewrite(README, in_brief())
     for chapter, chosen in chapters().items():
         console.print(chapter, style="bold")
         out = store.RESULTS / "report" / chapter
@@ -78,6 +80,11 @@ def blocks() -> dict[str, str]:
     made["pretraining-marks"] = tables.marks(marks)
     groups = {arm.group for arm in plan.ARMS.values() if store.calibration(arm.group).is_file()}
     return made | {f"pretraining-steps-{group}": tables.step_times(group) for group in groups}
+
+
+def in_brief() -> dict[str, str]:
+    """README's table, by its name."""
+    return {"pretraining-brief": tables.brief(finished())}
 
 
 def chapters() -> dict[str, list[plan.Run]]:

@@ -64,6 +64,18 @@ def paired(runs: Sequence[plan.Run]) -> str:
     return markdown(["arms", "seeds", "difference of accuracy", "standard error", "ratio"], rows)
 
 
+def brief(runs: Sequence[plan.Run]) -> str:
+    """The accuracy with seed 0 of layers without and with the short convolution; the best one is bold."""
+    first = {run.arm.name: run for run in runs if run.name == f"main-{run.arm.name}-0"}
+    accuracy = {name: store.last_evaluation(store.folder(run))["accuracy"] for name, run in first.items()}
+    cells = {name: f"{found:.3f}" for name, found in accuracy.items()}
+    shown = {arm for _, *pair in plan.IN_BRIEF for arm in pair if arm in cells}
+    if best := max(shown, key=accuracy.__getitem__, default=None):
+        cells[best] = f"**{cells[best]}**"
+    lines = [[what, *(cells.get(arm, "") for arm in pair)] for what, *pair in plan.IN_BRIEF]
+    return markdown(["", "as it is", "with the short convolution"], lines)
+
+
 def sources(runs: Sequence[Run]) -> str:
     """The last accuracy of each run on each source of the held-out text, and how many predictions that is of."""
     columns, rows = source_table(runs)

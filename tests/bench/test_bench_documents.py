@@ -202,6 +202,8 @@ def test_the_page_of_the_experiments_shows_every_finished_run():
         pretraining.FIGURES[chapter] for chapter in pretraining.chapters() if chapter in pretraining.FIGURES
     ):
         assert figure.is_file() and f"](images/{figure.name})" in text
+    readme, brief = documents.README.read_text(), pretraining.in_brief()
+    assert documents.fill(readme, brief) == readme and set(brief) <= set(documents.names(readme))
     for done in filter(store.is_done, plan.runs()):
         last = store.last_evaluation(store.folder(done))
         assert any(

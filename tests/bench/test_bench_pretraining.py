@@ -172,6 +172,17 @@ def test_paired_differences(results):
     assert len(apart) == 3 and len(tables.paired(apart).splitlines()) == 2
 
 
+def test_readmes_table_shows_the_first_seed(results):
+    for run, loss in ((main_run("a"), 8.0), (main_run("c"), 4.0), (main_run("g"), 2.0), (main_run("j"), 2.5)):
+        finish(run, loss)
+    finish(next(run for run in plan.runs() if run.name == "main-c-2"), 1.0)
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in tables.brief(report.finished()).splitlines()[2:]}
+    assert rows["| HBERT-v1, the paper's"] == ["0.250", "**0.500** |"]
+    assert rows["| additive layers only"] == ["", "0.400 |"]
+    assert rows["| BERT as transformers ships it, compiled"] == ["0.125", " |"]
+    assert len(rows) == len(plan.IN_BRIEF)
+
+
 def test_recipe_and_engineering_have_a_row_of_their_own():
     rows = [line.split("|")[1:3] for line in report.blocks()["pretraining-paired"].splitlines()]
     assert [" b - a ", " 2 "] in rows
@@ -240,15 +251,18 @@ def evaluations(run: plan.Run) -> list[dict]:
 
 
 def test_the_report_fills_the_page_and_draws_its_figure(kept_run, tmp_path, monkeypatch):
-    page, figure, other = (tmp_path / name for name in ("page.md", "arms.png", "hour.png"))
+    page, readme, figure, other = (tmp_path / name for name in ("page.md", "README.md", "arms.png", "hour.png"))
+    readme.write_text("<!-- table: pretraining-brief -->\n<!-- end -->\n")
     names = ["sweeps", "arms", "paired", "sources", "marks", "steps-arms", "steps-start"]
     page.write_text("".join(f"<!-- table: pretraining-{name} -->\n<!-- end -->\n" for name in names))
     monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(report, "FIGURES", {"arms": figure, "hour": other})
     report.report(Console(quiet=True))
     assert figure.read_bytes() == (store.RESULTS / "report" / "arms" / "accuracy-clock.png").read_bytes()
     assert not other.exists()
     last = evaluations(kept_run)[-1]
+    assert f"**{last['accuracy']:.3f}**" in readme.read_text()
     imdb = last["per_source"]["imdb"]
     passed = next(entry["step"] for entry in evaluations(kept_run) if entry["accuracy"] > MARKS.left_bigram)
     for line in (
