@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 from bench.harness import Failure, Result, Slice
 from bench.rows import COLUMNS, Memory, Row, memory_of, memory_rows, time_rows
 from bench.stats import drift
+from hbert.data.storage import replacing
 
 MOST_DROPPED = 0.1  # of all slices, on a quiet machine
 MOST_DRIFT = 0.1  # of the canary
@@ -97,18 +97,12 @@ def save(report: Report, folder: Path, stem: str) -> list[Path]:
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in report.rows)
     record = asdict(report) | {"disturbances": report.disturbances()}
     texts = {f"{stem}.csv": table.getvalue(), f"{stem}.json": json.dumps(record, indent=1) + "\n"}
-    return [_replace(folder / name, text) for name, text in texts.items()]
+    paths = [folder / name for name in texts]
+    for path in paths:
+        with replacing(path) as temporary:
+            temporary.write_text(texts[path.name])
+    return paths
 
 
 def _cell(value: Any) -> Any:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
