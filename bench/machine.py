@@ -97,20 +97,6 @@ def check_pinning(cpus: list[int]) -> str:
     return PINNED
 
 
-def queue_wait() -> float | None:
-    """Seconds that this process's threads have stood ready on a run queue so far; None without schedstat."""
-    total, known = 0, False
-    try:
-        threads = os.listdir("/proc/self/task")
-    except OSError:
-        return None
-    for thread in threads:
-        fields = _read(f"/proc/self/task/{thread}/schedstat").split()
-        if len(fields) == 3:
-            total, known = total + int(fields[1]), True
-    return total * 1e-9 if known else None
-
-
 def busy_threads(call: Callable[[], object], seconds: float = 0.05) -> list[int]:
     """The threads of this process that work while `call` is repeated for so long, the busiest one first.
 

@@ -22,6 +22,7 @@ if __name__ == "__main__":  # this folder's own place on the path goes; an insta
 from bench import machine
 from bench.client import ENGINES, KEPT, end_with_coordinator
 from bench.harness import Case
+from hbert.processor import queue_wait
 
 if TYPE_CHECKING:
     from bench.device import Step
@@ -83,9 +84,9 @@ class Server:
         task, step = self._tasks[peer], self._steps[peer]
         self._device.warm_up(step, calls)
         group = 1 if task.flushed else -(-calls // SAMPLES)
-        waited, start = machine.queue_wait(), time.perf_counter()
+        waited, start = queue_wait(), time.perf_counter()
         seconds = self._device.time(step, group, -(-calls // group), task.flushed)
-        wall, now = time.perf_counter() - start, machine.queue_wait()
+        wall, now = time.perf_counter() - start, queue_wait()
         return {"seconds": seconds, "wait": None if waited is None or now is None else (now - waited) / wall}
 
     def peak_memory(self, peer: str) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _greeting(module: str, cpus: list[int], device: str, keep_heap: bool) -> dic
     foreign = module.startswith(ENGINES)
     return {
         **(_without_torch(cpus, device) if foreign else _with_torch(cpus, device, keep_heap)),
-        "queue_wait": machine.queue_wait() is not None,
+        "queue_wait": queue_wait() is not None,
         "versions": {package: _version(package) for package in ("torch", "transformers")},
     }
 

@@ -1,8 +1,9 @@
-"""What a processor computes fast, by the flags that Linux gives of it; the benchmark reads it without torch."""
+"""What Linux tells of a processor: what it computes fast, how long threads wait for it. No torch: bench needs none."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 # Intel's processors with AVX512-FP16 have AMX, too, and multiply bfloat16 by AVX-512 at half the rate of float32: where
@@ -22,3 +23,21 @@ def multiplies_bf16(cpuinfo: str) -> bool:
     if "GenuineIntel" in cpuinfo and flags >= _MADE_FOR_AMX and "amx_bf16" not in flags:
         return False
     return not _BF16.isdisjoint(flags)
+
+
+def queue_wait() -> float | None:
+    """Seconds that this process's threads have stood ready on a run queue so far; None without schedstat."""
+    try:
+        fields = [_schedstat(thread) for thread in Path("/proc/self/task").iterdir()]
+    except OSError:
+        return None
+    waits = [int(entry[1]) for entry in fields if len(entry) == 3]
+    return sum(waits) * 1e-9 if waits else None
+
+
+def _schedstat(thread: Path) -> list[str]:
+    """Nanoseconds run and waited, and time slices; empty where the thread has ended or the system does not tell."""
+    try:
+        return (thread / "schedstat").read_text().split()
+    except OSError:
+        return []

@@ -1,15 +1,19 @@
 """The protocol, on workers that only write down what they are asked."""
 
 import dataclasses
+import hashlib
 import math
+import threading
 from collections import Counter
 from itertools import pairwise, permutations
+from pathlib import Path
 
 import pytest
 
-from bench import harness
+from bench import harness, machine
 from bench.client import WorkerError
 from bench.harness import ALL_PEERS, DISTURBED, FEWEST, MEMORY, TIME, TRIES, Case, measure, order_of, plan_rounds
+from hbert.processor import queue_wait
 
 CASE = Case("latency", "1x7", "fp32", 1, 7, work=7)
 TRAITS = {"isa": "none", "backend": "reference"}
@@ -153,3 +157,24 @@ def test_slow_peers_get_the_least_rounds_and_fast_ones_share_the_time():
     assert calls == {"fast": 200, "slow": 1}
     assert rounds * calls["fast"] * 0.001 >= 2.0 and rounds == 10
     assert plan_rounds({"slow": 1.5}, 2.0) == ({"slow": 1}, FEWEST)
+
+
+def test_two_threads_on_one_core_wait_for_each_other():
+    done, told, block = threading.Barrier(3), threading.Event(), bytes(16 << 20)
+
+    def work():
+        machine.confine(machine.cores()[:1])
+        hashlib.sha256(block)
+        done.wait()
+        told.wait()  # a thread that has ended is counted no more
+
+    before = queue_wait()
+    for _ in range(2):
+        threading.Thread(target=work, daemon=True).start()
+    done.wait()
+    after = queue_wait()
+    told.set()
+    if Path("/proc/self/schedstat").exists():
+        assert after - before > 0.001
+    else:
+        assert before is None and after is None
