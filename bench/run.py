@@ -104,8 +104,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help=f"comma-separated, of: {', '.join(SUITES)} (default: {', '.join(DEFAULT_SUITES)})",
     )
-    add("--models", type=_names("model", candidates), metavar="NAMES", help=f"of: {', '.join(candidates)}")
-    add("--peers", type=_names("peer", baselines), metavar="NAMES", help=f"of: {', '.join(baselines)}")
+    ops = SUITES["kernels"]
+    for flag, what, names, of_ops in (
+        ("--models", "model", candidates, ops.candidates),
+        ("--peers", "peer", baselines, ops.baselines),
+    ):
+        of_models = ", ".join(name for name in names if name not in of_ops)
+        told = f"of: {of_models}; for the suite {ops.name}: {', '.join(of_ops)}"
+        add(flag, type=_names(what, names), metavar="NAMES", help=told)
     add(
         "--size",
         type=_names("size", SIZES),

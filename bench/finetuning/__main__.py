@@ -113,11 +113,12 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.finetuning", description=__doc__)
     parser.add_argument("action", choices=tuple(ACTIONS))
-    parser.add_argument(
-        "--tasks", type=Path, default=Path("runs/tasks"), help="a folder of train, valid, test.tsv each"
-    )
-    parser.add_argument("--models", type=Path, default=Path("runs/experiments"), help="where main-ARM-SEED are")
-    parser.add_argument("--work", type=Path, default=Path("runs/finetuning"), help="folder of the runs themselves")
+    for flag, folder, what in (
+        ("--tasks", "runs/tasks", "a folder of train, valid, test.tsv each"),
+        ("--models", "runs/experiments", "where main-ARM-SEED are"),
+        ("--work", "runs/finetuning", "folder of the runs themselves"),
+    ):
+        parser.add_argument(flag, type=Path, default=Path(folder), help=f"{what} (default: %(default)s)")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'emotion-*'")
     options = parser.parse_args()
     console = Console(soft_wrap=True, markup=False, highlight=False)

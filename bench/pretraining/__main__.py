@@ -59,7 +59,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.pretraining", description=__doc__)
     parser.add_argument("action", choices=("calibrate", "run", "status", "report"))
     parser.add_argument("--only", default="*", metavar="PATTERN", help="runs whose name matches, e.g. 'main-*'")
-    parser.add_argument("--work", type=Path, default=Path("runs/experiments"), help="folder of the runs themselves")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/experiments"),
+        help="where the runs themselves go (default: %(default)s)",
+    )
     parser.add_argument(
         "--weights", action="store_true", help="also runs that have a record, but no model under --work: train it again"
     )

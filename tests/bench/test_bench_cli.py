@@ -65,6 +65,13 @@ def test_bad_flags_say_what_is_allowed(arguments, message, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_the_help_tells_the_names_of_the_suite_kernels_apart(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    told = run.parser().format_help()
+    assert " hbert+optimize; for the suite kernels: hbert, hbert-direct, hbert-key-free\n" in told
+    assert " hbert; for the suite kernels: eager, compile, sdpa, onednn\n" in told
+
+
 def test_a_result_folder_that_cannot_be_written_stops_the_run_at_once(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(session, "run", lambda *_: pytest.fail("measured"))
