@@ -24,7 +24,8 @@ test: $(VENV)/installed-all
 	@echo "== tests"
 	$(BIN)/pytest $(PARALLEL)
 
-bench: $(VENV)/installed-bench,peers
+# The default has no int8, whose peers are further downloads: make bench BENCH_ARGS="--suite latency --dtype int8"
+bench: $(VENV)/installed-bench,$(if $(findstring int8,$(BENCH_ARGS)),peers,runtimes)
 	@echo "== benchmark: fifteen to twenty minutes, 12 GiB of memory (less: BENCH_ARGS='--suite latency --models bert+optimize'); progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 

@@ -151,10 +151,11 @@ def min_time(suite: Suite, options: argparse.Namespace) -> float:
 
 
 def installed(plans: Sequence[SuitePlan]) -> tuple[list[SuitePlan], list[Failure]]:
-    """The plans without peers whose packages are not installed, and those peers, each with the line that helps."""
+    """The plans without what their cases need and is not installed; those peers, each with the line that helps."""
     kept, left_out = [], {}
     for one in plans:
-        reasons = {peer: not_installed(peer) for peer in one.baselines}
+        wanted = {peer for case in one.cases for peer in case.peers}
+        reasons = {peer: not_installed(peer) if peer in wanted else None for peer in one.baselines}
         left_out |= {
             (one.suite.name, peer): Failure(one.suite.name, "", "", peer, reason)
             for peer, reason in reasons.items()

@@ -144,12 +144,19 @@ def test_what_a_checkpoint_cannot_have(more, reason, tmp_path):
 
 def test_a_peer_that_is_not_installed_is_named_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda package: None if package in ("openvino", "nncf") else "found")
-    kept, left_out = run.installed(planned("--suite", "latency", "--peers", "hf,ov-fp32,ov-int8,ort-fp32"))
+    peers = ["--peers", "hf,ov-fp32,ov-int8,ort-fp32"]
+    kept, left_out = run.installed(planned("--suite", "latency", *peers, "--dtype", "fp32,int8"))
     assert kept[0].baselines == ("hf", "ort-fp32") and "hbert-v1+optimize" in kept[0].peers
     assert {one.peer: one.reason for one in left_out} == {
         "ov-fp32": "openvino is not installed: pip install openvino",
         "ov-int8": "openvino and nncf are not installed: pip install openvino nncf",
     }
+
+
+def test_a_peer_without_a_case_need_not_be_installed(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda package: None if package == "nncf" else "found")
+    assert run.installed(planned())[1] == []
+    assert [one.peer for one in run.installed(planned("--suite", "latency", "--dtype", "int8"))[1]] == ["ov-int8"]
 
 
 @pytest.mark.parametrize("lacking", ["compiler", "headers", "nothing"])
