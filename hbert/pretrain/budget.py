@@ -10,7 +10,8 @@ from statistics import median
 
 import numpy as np
 
-from .machine import queue_wait
+from hbert.processor import queue_wait
+
 from .recipes import Recipe
 from .schedule import BatchPlan
 

@@ -32,17 +32,6 @@ def resolve_dtype(asked: str, device: torch.device) -> str:
     return "bf16" if native_bf16(device) else "fp32"
 
 
-def queue_wait() -> float | None:
-    """Seconds that this process's threads have stood ready on a run queue so far; None without schedstat."""
-    try:
-        threads = os.listdir("/proc/self/task")
-    except OSError:
-        return None
-    fields = [_read(f"/proc/self/task/{thread}/schedstat").split() for thread in threads]
-    waits = [int(entry[1]) for entry in fields if len(entry) == 3]
-    return sum(waits) * 1e-9 if waits else None
-
-
 def describe(device: torch.device) -> dict[str, Any]:
     """What a run records of the machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
