@@ -38,6 +38,21 @@ def test_defaults():
     assert str(resolve({"budget": "2m", "arch": "AAS", "size": "3x64x2", "seed": 7}).out) == "runs/AAS-3x64x2-7"
 
 
+@pytest.mark.parametrize(
+    ("options", "optimizer"),
+    [
+        ({"size": "tiny"}, "muon"),
+        ({"size": "mini"}, "muon"),
+        ({"size": "small"}, "adamw"),
+        ({"size": "mini", "optimizer": "adamw"}, "adamw"),
+        ({"size": "mini", "recipe": "vanilla"}, "adamw"),
+        ({"size": "mini", "recipe": "paper"}, "adamw"),
+    ],
+)
+def test_muon_is_for_narrow_models_under_budget(options, optimizer):
+    assert resolve({"budget": "2m", **options}).recipe.optimizer == optimizer
+
+
 def test_each_recipe_has_its_own_model():
     arches = {name: resolve({"budget": "2m", "recipe": name}).arch for name in ("budget", "paper", "vanilla")}
     assert arches == {"budget": "v1c", "paper": "v1", "vanilla": "vanilla"}

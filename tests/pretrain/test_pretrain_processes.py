@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from pretrain_helpers import Process, metrics, record, run_process
 from safetensors.torch import load_file
@@ -34,11 +35,14 @@ def start_both(words, folder, die_at=(None, None), before=None):
     ]
 
 
-def test_two_processes_give_the_weights_of_one(words, tmp_path):
+# Muon's iteration runs in bfloat16 on some processors: the last place is .4% of an entry.
+@pytest.mark.parametrize(("optimizer", "atol", "rtol"), [("adamw", 1e-5, 1e-5), ("muon", 3e-4, 1e-3)])
+def test_two_processes_give_the_weights_of_one(words, tmp_path, optimizer, atol, rtol):
     one, two = tmp_path / "one", tmp_path / "two"
-    status, output = run_process(words(**OPTIONS, out=one), tmp_path / "one.log")
+    options = {**OPTIONS, "optimizer": optimizer}
+    status, output = run_process(words(**options, out=one), tmp_path / "one.log")
     assert status == 0, output
-    results = [process.wait() for process in start_both(words(**OPTIONS, out=two), tmp_path)]
+    results = [process.wait() for process in start_both(words(**options, out=two), tmp_path)]
     assert [status for status, _ in results] == [0, 0], results
     # Only the first of them speaks.
     assert "finished after 6 steps" in results[0][1] and "finished" not in results[1][1]
@@ -46,10 +50,11 @@ def test_two_processes_give_the_weights_of_one(words, tmp_path):
     weights, others = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name, tensor in weights.items():
         # Of 6 steps of up to 2e-3. The gradient of a key's bias is 0 but for rounding, which Adam enlarges.
-        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-4 if "qkv.bias" in name else 1e-5)
+        allowed = max(atol, 1e-4) if "qkv.bias" in name else atol
+        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=allowed)
     for line, other in zip(metrics(one), metrics(two), strict=True):
         assert [line[key] for key in ("kind", "step", "tokens")] == [other[key] for key in ("kind", "step", "tokens")]
-        np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5)
+        np.testing.assert_allclose(line["loss"], other["loss"], rtol=rtol)
 
 
 def times_of_its_own():

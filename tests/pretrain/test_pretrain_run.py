@@ -153,7 +153,7 @@ def test_a_budget_becomes_steps_once(pretrain, out, monkeypatch):
     assert status == 0 and stdout.startswith("finished after 6 steps")
     assert "only 3 of 90 calibration steps were undisturbed" in stderr
     entry = record(out)
-    assert entry["software"]["optimizers"] == "AdamW"
+    assert entry["software"]["optimizers"] in ("AdamW, Muon", "AdamW, Float32Muon")
     assert entry["max_steps"] == 6 and entry["step_seconds"] == 0.5 and entry["times"]["calibration"] > 0
     assert entry["plan"]["calibration"]["full"] == {"seconds": 0.5, "clean": 3, "measured": 90}
     assert metrics(out)[-1]["step"] == 6
