@@ -89,8 +89,8 @@ def _budget(hidden_size: int) -> Recipe:
     a narrow model with .02 stays much longer where it knows the commonest words alone. Up to a width of 128 a run
     of a minute must leave that plateau behind: smaller batches and larger steps.
 
-    Muon learns more in a step. What it costs grows with the width in relation to the tokens of a step: a fifth to a
-    quarter of a step of 2,048 tokens at a width of 256, about as much as the rest of it at 768, where it was not tried.
+    Muon learns more in a step. What it adds to one grows with the width, in relation to the tokens: .2 to .3 of a step
+    of 2,048 tokens at a width of 256; by its operations as much as the rest of it at 768, where it was not tried.
     """
     tiny = hidden_size <= 128
     # A sinusoidal table is 25 times as large as fresh word embeddings, which the norm then drowns.

@@ -150,9 +150,8 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
     dash = DASHES[series.colour // len(theme.series) % len(DASHES)]
     has_intervals = len(line.low) > 0
     # A run with one evaluation is a point: no line would show it.
-    every_point = has_intervals or line.names or len(line.x) == 1
-    style: dict[str, Any] = {"color": colour, "lw": 1.8, "marker": "o" if every_point or line.dots else "", "ms": 4.5}
-    style["markevery"] = None if every_point else list(line.dots)
+    marker = "o" if has_intervals or line.names or len(line.x) == 1 else ""
+    style: dict[str, Any] = {"color": colour, "lw": 1.8, "marker": marker, "ms": 4.5}
     style |= {"markerfacecolor": theme.paper if series.peer else colour, "label": series.label}
     style["ls"] = "none" if line.names else "dashed" if series.peer else dash
     if has_intervals:
@@ -161,6 +160,9 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
         axes.errorbar(line.x, line.y, yerr=(below, above), elinewidth=1, **style)
     else:
         axes.plot(line.x, line.y, **style)
+    if line.dots:
+        dots = [line.x[index] for index in line.dots], [line.y[index] for index in line.dots]
+        axes.plot(*dots, "o", color=colour, ms=5.5, zorder=4)  # above the names of marks
     _draw_names(axes, line, colour)
 
 

@@ -25,7 +25,7 @@ def evaluations_of(run):
 def evaluated(capsys, tmp_path, folder):
     """What hbert eval prints and writes of a folder."""
     capsys.readouterr()
-    assert cli.main(["eval", str(folder), "--dtype", "fp32", "--json", str(tmp_path / "result.json")]) == 0
+    assert cli.main(["eval", str(folder), "--dtype", "fp32", "--json", str(tmp_path / "result.json"), "--overwrite"]) == 0
     return capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
 
 

@@ -25,13 +25,13 @@ def found(page, pattern):
 def blocks_of(page, at_least=1):
     blocks = found(page, r"^```python\n(.*?)^```")
     assert len(blocks) >= at_least
-    return [compile(block, page, "exec") for block in blocks]
+    return blocks
 
 
 def run_blocks(page, names, count=None, at_least=1):
     """Runs the blocks of a page, or the first ones, with these names and those that they define."""
     for block in blocks_of(page, at_least)[:count]:
-        exec(block, names)
+        exec(compile(block, page, "exec"), names)
     return names
 
 
@@ -39,7 +39,7 @@ def run_each_alone(page, at_least):
     """Runs every block of a page as somebody does who copies no other; all names that they define."""
     names = {}
     for block in blocks_of(page, at_least):
-        exec(block, alone := {})
+        exec(compile(block, page, "exec"), alone := {})
         names |= alone
     return names
 

@@ -14,7 +14,7 @@ from hbert.data.tokenizer import save_tokenizer
 from hbert.pretrain.checkpoint import checkpoints
 
 # One step that changes nothing to speak of.
-STILL = {"max_steps": 1, "lr": 1e-12, "eval_every": None, "log_every": 1, "dropout": 0.0}
+STILL = {"max_steps": 1, "lr": 1e-12, "muon_lr": 1e-12, "eval_every": None, "log_every": 1, "dropout": 0.0}
 EMBEDDING = "hbert.embeddings.word_embeddings.weight"
 
 
