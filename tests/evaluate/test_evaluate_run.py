@@ -25,8 +25,9 @@ def evaluations_of(run):
 def evaluated(capsys, tmp_path, folder):
     """What hbert eval prints and writes of a folder."""
     capsys.readouterr()
-    assert cli.main(["eval", str(folder), "--dtype", "fp32", "--json", str(tmp_path / "result.json"), "--overwrite"]) == 0
-    return capsys.readouterr().out, json.loads((tmp_path / "result.json").read_text())
+    result = tmp_path / "result.json"
+    assert cli.main(["eval", str(folder), "--dtype", "fp32", "--json", str(result), "--overwrite"]) == 0
+    return capsys.readouterr().out, json.loads(result.read_text())
 
 
 @pytest.mark.parametrize("arch", ["v1c", "bert"])
