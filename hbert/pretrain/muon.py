@@ -33,7 +33,7 @@ class Float32Muon(torch.optim.Muon):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """M := momentum M + (1 - momentum) G; W := (1 - lr decay) W - lr sqrt(max(1, rows / columns)) NS(M'),
 
-        where M' = momentum M + (1 - momentum) G is Nesterov's step ahead.
+        where M' = momentum M + (1 - momentum) G is Nesterov's step ahead, and NS is ``orthogonalized``.
         """
         loss = None
         if closure is not None:
