@@ -17,6 +17,7 @@ from hbert.reporting.style import Series, save_chart
 
 PAGE = DOCS / "results-finetuning.md"
 _METRICS = ("accuracy", "macro_f1", "mcc")
+_DIFFERENCE = ("difference of accuracy", "95% interval")
 _CAPTION = (
     "Up and to the left is better. A point is the mean over the seeds at the learning rate that the validation split "
     "chose, its whiskers reach one standard deviation over them on either side. The time is the median of the rounds "
@@ -101,8 +102,21 @@ def _tables(task: str, finished: _Finished) -> list[_Table]:
         return []
     tables = [(["model", "seeds", "lr", *_METRICS, "ms a text", "speed (BERT in the kit: 1)"], _scores(task, finished))]
     if differences := _differences(finished):
-        tables.append((["models", "difference of accuracy", "95% interval", "McNemar p by seed"], differences))
+        tables.append((["models", *_DIFFERENCE, "McNemar p by seed"], differences))
+    if at_papers_rate := _at_papers_rate(task):
+        tables.append(([f"at the paper's {plan.PAPERS_RATE:g}", *_METRICS, *_DIFFERENCE, "McNemar p"], at_papers_rate))
     return tables
+
+
+def _at_papers_rate(task: str) -> list[list[str]]:
+    """Test scores of the first seed at the rate that the paper has for every model, and the difference to BERT."""
+    runs = {model: [plan.sweep_run(task, model, plan.PAPERS_RATE)] for model in plan.models(task)}
+    done = {model: found for model, found in runs.items() if store.is_done(*found)}
+    differences = {row[0].partition(" - ")[0]: row[1:] for row in _differences(done)}
+    return [
+        [model, *(f"{_test_scores(found, name)[0]:.4f}" for name in _METRICS), *differences.get(model, ("", "", ""))]
+        for model, found in done.items()
+    ]
 
 
 def _notes(task: str, finished: _Finished) -> list[str]:

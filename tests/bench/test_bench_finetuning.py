@@ -144,6 +144,13 @@ def test_the_tables(results):
     assert "| +0.2000 | [+0.12" in line and line.endswith("| 1.9e-06, 1.9e-06, 1.9e-06 |")
 
 
+def test_models_are_compared_at_the_papers_rate_too(results):
+    finish_two_models(results)
+    table = report.report().partition("| at the paper's 5e-05 | accuracy |")[2].partition("\n\n")[0].splitlines()
+    assert table[2] == "| b | 0.6000 | 0.6000 | 0.6000 |  |  |  |"
+    assert table[3].startswith("| g | 0.8000 | 0.8000 | 0.8000 | +0.2000 | [+0.12") and len(table) == 4
+
+
 def test_a_sweep_that_is_not_complete_is_shown_without_scores(results):
     first, second, last = store.sweep("rotten", "g")
     for run, validation in ((first, 0.6), (last, 0.7)):
