@@ -13,6 +13,7 @@ from transformers import BertConfig
 
 from bench.finetuning import __main__ as queue
 from bench.finetuning import plan, report, store, times
+from bench.pretraining import plan as pretraining
 from hbert import HBertConfig
 from hbert.data.tokenizer import SPECIAL_TOKENS, save_tokenizer, tokenizer_from_vocabulary
 from hbert.errors import HbertError
@@ -86,8 +87,12 @@ def finish_two_models(folder) -> None:
 def test_the_plan():
     runs = plan.runs(tuple(plan.TASKS))
     assert len({run.name for run in runs}) == len(runs)
-    models = len(plan.TASKS) * len(plan.MODELS) + len(plan.HOUR_TASKS) * len(plan.HOUR_MODELS)
-    assert len(runs) == models * (len(plan.SEEDS) - 1)
+    assert {run.seed for run in runs} == set(plan.SEEDS[1:])
+    for task in plan.TASKS:
+        assert {run.model for run in runs if run.task == task} == set(plan.models(task))
+        # Nobody is without the one that it is compared with.
+        assert {plan.baseline(model) for model in plan.models(task)} <= set(plan.models(task))
+        assert {plan.pretrained(model) for model in plan.models(task)} <= {run.name for run in pretraining.runs()}
 
 
 def test_the_validation_split_chooses_the_rate_and_the_test_split_does_not(results):
