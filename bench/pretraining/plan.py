@@ -69,6 +69,8 @@ ARMS = {
         Arm("j", "additive only, with the short convolution", ("--arch", "additive-c")),
         Arm("k", "hybrid whose last layer alone is self-attention, with the convolution", _LAST, timed_as="h"),
         Arm("b02", "b from BERT's own N(0, .02)", ("--arch", "vanilla", *_POST_NORM, *_BERTS_INIT), timed_as="b"),
+        # Whether a sweep of two minutes, at whose end no rate has left the plateau, finds the right rate for b.
+        Arm("b5", "b at 5e-4, twice the rate of its sweep", ("--arch", "vanilla", *_POST_NORM), 5e-4, timed_as="b"),
         Arm("g02", "g from BERT's own N(0, .02)", ("--arch", "v1c", *_BERTS_INIT), timed_as="g"),
         _with_muon("g", 2e-3, 1.27, "--arch", "v1c"),
         _with_muon("b", 2.5e-4, 1.21, "--arch", "vanilla", *_POST_NORM),

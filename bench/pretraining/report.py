@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from rich.console import Console
 
 from bench.documents import DOCS, README, keep_figure, rewrite
 from bench.pretraining import plan, store, tables
 from hbert.data.ngram import NgramMarks
+from hbert.data.storage import content_key, read_json, write_json
 from hbert.errors import HbertError
-from hbert.evaluate.marks import marks_of
+from hbert.evaluate.marks import marks_of, tokens_of
 from hbert.evaluate.report_command import write_report
 from hbert.evaluate.run_folder import Run, read_runs
+from hbert.evaluate.same_input import SameInputMarks, same_input_marks
 from hbert.evaluate.summary import summary_rows
 
 # What is compared with each other -> the runs of the plan.
@@ -24,6 +26,7 @@ CHAPTERS: dict[str, Callable[[plan.Run], bool]] = {
     "hour": lambda run: run.seconds == plan.HOUR_SECONDS,
     "start": lambda run: run.arm.group == "start",
 }
+SAME_INPUT = "same-input-marks.json"
 _AXES = ("clock", "steps")
 PAGE = DOCS / "results-pretraining.md"
 # Chapters whose accuracy against the clock the page shows.
@@ -65,11 +68,15 @@ def blocks() -> dict[str, str]:
     """
     made = {"pretraining-sweeps": tables.sweeps()}
     marks: dict[str, NgramMarks] = {}
+    strict: dict[tuple[str, str], SameInputMarks] = {}
     for chapter, chosen in chapters().items():
         runs = [calibrated(run) for run in chosen]
         found = _marks(runs)
         marks |= {run.arm.group: found[read.text_key] for run, read in zip(chosen, runs, strict=True)}
-        made[f"pretraining-{chapter}"] = tables.outcomes(chosen, summary_rows(runs, found))
+        inputs = [same_input(read) for read in runs]
+        strict |= {(run.arm.group, run.blocks): one for run, one in zip(chosen, inputs, strict=True)}
+        escapes = [read.escape(one.left_bigram) for read, one in zip(runs, inputs, strict=True)]
+        made[f"pretraining-{chapter}"] = tables.outcomes(chosen, summary_rows(runs, found), escapes)
     done = finished()
     made["pretraining-paired"] = tables.paired(
         [run for run in done if run.name.startswith("main-") and run.arm.name in plan.COMPARED]
@@ -78,13 +85,16 @@ def blocks() -> dict[str, str]:
     shown = [by_name[f"main-{arm}-0"] for arm in plan.BY_SOURCE if f"main-{arm}-0" in by_name]
     made["pretraining-sources"] = tables.sources([replace(calibrated(run), label=run.arm.name) for run in shown])
     made["pretraining-marks"] = tables.marks(marks)
+    made["pretraining-same-input"] = tables.same_input(strict)
     groups = {arm.group for arm in plan.ARMS.values() if store.calibration(arm.group).is_file()}
     return made | {f"pretraining-steps-{group}": tables.step_times(group) for group in groups}
 
 
 def in_brief() -> dict[str, str]:
     """README's table, by its name."""
-    return {"pretraining-brief": tables.brief(finished())}
+    done = finished()
+    first = next(run for run in done if run.arm.group == "arms" and run.blocks == "512")
+    return {"pretraining-brief": tables.brief(done, same_input(calibrated(first)))}
 
 
 def chapters() -> dict[str, list[plan.Run]]:
@@ -108,6 +118,22 @@ def _marks(runs: Sequence[Run]) -> dict[tuple[str, str], NgramMarks]:
             raise marks
         found[key] = marks
     return found
+
+
+def same_input(run: Run) -> SameInputMarks:
+    """What counting models have right on the inputs that a run was evaluated on; kept beside the records.
+
+    Raises:
+        HbertError: they are not kept, and the text is not here.
+    """
+    file, how = store.RESULTS / SAME_INPUT, read_json(run.path / "run.json")["eval"]
+    kept = read_json(file) if file.is_file() else {}
+    name = content_key(*run.text_key, how)
+    if name not in kept:
+        found = same_input_marks(tokens_of(run), how["length"], rate=how["rate"], max_blocks=how["blocks"])
+        kept[name] = asdict(found)
+        write_json(file, kept)
+    return SameInputMarks(**kept[name])
 
 
 def calibrated(run: plan.Run) -> Run:

@@ -53,14 +53,39 @@ def ngram_marks(cache: TokenCache) -> NgramMarks:
     left, words, right = _neighbourhoods(cache.held_out.tokens, special)
     if not words.size:
         raise HbertError("no held-out token to predict: the corpus has too few documents")
-    vocab = cache.vocab_size
+    return _marks(words, count_ngrams(cache, left, right))
+
+
+@dataclass(frozen=True)
+class NgramCounts:
+    """What counting the training tokens says of queries (left [P], right [P]); special tokens are not counted.
+
+    unigrams: how often each token occurs, [V]. by_left: the token that most often follows ``left``, [P], -1 where that
+    was never seen. between: the one that most often stands between ``left`` and ``right``, likewise.
+    """
+
+    unigrams: Ids
+    by_left: Ids
+    between: Ids
+
+    @property
+    def predictions(self) -> tuple[int, Ids, Ids]:
+        """The most frequent token; the left bigram, else that; the trigram, else the left bigram."""
+        commonest = int(self.unigrams.argmax())
+        left = np.where(self.by_left >= 0, self.by_left, commonest)
+        return commonest, left, np.where(self.between >= 0, self.between, left)
+
+
+def count_ngrams(cache: TokenCache, left: Ids, right: Ids) -> NgramCounts:
+    """Counts the training tokens for these queries, both int64 [P]; ties go to the smallest id."""
+    special, vocab = np.fromiter(cache.special_ids.values(), dtype=np.int64), cache.vocab_size
     unigrams = np.zeros(vocab, dtype=np.int64)
     bigrams, trigrams = _ContextCounter(left, vocab), _ContextCounter(left * vocab + right, vocab)
     for before, target, after in _chunks(cache.train.tokens, special):
         unigrams += np.bincount(target, minlength=vocab)
         bigrams.add(before, target)
         trigrams.add(before * vocab + after, target)
-    return _marks(words, unigrams, bigrams.most_frequent(), trigrams.most_frequent())
+    return NgramCounts(unigrams, bigrams.most_frequent(), trigrams.most_frequent())
 
 
 class _ContextCounter:
@@ -116,18 +141,18 @@ def _neighbourhoods(tokens: NDArray[Any], special: Ids) -> tuple[Ids, Ids, Ids]:
     return ids[:-2][keep], ids[1:-1][keep], ids[2:][keep]
 
 
-def _marks(words: Ids, unigrams: Ids, bigram: Ids, trigram: Ids) -> NgramMarks:
+def _marks(words: Ids, counts: NgramCounts) -> NgramMarks:
+    unigrams = counts.unigrams
+    commonest, left, between = counts.predictions
     by_frequency = np.argsort(-unigrams, kind="stable")
-    left = np.where(bigram >= 0, bigram, by_frequency[0])
-    between = np.where(trigram >= 0, trigram, left)
     rare = ~np.isin(words, by_frequency[:COMMON_TOKENS])
     shares = unigrams[unigrams > 0] / unigrams.sum()
     return NgramMarks(
-        unigram=float((words == by_frequency[0]).mean()),
+        unigram=float((words == commonest).mean()),
         left_bigram=float((words == left).mean()),
         trigram=float((words == between).mean()),
         trigram_rare=float((words == between)[rare].mean()) if rare.any() else float("nan"),
-        context_seen=float((trigram >= 0).mean()),
+        context_seen=float((counts.between >= 0).mean()),
         entropy=float(-(shares * np.log2(shares)).sum()),
         predictions=words.size,
     )

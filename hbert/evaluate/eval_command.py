@@ -149,11 +149,13 @@ def _print_result(result: EvalResult) -> None:
     rows = [_cells(name, found) for name, found in result.per_source.items()]
     if len(rows) > 1:
         rows.append(_cells("total", result))
-    print_table(["source", "loss, nats", "bits", "accuracy", "masked tokens"], rows)
+    print_table(["source", "loss, nats", "bits", "accuracy", "at [MASK]", "masked tokens"], rows)
 
 
 def _cells(name: str, result: SourceResult) -> list[str]:
-    return [name, f"{result.loss:.4f}", f"{result.bits:.4f}", f"{result.accuracy:.4f}", f"{result.num_masked:,}"]
+    at_mask = "-" if result.mask_accuracy is None else f"{result.mask_accuracy:.4f}"
+    numbers = [f"{value:.4f}" for value in (result.loss, result.bits, result.accuracy)]
+    return [name, *numbers, at_mask, f"{result.num_masked:,}"]
 
 
 def _about(args: argparse.Namespace, cache: TokenCache, numbers: str, info: RunInfo | None) -> str:

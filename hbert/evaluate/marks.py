@@ -32,7 +32,7 @@ def marks_of(runs: Sequence[Run], folder: Path) -> dict[tuple[str, str], NgramMa
         name = content_key(*run.text_key)
         try:
             if name not in kept:
-                kept[name] = asdict(ngram_marks(_tokens(run)))
+                kept[name] = asdict(ngram_marks(tokens_of(run)))
                 write_json(file, kept)
             found[run.text_key] = NgramMarks(**kept[name])
         except HbertError as error:
@@ -40,7 +40,12 @@ def marks_of(runs: Sequence[Run], folder: Path) -> dict[tuple[str, str], NgramMa
     return found
 
 
-def _tokens(run: Run) -> TokenCache:
+def tokens_of(run: Run) -> TokenCache:
+    """Returns the tokens that a run was trained and evaluated on, made again where they are not in the cache.
+
+    Raises:
+        HbertError: the text or the tokenizer is not here, or is another one than the run's.
+    """
     info = run.info
     # A record that was moved to another machine: its tokens may be in the cache there.
     for folder in (Path(info.token_cache), cache_dir() / "tokens" / Path(info.token_cache).name):

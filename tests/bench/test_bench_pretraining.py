@@ -18,11 +18,13 @@ from hbert.data.storage import content_key, write_json
 from hbert.errors import HbertError
 from hbert.evaluate.marks import FILE_NAME
 from hbert.evaluate.report_command import charts
-from hbert.evaluate.run_folder import read_info
+from hbert.evaluate.run_folder import Evaluation, read_info
+from hbert.evaluate.same_input import SameInputMarks
 from hbert.evaluate.summary import Row
 
 KEPT = store.RESULTS / "runs"
 MARKS = NgramMarks(0.05, 0.15, 0.3, 0.2, 0.9, 10.0, 1234)
+SAME_INPUT = SameInputMarks(0.13, 0.21, 0.31, 6.32, 0.042, 0.8, 19482)
 
 
 @pytest.fixture
@@ -165,9 +167,9 @@ def test_paired_differences(results):
     for run in runs:
         finish(run, losses[run.arm.name][run.seed])
     rows = {line.split("|")[1].strip(): line for line in tables.paired(runs).splitlines()[2:]}
-    # .25 - .1, .4 - .2 and .5 - .25: mean .2, standard deviation .05.
-    assert rows["g - b"].split("|")[2:-1] == [" 3 ", " +0.2000 ", " 0.0289 ", " 2.09 "]
-    assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " 1.25 "]
+    # .25 - .1, .4 - .2 and .5 - .25: mean .2, standard deviation .05; Student's t of two degrees of freedom is 4.303.
+    assert rows["g - b"].split("|")[2:-1] == [" 3 ", " +0.2000 ", " 0.0289 ", " [+0.0758, +0.3242] ", " 2.09 "]
+    assert rows["g - i"].split("|")[2:-1] == [" 1 ", " +0.0500 ", " - ", " - ", " 1.25 "]
     apart = [run for run in runs if (run.arm.name, run.seed) in (("b", 1), ("b", 2), ("i", 0))]
     assert len(apart) == 3 and len(tables.paired(apart).splitlines()) == 2
 
@@ -176,11 +178,12 @@ def test_readmes_table_shows_the_first_seed(results):
     for run, loss in ((main_run("a"), 8.0), (main_run("c"), 4.0), (main_run("g"), 2.0), (main_run("j"), 2.5)):
         finish(run, loss)
     finish(next(run for run in plan.runs() if run.name == "main-c-2"), 1.0)
-    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in tables.brief(report.finished()).splitlines()[2:]}
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in tables.brief(report.finished(), SAME_INPUT).splitlines()[2:]}
     assert rows["| HBERT-v1, the paper's"] == ["0.250", "**0.500** |"]
     assert rows["| additive layers only"] == ["", "0.400 |"]
     assert rows["| BERT as transformers ships it, compiled"] == ["0.125", " |"]
-    assert len(rows) == len(plan.IN_BRIEF)
+    assert rows["| no context: repeat the input, at [MASK] the commonest token"] == ["0.130", " |"]
+    assert len(rows) == 1 + len(plan.IN_BRIEF)
 
 
 def test_recipe_and_engineering_have_a_row_of_their_own():
@@ -204,7 +207,8 @@ def test_the_tables_of_the_page(results):
             step=1769, clock_seconds=1200.0, escape_step=step, escape_seconds=step and 240.0, **blank)
         for run, loss, step in zip(runs, (4.0, 2.0), (356, None), strict=True)
     ]  # fmt: skip
-    second, first = [line.split(" | ") for line in tables.outcomes(runs, rows).splitlines()[2:]]
+    escape = Evaluation(step=900, train_seconds=600.0, tokens=9, loss=4.0, accuracy=0.2, num_masked=9, per_source={})
+    second, first = [line.split(" | ") for line in tables.outcomes(runs, rows, [escape, None]).splitlines()[2:]]
     assert first[0] == "| normal: from N(0, .02)" and first[1:] == [
         "0",
         "0.001",
@@ -212,9 +216,10 @@ def test_the_tables_of_the_page(results):
         "20.0 min",
         "0.5000",
         "2.000",
+        "-",
         "- |",
     ]
-    assert second[2:] == ["0.0003", "1,769", "20.0 min", "0.2500", "4.000", "step 356, 4.0 min |"]
+    assert second[2:] == ["0.0003", "1,769", "20.0 min", "0.2500", "4.000", "step 356, 4.0 min", "step 900, 10.0 min |"]
     for lr, loss in {5e-4: 3.0, 1e-3: 2.0}.items():
         finish(plan.sweep_run(plan.ARMS["g"], lr), loss)
     assert "| g | 3.000 / 0.3333 | **2.000 / 0.5000** |" in tables.sweeps()
@@ -233,6 +238,8 @@ def kept_run(results):
     shutil.copytree(KEPT / run.name, store.folder(run))
     info = read_info(store.folder(run))
     write_json(results / FILE_NAME, {content_key(info.corpus, info.tokenizer): asdict(MARKS)})
+    how = {"rate": 0.15, "blocks": 256, "length": 512}
+    write_json(results / report.SAME_INPUT, {content_key(info.corpus, info.tokenizer, how): asdict(SAME_INPUT)})
     return run
 
 
@@ -253,7 +260,7 @@ def evaluations(run: plan.Run) -> list[dict]:
 def test_the_report_fills_the_page_and_draws_its_figure(kept_run, tmp_path, monkeypatch):
     page, readme, figure, other = (tmp_path / name for name in ("page.md", "README.md", "arms.png", "hour.png"))
     readme.write_text("<!-- table: pretraining-brief -->\n<!-- end -->\n")
-    names = ["sweeps", "arms", "paired", "sources", "marks", "steps-arms", "steps-start"]
+    names = ["sweeps", "arms", "paired", "sources", "marks", "same-input", "steps-arms", "steps-start"]
     page.write_text("".join(f"<!-- table: pretraining-{name} -->\n<!-- end -->\n" for name in names))
     monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setattr(report, "README", readme)
@@ -264,9 +271,14 @@ def test_the_report_fills_the_page_and_draws_its_figure(kept_run, tmp_path, monk
     last = evaluations(kept_run)[-1]
     assert f"**{last['accuracy']:.3f}**" in readme.read_text()
     imdb = last["per_source"]["imdb"]
-    passed = next(entry["step"] for entry in evaluations(kept_run) if entry["accuracy"] > MARKS.left_bigram)
+    passed = [
+        next(entry["step"] for entry in evaluations(kept_run) if entry["accuracy"] > mark)
+        for mark in (MARKS.left_bigram, SAME_INPUT.left_bigram)
+    ]
+    steps = [f"step {step}, {0.5 * step / 60:.1f} min" for step in passed]
     for line in (
-        f"{last['accuracy']:.4f} | {last['loss']:.3f} | step {passed}, {0.5 * passed / 60:.1f} min |",
+        f"{last['accuracy']:.4f} | {last['loss']:.3f} | {steps[0]} | {steps[1]} |",
+        "| arms | 512 | 0.1300 | 6.320 | 0.2100 | 0.3100 | 0.0420 | 19,482 |",
         "| source | g | predictions |",
         f"| imdb | {imdb['accuracy']:.4f} | {imdb['num_masked']:,} |",
         "| group | unigram | left bigram | trigram | predictions |",

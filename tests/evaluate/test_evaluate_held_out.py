@@ -15,12 +15,12 @@ LENGTH = 32
 
 
 def reference(model, cache, length, rate=0.15, seed=0):
-    """Block by block in float64 with the logits of every token: {source: (loss, accuracy, number)}."""
+    """Block by block in float64 with the logits of every token: {source: (loss, accuracy, that at [MASK], number)}."""
     model = copy.deepcopy(model).double().eval()
     results = {}
     for name, (first, last) in cache.held_out.spans.items():
         tokens = cache.held_out.offsets[last] - cache.held_out.offsets[first]
-        losses, hits = [], []
+        losses, hits, at_mask = [], [], []
         for index in range(tokens // length):
             ids, labels = (
                 torch.from_numpy(part)[None] for part in masked_by_definition(cache, name, length, index, seed, rate)
@@ -31,8 +31,9 @@ def reference(model, cache, length, rate=0.15, seed=0):
             hits.append((logits.argmax(-1) == labels).flatten())
             losses[-1] = losses[-1][labels.flatten() != -100]
             hits[-1] = hits[-1][labels.flatten() != -100]
-        losses, hits = torch.cat(losses), torch.cat(hits).double()
-        results[name] = (losses.mean().item(), hits.mean().item(), len(losses))
+            at_mask.append((ids == cache.mask_id)[labels != -100])
+        losses, hits, at_mask = torch.cat(losses), torch.cat(hits).double(), torch.cat(at_mask)
+        results[name] = (losses.mean().item(), hits.mean().item(), hits[at_mask].mean().item(), len(losses))
     return results
 
 
@@ -43,15 +44,15 @@ def test_loss_and_accuracy_equal_the_definition(cache, build, options):
     result = evaluate(model, cache, LENGTH, **options)
     expected = reference(model, cache, LENGTH, **options)
     assert result.per_source.keys() == expected.keys() and len(expected) == 2
-    for name, (loss, accuracy, count) in expected.items():
+    for name, (loss, accuracy, at_mask, count) in expected.items():
         found = result.per_source[name]
-        assert (found.loss, found.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
+        assert (found.loss, found.accuracy, found.mask_accuracy) == pytest.approx((loss, accuracy, at_mask), rel=1e-5)
         assert found.num_masked == count
         assert found.bits == pytest.approx(loss / math.log(2), rel=1e-5)
-    counts = np.array([count for _, _, count in expected.values()])
+    counts = np.array([count for *_, count in expected.values()])
     assert result.num_masked == counts.sum()
     for column, name in enumerate(("loss", "accuracy")):
-        mean = sum(row[column] * row[2] for row in expected.values()) / counts.sum()
+        mean = sum(row[column] * row[-1] for row in expected.values()) / counts.sum()
         assert getattr(result, name) == pytest.approx(mean, rel=1e-5)
 
 
