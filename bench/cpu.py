@@ -20,6 +20,7 @@ class Cpu:
 
     name = "cpu"
     flushes = has_graphs = False
+    untimed = 1  # the other peers have just used the caches, and the threads sleep
     isa = None
 
     @functools.cached_property
@@ -31,9 +32,8 @@ class Cpu:
     def describe(self) -> dict[str, str]:
         return {"device": "cpu"}
 
-    def warm_up(self, step: Step, calls: int) -> None:
-        """One call, where there are several: the other peers have just used the caches, and the threads sleep."""
-        if calls > 1:
+    def warm_up(self, step: Step) -> None:
+        for _ in range(self.untimed):
             step()
 
     def time(self, step: Step, group: int, samples: int, flush: bool = False) -> list[float]:

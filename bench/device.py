@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bench.cpu import Cpu, Step
 
-_WARM_UP = 3  # calls on a GPU before a slice: other processes have had it, and its clocks have dropped
 _FLUSHED = 2  # a flush writes this many times the last-level cache
 _UNKNOWN_CACHE = 128 << 20
 _REASON = 80  # characters of an error that go into a row
@@ -24,12 +23,14 @@ class Device(Protocol):
 
     `flushes`: calls on a cold cache are had by emptying the cache; otherwise the tasks' buffers take turns.
     `has_graphs`: a call can be captured, and its replay is without the host's work.
+    `untimed`: calls that come before those of a slice, however many these are.
     """
 
     name: str
     place: torch.device
     flushes: bool
     has_graphs: bool
+    untimed: int
 
     @property
     def isa(self) -> str | None:
@@ -38,8 +39,8 @@ class Device(Protocol):
     def describe(self) -> dict[str, str]:
         """Lines of the header."""
 
-    def warm_up(self, step: Step, calls: int) -> None:
-        """What comes before a slice of `calls` timed ones."""
+    def warm_up(self, step: Step) -> None:
+        """The untimed calls before a slice."""
 
     def time(self, step: Step, group: int, samples: int, flush: bool = False) -> list[float]:
         """Seconds a call of `step`, of `samples` groups of `group` calls; with `flush` each starts uncached."""
@@ -74,6 +75,7 @@ class Cuda:
 
     name = "cuda"
     flushes = has_graphs = True
+    untimed = 3  # other processes have had the device, and its clocks have dropped
 
     def __init__(self, api: Any = torch.cuda, place: str = "cuda") -> None:
         self._api, self.place = api, torch.device(place)
@@ -99,8 +101,8 @@ class Cuda:
             "fp32_products": torch.get_float32_matmul_precision(),
         }
 
-    def warm_up(self, step: Step, calls: int) -> None:
-        for _ in range(_WARM_UP):
+    def warm_up(self, step: Step) -> None:
+        for _ in range(self.untimed):
             step()
         self._api.synchronize()
 
@@ -130,7 +132,7 @@ class Cuda:
     def captured(self, step: Step) -> tuple[Step, str]:
         """The replay of a graph of `step`; `step` itself where it cannot be captured: it reads a result, say."""
         graph = self._api.CUDAGraph()
-        self.warm_up(step, 1)
+        self.warm_up(step)
         try:
             with self._api.graph(graph, stream=self._stream):
                 step()
@@ -138,7 +140,7 @@ class Cuda:
             self._api.synchronize()
         except RuntimeError as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.warm_up(step, 1)
+            self.warm_up(step)
             return step, f"no graph: {said[:_REASON]}"
         return graph.replay, "graph"
 

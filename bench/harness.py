@@ -88,6 +88,17 @@ class Slice:
         return median(self.seconds)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a peer takes: seconds of a call, and the calls before each of its slices that are not timed."""
+
+    seconds: float
+    untimed: int
+
+    def slice_seconds(self, calls: int) -> float:
+        return (self.untimed + calls) * self.seconds
+
+
 Round = dict[str, Slice]
 
 
@@ -141,7 +152,7 @@ Notify = Callable[[str], None]
 def measure(case: Case, workers: Mapping[str, Worker], min_time: float, notify: Notify) -> Result:
     """Gates and times `case` for every worker; a peer that fails has no part in the result but its failure."""
     result = Result(case)
-    estimates: dict[str, float] = {}
+    estimates: dict[str, Estimate] = {}
     for peer, worker in workers.items():
         notify(f"{peer}: equality gate")
         try:
@@ -165,8 +176,8 @@ def _weigh(result: Result, workers: Mapping[str, Worker], notify: Notify) -> Non
             result.note(peer, f"memory: {error}")
 
 
-def _admit(peer: str, worker: Worker, result: Result) -> float:
-    """Prepares one peer, holds it against its reference and returns its seconds a call."""
+def _admit(peer: str, worker: Worker, result: Result) -> Estimate:
+    """Prepares one peer, holds it against its reference and estimates what it takes."""
     result.traits[peer] = worker.ask("prepare", case=asdict(result.case))["traits"]
     gate = Gate(**worker.ask("check"))
     if not gate.passed:
@@ -174,17 +185,17 @@ def _admit(peer: str, worker: Worker, result: Result) -> float:
     estimate = worker.ask("estimate")
     result.traits[peer] |= estimate["traits"]
     result.gates[peer] = gate
-    return estimate["seconds"]
+    return Estimate(estimate["seconds"], estimate["untimed"])
 
 
-def plan_rounds(estimates: Mapping[str, float], min_time: float) -> tuple[dict[str, int], int]:
-    """Calls of each peer in a round, and the number of rounds, from the estimated seconds a call.
+def plan_rounds(estimates: Mapping[str, Estimate], min_time: float) -> tuple[dict[str, int], int]:
+    """Timed calls of each peer in a round, and the number of rounds.
 
-    Each peer gets calls of `min_time` seconds at least, and `FEWEST` rounds.
+    Each peer gets calls of `min_time` seconds at least, the untimed ones included, and `FEWEST` rounds.
     """
     share = min_time / SLICES
-    calls = {peer: max(1, math.ceil(share / seconds)) for peer, seconds in estimates.items()}
-    shortest = min(calls[peer] * seconds for peer, seconds in estimates.items())
+    calls = {peer: max(1, math.ceil(share / estimate.seconds)) for peer, estimate in estimates.items()}
+    shortest = min(estimate.slice_seconds(calls[peer]) for peer, estimate in estimates.items())
     return calls, max(FEWEST, math.ceil(min_time / shortest))
 
 
@@ -200,10 +211,10 @@ def order_of(peers: list[str], turn: int) -> list[str]:
 
 
 def _run_rounds(
-    result: Result, workers: Mapping[str, Worker], estimates: Mapping[str, float], min_time: float, notify: Notify
+    result: Result, workers: Mapping[str, Worker], estimates: Mapping[str, Estimate], min_time: float, notify: Notify
 ) -> None:
     calls, wanted = plan_rounds({peer: estimates[peer] for peer in result.gates}, min_time)
-    expected = wanted * sum(calls[peer] * estimates[peer] for peer in calls)
+    expected = wanted * sum(estimates[peer].slice_seconds(calls[peer]) for peer in calls)
     deadline = time.monotonic() + max(PATIENCE * expected, GRACE)
     turn = 0
     while result.gates and len(result.rounds) < wanted and (turn < FEWEST or time.monotonic() < deadline):

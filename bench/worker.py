@@ -64,7 +64,7 @@ class Server:
         return {"error": error, "allowed": allowed}
 
     def estimate(self, peer: str) -> dict[str, Any]:
-        """Seconds of one call, and the traits of what is timed from here on: the task, or its captured graph."""
+        """The fields of harness.Estimate, and the traits of what is timed from here on: the task, or its graph."""
         task: Task = self._tasks[peer]
         self._steps[peer], traits = task.step, {}
         seconds = self._seconds(task, task.step)
@@ -72,7 +72,7 @@ class Server:
             self._steps[peer], note = self._device.captured(task.step)
             traits = {"backend": f"{task.traits()['backend']}, {note}"}
             seconds = self._seconds(task, self._steps[peer])
-        return {"seconds": seconds, "traits": traits}
+        return {"seconds": seconds, "untimed": self._device.untimed, "traits": traits}
 
     def _seconds(self, task: Task, step: Step) -> float:
         """Of one call; of a short one the best of three."""
@@ -82,7 +82,7 @@ class Server:
     def run(self, peer: str, calls: int) -> dict[str, Any]:
         """Seconds of a call, one for each group of calls; the share of the wall spent waiting for a core, if known."""
         task, step = self._tasks[peer], self._steps[peer]
-        self._device.warm_up(step, calls)
+        self._device.warm_up(step)
         group = 1 if task.flushed else -(-calls // SAMPLES)
         waited, start = queue_wait(), time.perf_counter()
         seconds = self._device.time(step, group, -(-calls // group), task.flushed)

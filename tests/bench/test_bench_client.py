@@ -190,7 +190,7 @@ def test_an_interrupted_end_leaves_no_worker(worker_of, monkeypatch):
 
 WELL = """
 answers = dict(prepare=dict(traits=dict(isa='i', backend='b')), check=dict(error=0, allowed=1),
-               estimate=dict(seconds=0.5, traits={}), run=dict(seconds=[0.5], wait=None))
+               estimate=dict(seconds=0.5, untimed=1, traits={}), run=dict(seconds=[0.5], wait=None))
 def answer(request):
     return answers[request['do']]
 """

@@ -113,13 +113,12 @@ def test_the_cache_is_emptied_before_each_call_and_outside_the_events(gpu, cuda,
     assert written == [2 * L2, 2 * L2]
 
 
-def test_a_gpu_is_warmed_up_before_every_slice_a_cpu_before_one_of_several_calls(gpu, cuda):
-    cuda.warm_up(gpu.call, calls=1)
-    assert gpu.log == ["call"] * 3 + ["synchronize"]
+def test_a_gpu_is_warmed_up_by_three_calls_a_cpu_by_one(gpu, cuda):
+    cuda.warm_up(gpu.call)
+    assert gpu.log == ["call"] * cuda.untimed + ["synchronize"] and cuda.untimed == 3
     made = []
-    for calls in (1, 5):
-        Cpu().warm_up(lambda: made.append("call"), calls)
-    assert made == ["call"]
+    Cpu().warm_up(lambda: made.append("call"))
+    assert made == ["call"] * Cpu.untimed == ["call"]
 
 
 def test_work_runs_on_a_stream_that_can_be_captured():
@@ -262,7 +261,7 @@ def server_with(cuda, gpu):
 def test_a_short_call_is_replaced_by_its_graph(gpu, server_with):
     server = server_with(capturable=True)
     estimate = server.estimate("hbert-v1")
-    assert estimate == {"seconds": pytest.approx(0.001), "traits": {"backend": "triton, graph"}}
+    assert estimate == {"seconds": pytest.approx(0.001), "untimed": 3, "traits": {"backend": "triton, graph"}}
     gpu.log.clear()
     assert len(server.run("hbert-v1", calls=7)["seconds"]) == 7
     assert gpu.log.count("replay") == 7 + 3 and "call" not in gpu.log

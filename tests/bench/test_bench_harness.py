@@ -7,12 +7,25 @@ import threading
 from collections import Counter
 from itertools import pairwise, permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench import harness, machine
 from bench.client import WorkerError
-from bench.harness import ALL_PEERS, DISTURBED, FEWEST, MEMORY, TIME, TRIES, Case, measure, order_of, plan_rounds
+from bench.harness import (
+    ALL_PEERS,
+    DISTURBED,
+    FEWEST,
+    MEMORY,
+    TIME,
+    TRIES,
+    Case,
+    Estimate,
+    measure,
+    order_of,
+    plan_rounds,
+)
 from hbert.processor import queue_wait
 
 CASE = Case("latency", "1x7", "fp32", 1, 7, work=7)
@@ -22,8 +35,8 @@ TRAITS = {"isa": "none", "backend": "reference"}
 class FakeWorker:
     """Answers at once: right by `error`, `seconds` a call, waiting for its core as `waits` says (then never)."""
 
-    def __init__(self, name, log, *, error=0.0, seconds=0.25, waits=(), fails_at=None, peak=None):
-        self.name, self.log, self.error, self.seconds = name, log, error, seconds
+    def __init__(self, name, log, *, error=0.0, seconds=0.25, untimed=1, waits=(), fails_at=None, peak=None):
+        self.name, self.log, self.error, self.seconds, self.untimed = name, log, error, seconds, untimed
         self.waits, self.fails_at, self.peak, self.runs = list(waits), fails_at, peak, 0
 
     def ask(self, do, **arguments):
@@ -33,7 +46,7 @@ class FakeWorker:
         if do == "check":
             return {"error": self.error, "allowed": 0.1}
         if do == "estimate":
-            return {"seconds": self.seconds, "traits": {"backend": "as timed"}}
+            return {"seconds": self.seconds, "untimed": self.untimed, "traits": {"backend": "as timed"}}
         if do == "peak_memory":
             if self.peak is None:
                 raise WorkerError("not counted here")
@@ -153,10 +166,24 @@ def test_traits_are_those_of_what_is_timed():
 
 
 def test_slow_peers_get_the_least_rounds_and_fast_ones_share_the_time():
-    calls, rounds = plan_rounds({"fast": 0.001, "slow": 1.5}, 2.0)
+    fast, slow = Estimate(0.001, untimed=1), Estimate(1.5, untimed=1)
+    calls, rounds = plan_rounds({"fast": fast, "slow": slow}, 2.0)
     assert calls == {"fast": 200, "slow": 1}
-    assert rounds * calls["fast"] * 0.001 >= 2.0 and rounds == 10
-    assert plan_rounds({"slow": 1.5}, 2.0) == ({"slow": 1}, FEWEST)
+    assert rounds * calls["fast"] * fast.seconds >= 2.0 and rounds == 10
+    assert plan_rounds({"slow": slow}, 2.0) == ({"slow": 1}, FEWEST)
+
+
+@pytest.mark.parametrize("untimed, rounds", [(0, 10), (1, 7), (2, FEWEST)])
+def test_untimed_calls_cost_rounds_and_not_time(untimed, rounds):
+    assert plan_rounds({"a": Estimate(0.1, untimed)}, 1.95) == ({"a": 2}, rounds)
+
+
+def test_the_time_that_a_case_may_take_has_room_for_its_untimed_calls(monkeypatch):
+    """Every slice is disturbed once, so the case takes twice its time, which it may; a slice has 10 + 3 calls."""
+    worker = FakeWorker("a", [], seconds=0.2, untimed=3, waits=[1.0, 0.0] * 8)
+    monkeypatch.setattr(harness, "time", SimpleNamespace(monotonic=lambda: worker.runs * 13 * 0.2))
+    result = measure(CASE, {"a": worker}, 20.0, notify=lambda text: None)
+    assert (len(result.rounds), result.dropped) == (8, 8)
 
 
 def test_two_threads_on_one_core_wait_for_each_other():
