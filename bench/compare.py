@@ -15,6 +15,7 @@ from bench.report.results import read_results
 from bench.stats import FASTER, NO_DIFFERENCE, SLOWER
 from bench.suites import SUITES
 from hbert.errors import HbertError
+from hbert.processor import label
 
 SLACK_MS = 0.030  # a change of a time by less is none, whatever its percentage (xformers' rule)
 THRESHOLD = 0.05
@@ -52,12 +53,14 @@ def is_ours(suite: str, candidate: str) -> bool:
     return suite in SUITES and candidate in SUITES[suite].candidates
 
 
-def read(path: Path, cpu: str, threads: int, heap: str) -> dict[Key, float]:
-    """The medians of a run's CSV. `heap`: whose processes keep freed memory in this run, if the C library can.
+def read(path: Path, cpu: Mapping[str, str], threads: int, heap: str) -> dict[Key, float]:
+    """The medians of a run's CSV. `cpu`: what machine.identity says; `heap`: whose processes keep freed memory in this
+    run, if the C library can.
 
     Raises:
-        ValueError: not such a file; or one of another processor, number of threads or policy of freed memory, or with
-            another instruction set level of our CPU kernels; or these do not load.
+        ValueError: not such a file; or one of another processor (name, or model where both are known), number of
+            threads or policy of freed memory, or with another instruction set level of our CPU kernels; or these do
+            not load.
     """
     try:
         rows = [row.cells for row in read_results(path).rows]
@@ -65,12 +68,18 @@ def read(path: Path, cpu: str, threads: int, heap: str) -> dict[Key, float]:
         raise ValueError(f"--compare: {error}") from None
     if not rows:
         raise ValueError(f"--compare {path}: nothing was measured")
-    here, there = (cpu, str(threads)), {(row.get("cpu", ""), row.get("threads", "")) for row in rows}
-    if there != {here}:
-        told = "; ".join(f"{other}, {count} threads" for other, count in sorted(there))
-        raise ValueError(f"--compare {path}: measured on {told}; this is {cpu}, {threads} threads")
+    _check_machine(path, rows, cpu, threads)
     _check_kernels(path, rows, heap)
     return _medians(rows)
+
+
+def _check_machine(path: Path, rows: Iterable[Mapping[str, str]], cpu: Mapping[str, str], threads: int) -> None:
+    """Raises ValueError where processor or threads are others; a model that is not known is no other one."""
+    here, there = (cpu["cpu"], str(threads)), {(row.get("cpu", ""), row.get("threads", "")) for row in rows}
+    models = {row["cpu_model"] for row in rows if row.get("cpu_model")}
+    if there != {here} or ("cpu_model" in cpu and models - {cpu["cpu_model"]}):
+        told = "; ".join(sorted({f"{label({'cpu': '', **row})}, {row.get('threads', '')} threads" for row in rows}))
+        raise ValueError(f"--compare {path}: measured on {told}; this is {label(cpu)}, {threads} threads")
 
 
 def _check_kernels(path: Path, rows: Iterable[Mapping[str, str]], heap: str) -> None:

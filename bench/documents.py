@@ -26,6 +26,7 @@ from bench.report.markdown import brief, lost, tables
 from bench.report.results import Results, read_results
 from hbert.data.storage import replacing
 from hbert.errors import HbertError
+from hbert.processor import label
 from hbert.revision import git_revision
 
 README = machine.ROOT / "README.md"
@@ -200,7 +201,7 @@ def measured_block(results: Results) -> str:
     """The tables of a run under the line that says how, where and when it was measured."""
     about = results.about
     where = [
-        about["cpu"],
+        label(about),
         about.get("isa", ""),
         f"{about['threads']} pinned threads",
         f"torch {about['torch']}",

@@ -41,11 +41,9 @@ def _read(path: str) -> str:
 
 
 def cores() -> list[int]:
-    """One logical processor for each physical core of this process's affinity mask, in ascending order."""
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range(os.cpu_count() or 1))
+    """One logical processor for each physical core that this process was started on, in ascending order."""
     first: dict[str, int] = {}
-    for cpu in sorted(os.sched_getaffinity(0)):
+    for cpu in processor.ALLOWED:
         siblings = _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip()
         first.setdefault(siblings or str(cpu), cpu)
     return sorted(first.values())
@@ -157,10 +155,9 @@ def _run_times() -> dict[int, float]:
     return found
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+def identity() -> dict[str, str]:
+    """Name and model of the processor (hbert.processor)."""
+    return processor.identity(_read("/proc/cpuinfo"))
 
 
 def vector_flags() -> list[str]:
@@ -200,14 +197,14 @@ def counts_peak_memory() -> bool:
 
 def short_name() -> str:
     """The processor's name as a part of a file name, e.g. "amd-epyc-7763-8c"."""
-    plain = re.sub(r"\((?:r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", cpu_name().lower())
+    plain = re.sub(r"\((?:r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", identity()["cpu"].lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") + f"-{len(cores())}c"
 
 
 def describe() -> dict[str, object]:
     """What the report's header says of the machine."""
     return {
-        "cpu": cpu_name(),
+        **identity(),
         "cores": len(cores()),
         "instructions": vector_flags(),
         "system": f"{platform.system()} {platform.machine()}",

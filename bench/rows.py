@@ -19,7 +19,8 @@ from bench.suites.suite import FLOOR_RATIO, FLOP_RATE, PEAK_MEMORY, Metric
 COLUMNS = (
     "suite", "case", "candidate", "baseline", "dtype", "batch", "seq", "metric", "unit", "median", "p10", "p90", "p99",
     "median_lo", "median_hi", "ratio", "ratio_lo", "ratio_hi", "verdict", "max_err", "rounds", "dropped", "canary_ms",
-    "canary_drift", "device", "threads", "heap_kept", "isa", "backend", "torch", "cpu", "git", "date",
+    "canary_drift", "device", "threads", "heap_kept", "isa", "backend", "torch", "cpu", "cpu_model",
+    "git", "date",
 )  # fmt: skip
 Row = dict[str, Any]
 Peers = Sequence[str]
@@ -157,6 +158,6 @@ def _row(
         values.median, values.p10, values.p90, values.p99, None, None,
         ratio and ratio.value, ratio and ratio.low, ratio and ratio.high, "", None, 1, 0, None, None,
         about["device"], about["threads"], about["heap_kept"], traits["isa"], traits["backend"],
-        about["torch"], about["cpu"], about["git"], about["date"],
+        about["torch"], about["cpu"], about.get("cpu_model", ""), about["git"], about["date"],
     )  # fmt: skip
     return dict(zip(COLUMNS, cells, strict=True))

@@ -264,7 +264,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         options.checkpoint = options.checkpoint and checkpoint.read(options.checkpoint)
         plans, left_out = installed(plan(options))
-        old = options.compare and compare.read(options.compare, machine.cpu_name(), options.threads, options.heap)
+        old = options.compare and compare.read(options.compare, machine.identity(), options.threads, options.heap)
     except ValueError as error:
         made.error(str(error))
     cpus = machine.cores()[: options.threads]

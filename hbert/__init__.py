@@ -15,6 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import processor as processor  # before torch: its ALLOWED
 from ._registration import register_with_transformers
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from bench.stats import paired_ratio
 from hbert.data.storage import replacing
 from hbert.evaluate.summary import markdown
 from hbert.finetune.significance import compare
+from hbert.processor import label
 from hbert.reporting import page
 from hbert.reporting.lines import Line, LineChart
 from hbert.reporting.style import Series, save_chart
@@ -132,7 +133,7 @@ def _notes(task: str, finished: _Finished) -> list[str]:
         notes.append(
             "Times: `python -m bench.finetuning time`, random weights of these configurations, float32, "
             f"threads: {times['threads']}, {rounds} rounds by turns, {times['texts']:,} texts of "
-            f"{times['tokens'] / times['texts']:.1f} tokens; {times['machine']['cpu']}, "
+            f"{times['tokens'] / times['texts']:.1f} tokens; {label(times['machine'])}, "
             f"{times['cpu_capability']}; commit {times['software']['revision']}; {times['date']}."
         )
     return notes

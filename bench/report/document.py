@@ -20,7 +20,8 @@ from hbert.reporting.style import save_chart
 
 _TITLE = "HBERT benchmark"
 _SUMMARY, _READING, _MISSING = "Better and worse", "How to read this", "Not measured"
-_FACTS = ("cpu", "device", "threads", "dtype", "torch", "git", "date", "command")  # stand open, the others folded
+# Stand open, the others folded.
+_FACTS = ("cpu", "cpu_model", "device", "threads", "dtype", "torch", "git", "date", "command")
 _RATIO = (
     "The ratio is the time of the peer over that of the candidate, for rates the candidate's over the peer's: above 1 "
     "the candidate is better. It is the median of the ratios within the rounds, in which candidate and peer took "

@@ -31,7 +31,7 @@ _NUMBERS = (
 )
 # Memory is measured once: smaller differences are noise.
 _SAME_MEMORY = 0.02
-_OF_THE_RUN = ("cpu", "device", "threads", "torch", "heap_kept", "isa", "git", "date")
+_OF_THE_RUN = ("cpu", "cpu_model", "device", "threads", "torch", "heap_kept", "isa", "git", "date")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 
 import hbert_kernels
-from hbert.processor import multiplies_bf16
+from hbert.processor import ALLOWED, identity, multiplies_bf16
 from hbert.revision import measured_revision
 
 _PACKAGES = ("hbert", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -34,11 +32,10 @@ def resolve_dtype(asked: str, device: torch.device) -> str:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """What a run records of the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
-        "cpu": _cpu_name(),
-        "cores": cores,
+        **identity(_read("/proc/cpuinfo")),
+        "cores": len(ALLOWED),
         "threads": torch.get_num_threads(),
         "cpu_capability": hbert_kernels.cpu_capability(),
         "device": device.type,
@@ -61,11 +58,6 @@ def _version(name: str) -> str:
         from hbert_kernels import __version__
 
         return __version__ if name == "hbert" else "unknown"
-
-
-def _cpu_name() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def _read(path: str) -> str:

@@ -12,6 +12,7 @@ from bench.report import Report, save
 from bench.rows import COLUMNS
 
 ABOUT = {"device": "cpu", "threads": 2, "heap_kept": "all", "torch": "2", "cpu": "a processor", "git": "g", "date": "d"}
+CPU = {"cpu": "a processor"}
 
 
 def row(median, **others):
@@ -89,15 +90,24 @@ def test_rows_of_ours_that_only_the_earlier_run_has_are_lost():
 
 
 @pytest.fixture
-def written(tmp_path, monkeypatch):
+def written_on(tmp_path, monkeypatch):
     monkeypatch.setattr(bench.compare, "kernels", lambda: ("avx2", True))
-    report = Report(dict(ABOUT))
-    report.add(measured(), ("hbert-v1",), ("hf",))
-    return save(report, tmp_path, "old")[0]
+
+    def made(model):
+        report = Report(ABOUT if model is None else ABOUT | {"cpu_model": model})
+        report.add(measured(), ("hbert-v1",), ("hf",))
+        return save(report, tmp_path, "old")[0]
+
+    return made
+
+
+@pytest.fixture
+def written(written_on):
+    return written_on(None)
 
 
 def test_a_run_equals_itself(written):
-    old = read(written, "a processor", 2, "all")
+    old = read(written, CPU, 2, "all")
     with written.open() as file:
         changes = compare(old, list(csv.DictReader(file)), 0.0)
     assert {change.key[2]: change.change for change in changes} == {"hf": 0.0, "hbert-v1": 0.0}
@@ -107,7 +117,18 @@ def test_a_run_equals_itself(written):
 @pytest.mark.parametrize("cpu, threads", [("another", 2), ("a processor", 1)])
 def test_another_machine_is_refused(written, cpu, threads):
     with pytest.raises(ValueError, match="measured on a processor, 2 threads; this is"):
-        read(written, cpu, threads, "all")
+        read(written, {"cpu": cpu}, threads, "all")
+
+
+@pytest.mark.parametrize("there, here", [("25/1/1", "25/1/1"), ("25/1/1", None), (None, "26/2/1")])
+def test_a_model_that_is_not_known_is_no_other_processor(written_on, there, here):
+    assert read(written_on(there), CPU if here is None else CPU | {"cpu_model": here}, 2, "all")
+
+
+def test_another_model_of_the_same_name_is_refused(written_on):
+    message = r"measured on a processor \(25/1/1\), 2 threads; this is a processor \(26/2/1\), 2 threads"
+    with pytest.raises(ValueError, match=message):
+        read(written_on("25/1/1"), CPU | {"cpu_model": "26/2/1"}, 2, "all")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +142,7 @@ def test_another_machine_is_refused(written, cpu, threads):
 def test_other_kernels_and_another_heap_are_refused(written, monkeypatch, here, heap, message):
     monkeypatch.setattr(bench.compare, "kernels", lambda: here)
     with pytest.raises(ValueError, match=message):
-        read(written, "a processor", 2, heap)
+        read(written, CPU, 2, heap)
 
 
 def test_the_level_of_a_peer_is_not_ours(written):
@@ -129,7 +150,7 @@ def test_the_level_of_a_peer_is_not_ours(written):
     written.write_text(
         "\n".join(line.replace("avx2", "avx512") if ",hf,hf," in line else line for line in text.splitlines())
     )
-    assert written.read_text() != text and read(written, "a processor", 2, "all")
+    assert written.read_text() != text and read(written, CPU, 2, "all")
 
 
 def test_the_level_of_this_environment():
@@ -148,4 +169,4 @@ def test_the_level_of_this_environment():
 def test_what_is_no_run_is_refused(tmp_path, text, reason):
     (tmp_path / "old.csv").write_text(text)
     with pytest.raises(ValueError, match=f"--compare.*{reason}"):
-        read(tmp_path / "old.csv", "a processor", 2, "all")
+        read(tmp_path / "old.csv", CPU, 2, "all")

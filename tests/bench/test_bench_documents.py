@@ -175,6 +175,14 @@ def test_every_measurement_is_one_that_the_benchmark_takes():
         assert {f"{name}-avx2", f"{name}-avx512_bf16"} & places  # or minutes are measured that no page can show
 
 
+def test_a_table_names_the_model_of_the_processor_where_the_run_knew_it(tmp_path):
+    path = write_sample(tmp_path)
+    assert "processor that does not exist; " in documents.measured_block(read_results(path))
+    about = json.loads(path.with_suffix(".json").read_text())["about"]
+    write_record(path.with_suffix(".json"), about=about | {"cpu_model": "25/1/1"})
+    assert "processor that does not exist (25/1/1); " in documents.measured_block(read_results(path))
+
+
 def test_memory_has_a_table(tmp_path):
     found = documents.measured_block(read_results(write_sample(tmp_path)))
     lines = found[found.index("throughput, bf16, peak memory, MiB:") :].splitlines()

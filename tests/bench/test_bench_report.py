@@ -20,6 +20,7 @@ ABOUT = {
     "heap_kept": "ours",
     "torch": "2.13.0",
     "cpu": "a processor",
+    "cpu_model": "25/1/1",
     "git": "abc-dirty",
     "date": "2026-01-02T03:04:05",
 }
@@ -42,11 +43,11 @@ def test_the_columns_are_fixed(tmp_path):
     lines = csv_path.read_text().splitlines()
     assert lines[0] == (
         "suite,case,candidate,baseline,dtype,batch,seq,metric,unit,median,p10,p90,p99,median_lo,median_hi,ratio,ratio_lo,ratio_hi,verdict,"
-        "max_err,rounds,dropped,canary_ms,canary_drift,device,threads,heap_kept,isa,backend,torch,cpu,git,date"
+        "max_err,rounds,dropped,canary_ms,canary_drift,device,threads,heap_kept,isa,backend,torch,cpu,cpu_model,git,date"
     )
     assert lines[1] == (
         "latency,8x128,hf,hf,bf16,8,128,latency,ms,450,400,650,,400,600,1,1,1,,0,3,4,1,0,cpu,2,ours,avx2,backend of hf,"
-        "2.13.0,a processor,abc-dirty,2026-01-02T03:04:05"
+        "2.13.0,a processor,25/1/1,abc-dirty,2026-01-02T03:04:05"
     )
     assert len(lines) == 1 + 4  # two baselines, and one candidate against each
     stored = json.loads(json_path.read_text())
