@@ -300,6 +300,8 @@ def _write(
                 path.rename(folder / path.name)
         shutil.rmtree(run.folder)
     forget_truncation(prepared.tokenizer)
+    # predict and pipelines truncate to what the tokenizer says: they must read no more of a text than training did.
+    prepared.tokenizer.model_max_length = prepared.max_length
     prepared.tokenizer.save_pretrained(folder)
     if (counts := record["best_seed_test"].get("confusion")) is not None:
         save_confusion_plot(np.array(counts), prepared.labels.names, folder / CONFUSION)

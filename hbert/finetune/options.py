@@ -24,5 +24,5 @@ def add_text_arguments(group: Any) -> None:
         "--columns", nargs="+", metavar="C", help="names for the columns of CSV and TSV files without a header"
     )
     group.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens to truncate to (default: what the model can read)"
+        "--max-length", type=int, metavar="N", help="tokens to truncate to (default: what tokenizer and model take)"
     )

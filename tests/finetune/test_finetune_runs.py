@@ -1,6 +1,7 @@
 """Kinds of runs of `hbert finetune`: other models, other labels, stopping, overwriting, failing."""
 
 import json
+import shutil
 
 import datasets
 import pytest
@@ -19,7 +20,7 @@ from finetune_helpers import (
     write_tsv,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BartConfig, BartForConditionalGeneration
+from transformers import AutoModelForSequenceClassification, BartConfig, BartForConditionalGeneration, pipeline
 
 from hbert.finetune import training
 from hbert.finetune.examples import LabelSet
@@ -31,6 +32,16 @@ def short(tmp_path_factory):
     """Flags of a file of few texts, for runs that need not learn."""
     path = write_tsv(tmp_path_factory.mktemp("short") / "all.tsv", toy_rows(48, seed=0), header=("label", "text"))
     return [*(f"--{split}={path}" for split in ("train", "valid", "test")), *FAST, "--epochs", 1]
+
+
+@pytest.fixture
+def unlimited_tokenizer(hbert_folder, tmp_path):
+    """A checkpoint whose tokenizer does not say how much the model reads."""
+    folder = shutil.copytree(hbert_folder, tmp_path / "unlimited")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("model_max_length", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 def test_shuffled_labels_are_not_learned(hbert, hbert_folder, tmp_path):
@@ -185,6 +196,20 @@ def test_long_texts_are_truncated_and_counted(hbert, hbert_folder, tmp_path):
     assert results(tmp_path / "out")["data"]["test"]["tokens"] == 24 + 3 + 4 + 24
     saved = json.loads((tmp_path / "out" / "tokenizer.json").read_text(encoding="utf-8"))
     assert saved["truncation"] is None and saved["padding"] is None
+
+
+def test_the_folder_keeps_the_length_of_its_training(hbert, short, unlimited_tokenizer, tmp_path):
+    out, texts = tmp_path / "out", [text for _, text in toy_rows(48, seed=0)]
+    status, _, stderr = hbert("finetune", "--model", unlimited_tokenizer, *short, "--out", out, "--max-length", 6)
+    assert status == 0, stderr
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    words = ["--input", tmp_path / "texts.txt", "--out", tmp_path / "p.tsv", "--dtype", "fp32"]
+    status, _, stderr = hbert("predict", "--model", out, *words)
+    assert status == 0, stderr
+    trained = predictions(out / "predictions" / "seed-0.tsv")
+    assert predictions(tmp_path / "p.tsv") == {name: trained[name] for name in ("prediction", "probability")}
+    classify = pipeline("text-classification", str(out))
+    assert [entry["label"] for entry in classify(texts, truncation=True)] == trained["prediction"]
 
 
 def test_a_data_set_by_name(hbert, hbert_folder, tmp_path, monkeypatch):
