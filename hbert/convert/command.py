@@ -20,11 +20,11 @@ from hbert.pretrain.models import PRESETS, check_fields, hbert_config, model_fie
 from hbert.pretrain.settings import field_values
 
 from . import build, read_source
+from .files import has_tokenizer
 from .positions import EXTENSIONS
 
 # What --arch decides; the other fields are the checkpoint's.
 _OF_ARCH = ("layer_types", "norm_style", "init", "scorer", "conv_kernel_size", "conv_placement")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
 
 def add_parser(subparsers: Any, summary: str) -> None:
@@ -89,7 +89,7 @@ def _target(own: HBertConfig, arch: str | None, fields: Mapping[str, Any]) -> HB
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint folder; saving it makes it independent of the checkpoint's type."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

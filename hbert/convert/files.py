@@ -23,6 +23,20 @@ _READERS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     "model.safetensors": safetensors.torch.load_file,
     "pytorch_model.bin": partial(torch.load, map_location="cpu", weights_only=True),
 }
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint folder has a file with the vocabulary of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

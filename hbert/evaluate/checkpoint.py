@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 import hbert.modeling  # noqa: F401  registers HBERT with the Auto classes
+from hbert.convert.files import has_tokenizer
 from hbert.data.tokenizer import SPECIAL_TOKENS
 from hbert.errors import HbertError
 
@@ -47,17 +48,37 @@ def checkpoint_tokenizer(name: str) -> Tokenizer:
     Raises:
         HbertError: there is none, it is not a fast tokenizer, or it has no token for one of the five roles.
     """
-    loaded = from_checkpoint(name, AutoTokenizer.from_pretrained)
+    loaded = pretrained_tokenizer(name, ", or give one with --tokenizer")
     if not getattr(loaded, "is_fast", False):
         raise HbertError(f"{name!r} has no fast tokenizer (tokenizer.json); give one with --tokenizer")
     # The file itself where there is one: loading it may have changed its serialised form, which names the cache.
     file = Path(name) / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else loaded.backend_tokenizer
-    if tokenizer.get_vocab_size() <= len(SPECIAL_TOKENS):
-        # transformers makes an empty tokenizer for a model without one.
-        raise HbertError(f"{name!r} has no tokenizer; give one with --tokenizer")
     own = {token: getattr(loaded, f"{token.strip('[]').lower()}_token") for token in SPECIAL_TOKENS}
     return with_bert_names(tokenizer, own)
+
+
+def pretrained_tokenizer(name: str, or_else: str = "") -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a checkpoint folder or hub name, as transformers loads it.
+
+    Args:
+        or_else: ends the message where there is none: what else the command takes.
+
+    Raises:
+        HbertError: there is none, or it cannot be loaded.
+    """
+    nothing = f"{name!r} has no tokenizer: save one into the folder (tokenizer.save_pretrained){or_else}"
+    try:
+        tokenizer: PreTrainedTokenizerBase = from_checkpoint(name, AutoTokenizer.from_pretrained)
+    except HbertError as error:
+        # Not asked before: some tokenizers have files of other names, or none.
+        if (Path(name) / "config.json").is_file() and not has_tokenizer(Path(name)):
+            raise HbertError(nothing) from error
+        raise
+    # transformers makes an empty tokenizer for some models without one.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise HbertError(nothing)
+    return tokenizer
 
 
 def with_bert_names(tokenizer: Tokenizer, own: Mapping[str, str | None]) -> Tokenizer:

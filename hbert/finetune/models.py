@@ -10,7 +10,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 import hbert.heads  # noqa: F401  registers HBERT with the Auto classes
 from hbert.errors import HbertError
-from hbert.evaluate.checkpoint import from_checkpoint
+from hbert.evaluate.checkpoint import from_checkpoint, pretrained_tokenizer
 from hbert.evaluate.held_out import max_positions
 from hbert.precision import device
 from hbert.pretrain.models import check_fields
@@ -100,14 +99,11 @@ def load_text_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenize
     Raises:
         HbertError: there is none, it has no padding token, or it has ids that the model has no embedding for.
     """
-    tokenizer: PreTrainedTokenizerBase = from_checkpoint(name, AutoTokenizer.from_pretrained)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    # transformers makes an empty tokenizer for a model without one.
-    if largest < 0 or len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise HbertError(f"{name!r} has no tokenizer")
+    tokenizer = pretrained_tokenizer(name)
     if tokenizer.pad_token_id is None:
         raise HbertError(f"the tokenizer of {name!r} has no padding token")
     embeddings: Any = model.get_input_embeddings()
+    largest = max(tokenizer.get_vocab().values())
     if largest >= embeddings.num_embeddings:
         raise HbertError(
             f"the vocabulary does not match: the tokenizer of {name!r} has ids up to {largest:,}, but the "

@@ -167,6 +167,9 @@ def test_roles_without_a_token_of_their_own(tokenizer):
         with_bert_names(tokenizer, own | {"[CLS]": "[SEP]"})
 
 
+NO_TOKENIZER = "has no tokenizer: save one into the folder (tokenizer.save_pretrained), or give one with --tokenizer"
+
+
 def without_head(folder, tokenizer):
     save(BertModel(bert_model().config), tokenizer, folder)
 
@@ -192,6 +195,10 @@ def without_tokenizer(folder, tokenizer):
     bert_model().save_pretrained(folder)
 
 
+def hbert_without_tokenizer(folder, tokenizer):
+    hbert_model(300).save_pretrained(folder)
+
+
 def without_config(folder, tokenizer):
     save_tokenizer(tokenizer, folder)
 
@@ -213,7 +220,8 @@ def broken_config(folder, tokenizer):
         (decoder_only, "is a gpt2 model: that has no masked-LM head"),
         (corrupt, "cannot be loaded"),
         (broken_config, "cannot be loaded"),
-        (without_tokenizer, "has no tokenizer; give one with --tokenizer"),
+        (without_tokenizer, NO_TOKENIZER),
+        (hbert_without_tokenizer, NO_TOKENIZER),
         (without_config, "is not a model folder: it has no config.json"),
         (with_small_vocabulary, "the vocabulary does not match"),
     ],

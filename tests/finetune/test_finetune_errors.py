@@ -103,7 +103,8 @@ def test_tokenizers(refused, tmp_path, hbert_folder):
     none = shutil.copytree(hbert_folder, tmp_path / "none")
     for path in none.glob("tokenizer*"):
         path.unlink()
-    assert "tokenizer" in refused(model=none)
+    message = "{!r} has no tokenizer: save one into the folder (tokenizer.save_pretrained)"
+    assert message.format(str(none)) in refused(model=none)
     config = GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=1, n_positions=24)
     gpt = save_checkpoint(GPT2LMHeadModel(config), tmp_path / "gpt")
     settings = json.loads((gpt / "tokenizer_config.json").read_text())
