@@ -86,9 +86,13 @@ def load_encoder(name: str, where: torch.device | None = None) -> PreTrainedMode
         where: the device; None: the one there is.
 
     Raises:
-        HbertError: no such model, or its weights are missing, incomplete or of another architecture.
+        HbertError: no such model, an encoder-decoder, or its weights are missing, incomplete or of another
+            architecture.
     """
-    model, info = _weights(name, AutoModel, _config(name, MODEL_MAPPING, "encoder"))
+    config = _config(name, MODEL_MAPPING, "encoder")
+    if config.is_encoder_decoder:
+        raise HbertError(f"{name!r} is an encoder-decoder ({config.model_type}); embed takes encoders")
+    model, info = _weights(name, AutoModel, config)
     _check_encoder(name, model, info)
     return _ready(model, where)
 

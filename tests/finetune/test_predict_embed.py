@@ -16,8 +16,10 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BartConfig,
     RobertaConfig,
     RobertaForMaskedLM,
+    T5Config,
 )
 
 from hbert.errors import HbertError
@@ -240,6 +242,13 @@ def test_an_encoder_alone_with_tensors_that_have_no_place(build, surplus, tmp_pa
     change = {"norm_style": "post_ln"} if config["model_type"] == "hbert" else {"num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(HbertError, match=rf"of another architecture \(.* have no place, such as {surplus}"):
+        load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [BartConfig, T5Config])
+def test_an_encoder_decoder_is_refused(kind, tmp_path):
+    kind().save_pretrained(tmp_path)
+    with pytest.raises(HbertError, match=rf"is an encoder-decoder \({kind.model_type}\); embed takes encoders"):
         load_encoder(str(tmp_path))
 
 
