@@ -108,7 +108,8 @@ def _fresh_model(settings: Settings, labels: LabelSet, seed: int) -> PreTrainedM
 
 def _about_model(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config.to_diff_dict()
-    for name in ("id2label", "label2id", "_name_or_path"):
+    # architectures: what the checkpoint was; "class" says what it has become.
+    for name in ("id2label", "label2id", "_name_or_path", "architectures"):
         config.pop(name, None)
     return {"class": type(model).__name__, "parameters": model.num_parameters(), "config": config}
 

@@ -93,6 +93,7 @@ def test_card_and_picture(learned):
     record = results(learned)
     for text in ("HBertForSequenceClassification", "seed 4", "naive Bayes", "0.002", "train.tsv", "import hbert"):
         assert text in card
+    assert "architectures" not in record["model"]["config"] and "HBertForMaskedLM" not in card
     assert record["failure"] is None and "failed" not in card
     for split in record["data"].values():
         assert split["sha256"][:16] in card and split["truncated"] == 0
