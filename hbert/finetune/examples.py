@@ -108,7 +108,8 @@ def _check_not_empty(examples: Examples) -> None:
 def _cell_labels(rows: Rows, row: Row, columns: Columns) -> tuple[str, ...]:
     value, separator = row.cells.get(columns.label), columns.separator
     place = f"{rows.name}, {rows.unit} {row.line}: "
-    if value is None:
+    # NaN is how tables of numbers mark a missing cell.
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise HbertError(f"{place}no {columns.label!r}")
     if separator is None and isinstance(value, list):
         raise HbertError(f"{place}{columns.label!r} is a list; lists of labels need --multi-label")
@@ -122,13 +123,22 @@ def _cell_labels(rows: Rows, row: Row, columns: Columns) -> tuple[str, ...]:
 
 
 def _label_name(place: str, value: Any) -> str:
-    """Labels are strings; numbers and truth values of JSON are taken by their JSON form, so that 1 is "1"."""
+    """Labels are strings; integers and truth values of JSON are taken by their JSON form, so that 1 is "1"."""
     if isinstance(value, bool):
         value = str(value).lower()
-    name = str(value).strip() if isinstance(value, str | int | float) else ""
+    if isinstance(value, float) and math.isfinite(value):
+        value = _whole(place, value)
+    name = str(value).strip() if isinstance(value, str | int) else ""
     if not name or not name.isprintable():
-        raise HbertError(f"{place}the label must be a name in one line, or a number, not {_shown(value)}")
+        raise HbertError(f"{place}the label must be a name in one line, or an integer, not {_shown(value)}")
     return name
+
+
+def _whole(place: str, value: float) -> int:
+    """The integer that a table of floats holds as 1.0: a column of integers with a gap becomes one."""
+    if not value.is_integer():
+        raise HbertError(f"{place}the label is {value!r}, but labels are classes, not numbers to regress")
+    return int(value)
 
 
 def _shown(value: Any) -> str:

@@ -109,6 +109,9 @@ def test_a_split_or_data_set_that_does_not_exist(dataset):
             r"line 2: 'text' has '\\ud83d', half of a surrogate pair",
         ),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}\n', "line 2: no 'label'"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n', "line 1: no 'label'"),
+        ("a.jsonl", '{"text": "a", "label": -Infinity}\n', "line 1: no 'label'"),
+        ("a.jsonl", '{"text": "a", "label": 1.5}\n', "line 1: the label is 1.5, but labels are classes, not numbers"),
         ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "line 1: 'label' is a list.*--multi-label"),
         ("a.jsonl", '{"text": "a", "label": {}}\n', "line 1: the label must be a name"),
         ("a.csv", 'text,label\na,"x\ty"\n', "line 2: the label must be a name in one line"),
@@ -137,6 +140,9 @@ def test_labels_of_every_kind(tmp_path):
     path = write(tmp_path, "a.jsonl", '{"text": "a", "label": 10}\n{"text": "b", "label": 9}\n')
     labels = LabelSet.collect(read_examples(open_rows(path), Columns()), None, False)
     assert labels.names == ("9", "10")
+    lines = [f'{{"text": "a", "label": {value}}}\n' for value in ("1", "1.0", '"1"', "true")]
+    same = write(tmp_path, "d.jsonl", "".join(lines))
+    assert read_examples(open_rows(same), Columns()).labels == [("1",), ("1",), ("1",), ("true",)]
     for names in itertools.permutations(["3", "nan", "10", "-inf", "b"]):
         path = write(tmp_path, "c.csv", "text,label\n" + "".join(f"a,{name}\n" for name in names))
         labels = LabelSet.collect(read_examples(open_rows(path), Columns()), None, False)
@@ -157,6 +163,8 @@ def test_labels_that_do_not_fit(tmp_path):
     one = read_examples(open_rows(write(tmp_path, "c.csv", "text,label\na,x\n")), Columns())
     with pytest.raises(HbertError, match="only the label 'x': there is nothing to tell apart"):
         LabelSet.collect(one, None, False)
+    with pytest.raises(HbertError, match="line 1: the label must be a name in one line, or an integer, not nan"):
+        read_examples(open_rows(write(tmp_path, "e.jsonl", '{"text": "a", "label": [NaN]}\n')), Columns(separator=","))
     listed = write(tmp_path, "d.jsonl", '{"text": "a", "label": ["x,y"]}\n')
     with pytest.raises(HbertError, match="line 1: a label contains ','; choose another --label-separator"):
         read_examples(open_rows(listed), Columns(separator=","))
