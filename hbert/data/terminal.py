@@ -25,6 +25,11 @@ def progress(description: str, total: float | None) -> Iterator[Callable[[float]
         yield lambda amount: bar.advance(task, amount)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: "1 text", "2,000 texts"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def output_console() -> Console:
     """Returns a console on stdout that does not wrap tables at 80 columns when stdout is a pipe or a file."""
     from rich.console import Console

@@ -119,9 +119,11 @@ def from_checkpoint(name: str, loader: Callable[..., Any], **options: Any) -> An
     """Returns what a ``from_pretrained`` makes of a folder or a name on the hub; no code of it is run.
 
     Raises:
-        HbertError: there is no such folder or name, or it cannot be loaded.
+        HbertError: there is no such folder or name, it is a file, or it cannot be loaded.
     """
     folder = Path(name)
+    if folder.is_file():
+        raise HbertError(f"{name} is a file; give its folder")
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise HbertError(f"no such folder: {name}")
     if folder.is_dir() and not (folder / "config.json").is_file():

@@ -61,7 +61,7 @@ def read_examples(rows: Rows, columns: Columns) -> Examples:
     """Reads a split.
 
     Raises:
-        HbertError: a column is missing, there are no rows, a text is empty, or a label is missing or
+        HbertError: a column is missing or there twice, there are no rows, a text is empty, or a label is missing or
             malformed; the message names the line.
     """
     for column, flag in ((columns.text, "--text-column"), (columns.label, "--label-column")):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hbert.data.storage import sha256_file, write_json
-from hbert.data.terminal import progress
+from hbert.data.terminal import counted, progress
 from hbert.errors import HbertError
 from hbert.precision import device
 from hbert.pretrain.machine import describe, resolve_dtype, software
@@ -131,7 +131,7 @@ def _about_data(settings: Settings, encoded: dict[str, EncodedTexts]) -> dict[st
 
 def _notes(prepared: Prepared) -> list[str]:
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in prepared.encoded.items())
-    lines = [f"{sizes} texts; {len(prepared.labels.names)} labels; {prepared.dtype}"]
+    lines = [f"{sizes} texts; {counted(len(prepared.labels.names), 'label')}; {prepared.dtype}"]
     truncated = {name: split.num_truncated for name, split in prepared.encoded.items() if split.num_truncated}
     if truncated:
         counts = ", ".join(f"{count:,} of {name}" for name, count in truncated.items())

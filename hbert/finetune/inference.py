@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from hbert.data.terminal import counted
+
 from .encoding import EncodedTexts
 
 BATCH_TOKENS = 8192
@@ -74,7 +76,7 @@ class Runner:
         if not self.texts:
             return "no texts"
         return (
-            f"{self.texts:,} texts, {self.tokens:,} tokens in {self.seconds:.1f} s: "
+            f"{counted(self.texts, 'text')}, {counted(self.tokens, 'token')} in {self.seconds:.1f} s: "
             f"{self.tokens / self.seconds:,.0f} tokens/s, {1e3 * self.seconds / self.texts:.3g} ms a text"
         )
 

@@ -16,7 +16,7 @@ from hbert.data.storage import replacing
 from hbert.errors import HbertError
 
 from .metrics import decide
-from .rows import open_rows
+from .rows import has_column, open_rows
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 _COLUMNS = ("prediction", "probability")
@@ -88,10 +88,10 @@ def read_predictions(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns the labels and the predictions of a file with both, as strings [N].
 
     Raises:
-        HbertError: no such file, or a column is missing.
+        HbertError: no such file, or a column is missing or there twice.
     """
     rows = open_rows(path)
-    if missing := [name for name in ("label", "prediction") if name not in rows.columns()]:
+    if missing := [name for name in ("label", "prediction") if not has_column(rows, name)]:
         raise HbertError(f"{rows.name} has no column {missing[0]!r}: it is not a file of predictions on labelled texts")
     pairs = [(str(row.cells["label"]), str(row.cells["prediction"])) for row in rows]
     labels, predictions = zip(*pairs, strict=True) if pairs else ((), ())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hbert.data.terminal import counted
 from hbert.errors import HbertError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
@@ -65,27 +66,46 @@ def open_rows(path: str | Path, names: Sequence[str] | None = None) -> Rows:
     path = Path(path)
     if not path.is_file():
         raise HbertError(f"no such file: {path}")
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise HbertError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
-    if path.suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv"):
         return _TableFile(path, names)
     if names is not None:
         raise HbertError(f"--columns names the columns of CSV and TSV files without a header, not of {path}")
-    return _JsonLines(path) if path.suffix == ".jsonl" else _PlainLines(path)
+    return _JsonLines(path) if suffix == ".jsonl" else _PlainLines(path)
+
+
+def has_column(rows: Rows, column: str) -> bool:
+    """Whether there is such a column.
+
+    Raises:
+        HbertError: there are several.
+    """
+    number = rows.columns().count(column)
+    if number > 1:
+        raise HbertError(f"{rows.name} has {number} columns {column!r}; rename all but one")
+    return number == 1
 
 
 def check_column(rows: Rows, column: str, flag: str) -> None:
     """Checks that there is such a column.
 
     Raises:
-        HbertError: there is none; the message names those that exist.
+        HbertError: there is none, and the message names those that exist; or there are several.
     """
-    if column in (columns := rows.columns()):
+    if has_column(rows, column):
         return
     hint = ""
     if isinstance(rows, _TableFile) and rows.names is None:
         hint = "; if its first line is not a header, name the columns with --columns"
-    raise HbertError(f"{rows.name} has no column {column!r}; it has: {', '.join(columns)} ({flag} chooses one{hint})")
+    columns = _listed(rows.columns())
+    raise HbertError(f"{rows.name} has no column {column!r}; it has: {columns} ({flag} chooses one{hint})")
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """Names of columns for a message, in quotes: a space may be all that one differs in."""
+    return ", ".join(map(repr, columns))
 
 
 class _File:
@@ -144,8 +164,6 @@ class _TableFile(_File):
         names = next((cells for _, cells in self._records() if cells), None) if self.names is None else list(self.names)
         if names is None:
             raise HbertError(f"{self.name} is empty")
-        if len(set(names)) < len(names):
-            raise HbertError(f"{self.name}: {self._what} has a column twice: {', '.join(names)}")
         return names
 
     def __iter__(self) -> Iterator[Row]:
@@ -160,15 +178,15 @@ class _TableFile(_File):
             cells = found or [""]
             if len(cells) != len(names):
                 raise HbertError(
-                    f"{self.name}, line {line}: {len(cells)} cells, but {self._what} has {len(names)} "
-                    f"columns ({', '.join(names)})"
+                    f"{self.name}, line {line}: {counted(len(cells), 'cell')}, but {self._what} has "
+                    f"{counted(len(names), 'column')} ({_listed(names)})"
                 )
             yield Row(line, dict(zip(names, cells, strict=True)))
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """The records, each with the line that it begins in; those of blank lines are empty."""
         csv.field_size_limit(_CELL_CHARACTERS)
-        if self.path.suffix == ".csv":
+        if self.path.suffix.lower() == ".csv":
             reader = csv.reader(self._lines(newline=""), strict=True)
         else:
             reader = csv.reader(self._lines(), delimiter="\t", quoting=csv.QUOTE_NONE)

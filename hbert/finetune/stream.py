@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from hbert.data.terminal import progress
+from hbert.data.terminal import counted, progress
 from hbert.errors import HbertError
 from hbert.precision import add_precision_arguments, prepared
 
@@ -86,9 +86,10 @@ class TextStream:
         """What was done, and what was odd about the texts, as lines."""
         lines = [runner.pace()]
         if runner.truncated:
-            lines.append(f"{runner.truncated:,} texts truncated to {max_length} tokens")
+            lines.append(f"{counted(runner.truncated, 'text')} truncated to {max_length} tokens")
         if self.num_empty:
-            lines.append(f"{self.num_empty:,} texts are empty; their results mean nothing")
+            rest = "is empty; its result means" if self.num_empty == 1 else "are empty; their results mean"
+            lines.append(f"{counted(self.num_empty, 'text')} {rest} nothing")
         return lines
 
 

@@ -57,7 +57,7 @@ def refused(hbert, hbert_folder, tmp_path, monkeypatch):
         (["--set", "dropuot=0.1"], "HBertConfig has no field dropuot"),
         (["--set", "classifier_pooling=max"], "classifier_pooling"),
         (["--set", "intermediate_size=48"], "have another shape than its configuration says"),
-        (["--label-column", "y"], "has no column 'y'; it has: label, text (--label-column chooses one"),
+        (["--label-column", "y"], "has no column 'y'; it has: 'label', 'text' (--label-column chooses one"),
         (["--text-column", "y"], "has no column 'y'"),
         (["--text-pair-column", "y"], "has no column 'y'"),
         (["--columns", "label", "text", "c"], "line 1: 2 cells, but --columns has 3 columns"),
@@ -84,6 +84,7 @@ def test_splits(refused, tmp_path):
 def test_checkpoints(refused, tmp_path, hbert_folder, foreign_weights, partial_weights):
     assert "no such folder: ./nothing" in refused(model="./nothing")
     assert "is not a model folder: it has no config.json" in refused(model=tmp_path)
+    assert "config.json is a file; give its folder" in refused(model=hbert_folder / "config.json")
     bare = shutil.copytree(hbert_folder, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
     assert "cannot be loaded" in refused(model=bare)

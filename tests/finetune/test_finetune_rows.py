@@ -50,6 +50,16 @@ def test_json_lines_and_plain_lines(tmp_path):
     ]
 
 
+def test_suffixes_in_capitals(tmp_path):
+    assert cells(write(tmp_path, "a.CSV", 'text\n"a, b"\n')) == [(2, {"text": "a, b"})]
+    assert cells(write(tmp_path, "a.JsonL", '{"text": "a"}\n')) == [(1, {"text": "a"})]
+
+
+def test_columns_that_are_not_read_may_share_a_name(tmp_path):
+    found = read_examples(open_rows(write(tmp_path, "a.csv", "n,text,n,label\n1,a,2,x\n")), Columns())
+    assert (found.texts, found.labels) == (["a"], [("x",)])
+
+
 def test_a_long_cell(tmp_path):
     path = write(tmp_path, "a.csv", f"text\n{'a' * 200_000}\n")
     assert len(cells(path)[0][1]["text"]) == 200_000
@@ -94,10 +104,10 @@ def test_a_split_or_data_set_that_does_not_exist(dataset):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\na,x\nb\n", r"line 3: 1 cells, but the header has 2 columns \(text, label\)"),
+        ("a.csv", "text,label\na,x\nb\n", r"line 3: 1 cell, but the header has 2 columns \('text', 'label'\)"),
         ("a.csv", 'text,label\na,x\n"b,y\n', "line 3: unexpected end of data"),
         ("a.csv", "", "is empty"),
-        ("a.csv", "text,text\n", "a column twice"),
+        ("a.csv", "text,label,text\n", "a.csv has 2 columns 'text'"),
         ("a.csv", b"text,label\n\xff,x\n", "UTF-8"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text"\n', "line 2: not JSON"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n[1]\n', "line 2: not a JSON object"),
@@ -118,7 +128,7 @@ def test_a_split_or_data_set_that_does_not_exist(dataset):
         ("a.csv", "text,label\na,\n", "line 2: the label must be a name"),
         ("a.csv", "text,label\na,x\n ,x\nb,x\n,x\n", "line 3: 2 empty texts, the first"),
         ("a.csv", "text,label\n", "has no rows"),
-        ("a.csv", "a,b\n1,2\n", "no column 'text'; it has: a, b .*--columns"),
+        ("a.csv", "a, text\n1,2\n", "no column 'text'; it has: 'a', ' text' .*--columns"),
         ("a.xlsx", "", "suffix must be one of .csv, .tsv, .jsonl, .txt"),
     ],
 )
@@ -132,7 +142,7 @@ def test_files_that_cannot_be_opened(tmp_path):
         open_rows(tmp_path / "a.csv")
     with pytest.raises(HbertError, match="--columns names the columns of CSV and TSV"):
         open_rows(write(tmp_path, "a.txt", "a"), ["text"])
-    with pytest.raises(HbertError, match="no column 'c'; it has: text"):
+    with pytest.raises(HbertError, match="no column 'c'; it has: 'text'"):
         check_column(open_rows(write(tmp_path, "b.txt", "a")), "c", "--text-column")
 
 

@@ -69,7 +69,7 @@ def test_predictions(hbert, classifier, texts, tmp_path):
         status, stdout, stderr = hbert(*words, "--out", tmp_path / f"out.{suffix}")
         assert status == 0, stderr
     assert "39 texts" in stdout and "tokens/s" in stdout
-    assert "1 texts truncated to 24 tokens" in stdout and "1 texts are empty" in stdout
+    assert "1 text truncated to 24 tokens" in stdout and "1 text is empty; its result means" in stdout
     model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     expected = one_by_one(model, tokenizer, lambda out: out.logits[0].softmax(-1))
@@ -208,7 +208,7 @@ def test_bad_input(hbert, hbert_folder, tmp_path):
         ({"--input": tmp_path / "none.tsv"}, "no such file"),
         ({"--input": broken}, "b.jsonl, line 2: no 'text'"),
         ({"--input": nothing}, "has no rows"),
-        ({"--text-column": "b"}, "has no column 'b'; it has: label, text"),
+        ({"--text-column": "b"}, "has no column 'b'; it has: 'label', 'text'"),
         ({"--out": tmp_path / "o.csv"}, "the suffix must be one of .npy, .safetensors"),
         ({"--out": tmp_path / "no" / "o.npy"}, "its folder must exist"),
         ({"--batch-tokens": 0}, "batch_tokens is 0"),

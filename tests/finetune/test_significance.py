@@ -99,6 +99,9 @@ def test_files(tmp_path):
     bare = write_tsv(tmp_path / "bare.tsv", [("x", "1")], header=("prediction", "probability"))
     with pytest.raises(HbertError, match="has no column 'label'"):
         compare(one, bare)
+    twice = write_tsv(tmp_path / "twice.tsv", [("x", "x", "y")], header=("label", "prediction", "label"))
+    with pytest.raises(HbertError, match="has 2 columns 'label'; rename all but one"):
+        compare(one, twice)
 
 
 def test_features():
