@@ -18,6 +18,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from hbert.data.storage import read_json
 from hbert.errors import HbertError
 
+# What sentence-transformers writes beside the files of its encoder.
+SENTENCE_MODULES = "modules.json"
 # In the order in which transformers prefers them.
 _READERS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     "model.safetensors": safetensors.torch.load_file,

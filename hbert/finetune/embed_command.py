@@ -19,6 +19,7 @@ from hbert.precision import device_of
 from .inference import POOLINGS, pooled_states
 from .models import load_encoder
 from .options import prepare_process
+from .sentence_modules import pooling_and_normalize
 from .stream import add_stream_arguments, load_runner, open_stream, writing
 
 SUFFIXES = (".npy", ".safetensors")
@@ -32,10 +33,13 @@ def add_parser(subparsers: Any, summary: str) -> None:
     parser.add_argument(
         "--pooling",
         choices=POOLINGS,
-        default="mean",
-        help="of the last hidden states: all tokens (default) or the first",
+        help="of the last hidden states: all tokens or the first (default: what modules.json says, else mean)",
     )
-    parser.add_argument("--normalize", action="store_true", help="vectors of length 1")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="vectors of length 1 (default: where modules.json says so)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
     prepare_process()
     stream = open_stream(args, SUFFIXES)
     model = load_encoder(args.model, device_of(args))
-    runner, max_length = load_runner(args, model, pooled_states(args.pooling, args.normalize))
+    pooling, normalize = pooling_and_normalize(args.model, args.pooling, args.normalize)
+    runner, max_length = load_runner(args, model, pooled_states(pooling, normalize))
     with writing(args.out), writing_rows(args.out, stream.count, model.config.hidden_size) as write:
         for vectors in stream.results(runner, max_length, "embed"):
             write(vectors)

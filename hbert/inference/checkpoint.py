@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 import hbert
-from hbert.convert.files import read_config, weight_files
+from hbert.convert.files import SENTENCE_MODULES, read_config, weight_files
 from hbert.data.storage import read_json, write_json
 from hbert.errors import HbertError
 from hbert.evaluate.checkpoint import from_checkpoint
@@ -25,9 +25,8 @@ from hbert_kernels import __version__
 
 RECIPE = "hbert_optimize.json"
 FORMAT = 1
-_SENTENCE_TRANSFORMER = "modules.json"
 _POOLER = "pooler."
-_WEIGHTS, _CONFIGURATIONS = {".safetensors", ".bin"}, {"config.json", _SENTENCE_TRANSFORMER}
+_WEIGHTS, _CONFIGURATIONS = {".safetensors", ".bin"}, {"config.json", SENTENCE_MODULES}
 
 
 class InMemory:
@@ -136,7 +135,7 @@ def load_model(folder: Path) -> nn.Module:
     """
     if not folder.is_dir():
         raise HbertError(f"no such folder: {folder}; a model of the hub: optimize what from_pretrained returns")
-    if (folder / _SENTENCE_TRANSFORMER).is_file():
+    if (folder / SENTENCE_MODULES).is_file():
         return _sentence_transformer(folder)
     return load_pretrained(folder)
 
