@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hbert_kernels.nn import AddLayerNorm
+from hbert_kernels.nn import AddLayerNorm, onloaded
 
 from .config import HBertConfig
 from .inputs import check_range
@@ -72,7 +72,8 @@ class HBertEmbeddings(nn.Module):
         table = self.token_type_embeddings
         assert table is not None
         if token_type_ids is None:
-            return table.weight[0]
+            with onloaded(table):
+                return table.weight[0]
         check_range("token_type_ids", token_type_ids, table.num_embeddings)
         return table(token_type_ids.long())
 

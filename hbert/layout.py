@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hbert_kernels import additive_pool, attention
-from hbert_kernels.nn import AdditiveAttention, ConvLayerNorm, HeadScorer
+from hbert_kernels.nn import AdditiveAttention, ConvLayerNorm, HeadScorer, onloaded
 from hbert_kernels.packing import Packing
 
 
@@ -176,15 +176,16 @@ class DenseLayout(Layout):
         return (F.dropout(weights, dropout_p) @ v).transpose(1, 2).flatten(-2)
 
     def additive(self, module: AdditiveAttention, x: Tensor) -> Tensor:
-        query = module.query(x)
-        alpha = self._pooling_weights(module.query_att, query, module.num_heads)
-        product = module.key(x) * _pool(query, alpha)
-        beta = self._pooling_weights(module.key_att, product, module.num_heads)
-        global_key = _pool(product, beta)
-        if self.attentions is not None:
-            self.attentions.append(torch.stack([alpha, beta], 1).permute(0, 3, 1, 2))
-        gated = query * global_key
-        return module.transform(gated if module.norm is None else _plain_norm(module.norm, gated)) + query
+        with onloaded(module.query_att, module.key_att, module.norm):
+            query = module.query(x)
+            alpha = self._pooling_weights(module.query_att, query, module.num_heads)
+            product = module.key(x) * _pool(query, alpha)
+            beta = self._pooling_weights(module.key_att, product, module.num_heads)
+            global_key = _pool(product, beta)
+            if self.attentions is not None:
+                self.attentions.append(torch.stack([alpha, beta], 1).permute(0, 3, 1, 2))
+            gated = query * global_key
+            return module.transform(gated if module.norm is None else _plain_norm(module.norm, gated)) + query
 
     def _pooling_weights(self, scorer: nn.Module, x: Tensor, num_heads: int) -> Tensor:
         """Weights [B, N, h] over the tokens of a sequence; all zeros for an empty one."""
@@ -193,7 +194,8 @@ class DenseLayout(Layout):
         return self._softmax(scores, 1, valid).masked_fill(~valid, 0)
 
     def conv_norm(self, module: ConvLayerNorm, x: Tensor) -> Tensor:
-        y, taps = _plain_norm(module, x), module.conv_weight
+        with onloaded(module):
+            y, taps = _plain_norm(module, x), module.conv_weight
         batch, length, width = y.shape
         radius = taps.shape[0] // 2
         # Neighbours are the neighbouring valid tokens: rows are compacted first, padding goes to a slot

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from hbert_kernels import masked_lm_loss
-from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, HeadScorer, weight_says_all
+from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, HeadScorer, onloaded, weight_says_all
 
 from .config import PRE_NORM_STYLES, HBertConfig
 from .embeddings import HBertEmbeddings, sinusoidal_table
@@ -383,9 +383,10 @@ class HBertForMaskedLM(HBertHeadModel):
             shared = counted.clamp(min=1) if divisor is None else divisor
             loss, num_correct = _loss_of_logits(decoder(hidden), labels, shared)
         else:
-            loss, num_correct = masked_lm_loss(
-                hidden, decoder.weight, decoder.bias, labels, ignore_index=IGNORE_INDEX, num_masked=divisor
-            )
+            with onloaded(decoder):
+                loss, num_correct = masked_lm_loss(
+                    hidden, decoder.weight, decoder.bias, labels, ignore_index=IGNORE_INDEX, num_masked=divisor
+                )
         return loss, counted, num_correct
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -161,6 +163,22 @@ def computed_by_hook(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks) and any(isinstance(value, Tensor) for value in vars(module).values())
 
 
+@contextmanager
+def onloaded(*modules: nn.Module | None) -> Iterator[None]:
+    """Within, parameters that accelerate has offloaded are on the device that computes: for modules that are read.
+
+    Those of modules that are called, it brings itself.
+    """
+    offloaded: list[Any] = [module for module in modules if module is not None and "_hf_hook" in vars(module)]
+    for module in offloaded:
+        module._hf_hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for module in offloaded:
+            module._hf_hook.post_forward(module, None)
+
+
 class HeadScorer(nn.Module):
     """A score vector per head on the head's own slice: weight [h, d] (the scorer of the Fastformer paper's text)."""
 
@@ -273,24 +291,25 @@ class AdditiveAttention(nn.Module):
         query, norm = self.query(x), self.norm
         # The K-free form reads the weight of the key, which would go around whatever stands in for a linear layer.
         plain = weight_says_all(self.key, nn.Linear)
-        mixed = ops.additive_attention(
-            query,
-            # Under autocast the projection is narrower than its input, and the core reads both.
-            (x if plain else self.key(x)).to(query.dtype),
-            self.query_att.weight,
-            self.key.weight if plain else None,
-            self.key.bias if plain else None,
-            self.key_att.weight,
-            cu_seqlens,
-            max_seqlen,
-            self.num_heads,
-            query_att_bias=self.query_att.bias,
-            key_att_bias=self.key_att.bias,
-            norm_weight=None if norm is None else norm.weight,
-            norm_bias=None if norm is None else norm.bias,
-            sub_norm=norm is not None,
-            eps=1e-12 if norm is None else norm.eps,
-        )
+        with onloaded(self.query_att, self.key_att, norm, self.key if plain else None):
+            mixed = ops.additive_attention(
+                query,
+                # Under autocast the projection is narrower than its input, and the core reads both.
+                (x if plain else self.key(x)).to(query.dtype),
+                self.query_att.weight,
+                self.key.weight if plain else None,
+                self.key.bias if plain else None,
+                self.key_att.weight,
+                cu_seqlens,
+                max_seqlen,
+                self.num_heads,
+                query_att_bias=self.query_att.bias,
+                key_att_bias=self.key_att.bias,
+                norm_weight=None if norm is None else norm.weight,
+                norm_bias=None if norm is None else norm.bias,
+                sub_norm=norm is not None,
+                eps=1e-12 if norm is None else norm.eps,
+            )
         return self.transform(mixed) + query
 
     def _check_read(self) -> None:

@@ -74,6 +74,27 @@ def test_dtype_and_attention_implementation_are_chosen_at_loading(tmp_path):
     assert torch.equal(narrow(ids, mask).logits, model.to(torch.bfloat16)(ids, mask).logits)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"norm_style": "post_ln", "scorer": "per_head"}, {"conv_kernel_size": 3, "type_vocab_size": 2}],
+    ids=["per_head", "conv"],
+)
+@torch.no_grad()
+def test_weights_that_a_device_map_leaves_on_the_disk(tmp_path, fields, implementation):
+    model = small_masked_lm(dtype=torch.float32, **fields)
+    model.save_pretrained(tmp_path)
+    offloaded = AutoModelForMaskedLM.from_pretrained(
+        tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "off", attn_implementation=implementation
+    )
+    for length in (7, 45):  # both forms of additive attention
+        ids, mask = batch(rows=2, length=length)
+        expected, found = (m(ids, mask, labels=ids) for m in (model, offloaded))
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.loss, expected.loss)
+    assert {p.device.type for p in offloaded.parameters()} == {"meta"}
+
+
 def test_pipelines(tmp_path):
     model, tokenizer = small_masked_lm(dtype=torch.float32), small_tokenizer()
     model.save_pretrained(tmp_path)
