@@ -17,7 +17,7 @@ from hbert.config import HBertConfig
 from hbert.modeling import HBertForMaskedLM, HBertModel
 
 from .correspondence import check_fits, transfer
-from .positions import check_extension, set_positions
+from .positions import check_extension, check_more_are_asked_for, set_positions
 from .report import Move, Report
 from .source import Source, read_source, read_state_dict
 
@@ -43,11 +43,10 @@ def from_pretrained(
         target: another encoder of the same width and vocabulary, such as a hybrid. A parameter that
             corresponds to nothing keeps its first value, drawn from torch's generator;
             :mod:`hbert.convert.correspondence` says what corresponds.
-        max_positions: the longest sequence that the encoder takes, instead of the target's. Beyond the
-            checkpoint's learned positions it needs ``extend_positions``.
-        extend_positions: ``"interpolate"`` stretches the learned positions over all of them,
-            ``"sinusoidal"`` puts sinusoids of the same size in their place; see
-            :mod:`hbert.convert.positions`. Either way the encoder does not compute the same any more.
+        max_positions: the longest sequence that the encoder takes, instead of the target's.
+        extend_positions: needed where the encoder has more learned positions than the checkpoint:
+            ``"interpolate"`` stretches these over all of them, ``"sinusoidal"`` puts sinusoids of the same size in
+            their place; see :mod:`hbert.convert.positions`. Either way the encoder does not compute the same any more.
 
     Returns:
         The model, HBertForMaskedLM if the checkpoint has a masked-LM head, else HBertModel: in float32, in
@@ -73,8 +72,9 @@ def build(
     """Does the second half of :func:`from_pretrained`, for a checkpoint that has been read."""
     config = copy.deepcopy(source.config if target is None else target)
     if max_positions is not None:
-        set_positions(config, max_positions, source.config, extend_positions)
+        set_positions(config, max_positions)
     check_fits(source, config)
+    check_more_are_asked_for(extend_positions, source.config, config)
     check_extension(extend_positions, source.config, config)
     model = HBertForMaskedLM(config) if source.has_head else HBertModel(config)
     report = transfer(source, model, extend_positions=extend_positions)

@@ -74,13 +74,14 @@ def transfer(
     check_fits(source, config)
     check_extension(extend_positions, source.config, config)
     correspondence = _Correspondence(source, config, extend_positions)
-    report, used = Report(left_out=dict(source.left_out)), set[str]()
+    report, used, differing = Report(left_out=dict(source.left_out)), set[str](), dict[str, str]()
     for name, parameter in model.named_parameters():
         short = name.removeprefix("hbert.")
         plan = correspondence.plan(short) if parts == ALL or short == WORDS else _Plan(why=_NOT_ASKED)
         value = plan.value(source)
         if value is not None and value.shape != parameter.shape:
             plan, value = _Plan(why=f"{_size(value)} in the checkpoint, {_size(parameter)} here"), None
+            differing[short] = plan.why
         if value is None:
             report.fresh[name] = plan.why
             continue
@@ -90,7 +91,8 @@ def transfer(
         report.moved[name] = Move(tuple(source.pieces[piece].origin for piece in plan.pieces), plan.why)
     for name, piece in source.pieces.items():
         if name not in used:
-            report.left_out[piece.origin] = correspondence.why_unused(name) if parts == ALL else _NOT_ASKED
+            why = differing.get(name) or correspondence.why_unused(name)
+            report.left_out[piece.origin] = why if parts == ALL else _NOT_ASKED
     return report
 
 

@@ -79,18 +79,26 @@ def check_extension(name: str | None, there: HBertConfig, here: HBertConfig) -> 
         )
 
 
-def set_positions(config: HBertConfig, length: int, there: HBertConfig, extension: str | None) -> None:
+def check_more_are_asked_for(name: str | None, there: HBertConfig, here: HBertConfig) -> None:
+    """Checks that a model with more learned positions than the checkpoint comes with a word about how.
+
+    Raises:
+        ValueError: it does not.
+    """
+    learned = here.positions == there.positions == "learned"
+    if name is None and learned and here.max_position_embeddings > there.max_position_embeddings:
+        raise ValueError(
+            f"the checkpoint has {there.max_position_embeddings} learned positions; how shall they become "
+            f"{here.max_position_embeddings}? allowed: {', '.join(EXTENSIONS)}"
+        )
+
+
+def set_positions(config: HBertConfig, length: int) -> None:
     """Gives a configuration ``length`` positions.
 
     Raises:
-        ValueError: not a positive number; or more than the checkpoint has learned, and no word about how.
+        ValueError: not a positive number.
     """
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"the number of positions must be a positive integer, got {length!r}")
-    learned = config.positions == there.positions == "learned"
-    if learned and length > there.max_position_embeddings and extension is None:
-        raise ValueError(
-            f"the checkpoint has {there.max_position_embeddings} learned positions; how shall they become "
-            f"{length}? allowed: {', '.join(EXTENSIONS)}"
-        )
     config.max_position_embeddings = length

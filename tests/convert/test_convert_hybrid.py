@@ -105,11 +105,6 @@ def test_fewer_positions():
 @pytest.mark.parametrize(
     ("fields", "name", "reason"),
     [
-        (
-            {"max_position_embeddings": 25},
-            "embeddings.position_embeddings.weight",
-            "24 x 12 in the checkpoint, 25 x 12",
-        ),
         ({"type_vocab_size": 3}, "embeddings.token_type_embeddings.weight", "2 x 12 in the checkpoint, 3 x 12 here"),
         ({"intermediate_size": 16}, "layers.0.ffn.fc1.weight", "20 x 12 in the checkpoint, 16 x 12 here"),
         ({"num_attention_heads": 4}, "layers.1.attention.out.weight", "3 heads in the checkpoint, 4 here"),
@@ -119,6 +114,12 @@ def test_fewer_positions():
 def test_other_sizes_stay_fresh(fields, name, reason):
     _, _, report = converted(small_target(**fields))
     assert report.fresh[name].startswith(reason)
+
+
+def test_what_is_left_out_for_its_size_says_both_sizes():
+    _, _, report = converted(small_target(intermediate_size=16))
+    reason = "20 x 12 in the checkpoint, 16 x 12 here"
+    assert report.left_out["encoder.layer.0.intermediate.dense.weight"] == reason
 
 
 @pytest.mark.parametrize("layers", ["AS", "ASAS", "ASAA"])

@@ -10,7 +10,7 @@ from convert_helpers import LENGTH, VOCAB, WIDTH, small, small_target
 from transformers import AutoTokenizer
 
 from hbert import HBertConfig, HBertModel, cli
-from hbert.convert import from_pretrained
+from hbert.convert import from_pretrained, read_source, transfer
 
 LONG = 60
 
@@ -77,10 +77,10 @@ def test_a_hybrid_without_token_types(way):
 
 
 def test_without_a_word_nothing_is_made_up():
-    _, report = from_pretrained(small("bert"), small_target(max_position_embeddings=LONG))
     name = "embeddings.position_embeddings.weight"
+    report = transfer(read_source(small("bert")), HBertModel(small_target(max_position_embeddings=LONG)))
     assert report.fresh[name] == f"{LENGTH} x {WIDTH} in the checkpoint, {LONG} x {WIDTH} here"
-    shorter, report = from_pretrained(small("bert"), max_positions=5)
+    shorter, _ = from_pretrained(small("bert"), max_positions=5)
     assert torch.equal(shorter.get_parameter(name), own_positions("bert", small("bert"))[:5])
 
 
@@ -94,6 +94,7 @@ def test_our_own_sinusoidal_positions_need_no_word():
     ("model", "options", "message"),
     [
         ({}, {"max_positions": LONG}, "has 24 learned positions; how shall they become 60. allowed: interp"),
+        ({"max_position_embeddings": LONG}, {}, "has 24 learned positions; how shall they become 60"),
         ({}, {"max_positions": 0}, "must be a positive integer, got 0"),
         ({}, {"max_positions": LONG, "extend_positions": "rope"}, "unknown extension of positions 'rope'"),
         ({}, {"max_positions": LENGTH, "extend_positions": "interpolate"}, "24 positions, the model 24"),
@@ -141,8 +142,9 @@ def test_the_command(folder, tmp_path, capsys):
     assert AutoTokenizer.from_pretrained(out).model_max_length == LONG
 
 
-def test_the_command_asks_how(folder, tmp_path, capsys):
+@pytest.mark.parametrize("words", [["--max-positions", f"{LONG}"], ["--set", f"max_position_embeddings={LONG}"]])
+def test_the_command_asks_how(folder, tmp_path, capsys, words):
     out = tmp_path / "out"
-    assert cli.main(["convert", str(folder), str(out), "--max-positions", str(LONG)]) != 0
+    assert cli.main(["convert", str(folder), str(out), *words]) != 0
     assert "how shall they become 60? allowed: interpolate, sinusoidal" in capsys.readouterr().err
     assert not out.exists()
