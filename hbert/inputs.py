@@ -100,6 +100,23 @@ def check_token_inputs(
     return inputs_embeds
 
 
+def per_token(name: str, t: Tensor | None, like: Tensor) -> Tensor | None:
+    """``t``, None or as in :func:`check_shape`; one row [1, N] stands for all rows of a padded batch.
+
+    Raises:
+        TypeError: not an integer tensor. ValueError: another shape.
+    """
+    shape = _token_shape(like)
+    if t is not None and len(shape) == 2 and t.shape == (1, shape[1]):
+        t = t.expand(shape)
+    check_shape(name, t, like)
+    return t
+
+
+def _token_shape(main: Tensor) -> torch.Size:
+    return main.shape[:-1] if main.is_floating_point() else main.shape
+
+
 def check_shape(name: str, t: Tensor | None, like: Tensor) -> None:
     """``t`` is None, or integer with the token axes of ``like``, the model's main input.
 
@@ -110,7 +127,7 @@ def check_shape(name: str, t: Tensor | None, like: Tensor) -> None:
         return
     if t.dtype not in _INTEGER_DTYPES:
         raise TypeError(f"{name} must be an integer tensor, got {t.dtype}")
-    expected = like.shape[:-1] if like.is_floating_point() else like.shape
+    expected = _token_shape(like)
     if t.shape != expected:
         raise ValueError(f"{name} must have the shape of the inputs, {tuple(expected)}, got {tuple(t.shape)}")
 

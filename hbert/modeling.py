@@ -19,7 +19,7 @@ from hbert_kernels.nn import ActivationLayerNorm, AddLayerNorm, ConvLayerNorm, H
 
 from .config import PRE_NORM_STYLES, HBertConfig
 from .embeddings import HBertEmbeddings, sinusoidal_table
-from .inputs import build_layout, check_labels, check_masked_positions, check_range, check_shape, check_token_inputs
+from .inputs import build_layout, check_labels, check_masked_positions, check_range, check_token_inputs, per_token
 from .layers import Carry, build_layer, stream_of
 from .layout import Layout
 
@@ -129,12 +129,10 @@ class HBertModel(HBertPreTrainedModel):
         dense = self.config._attn_implementation == "eager"
         keep = self.config.output_attentions if output_attentions is None else output_attentions
         layout = build_layout(main, attention_mask, cu_seqlens, max_seqlen, dense, bool(keep))
-        check_shape("token_type_ids", token_type_ids, main)
-        check_shape("position_ids", position_ids, main)
         inputs = {
             "input_ids": input_ids,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
+            "token_type_ids": per_token("token_type_ids", token_type_ids, main),
+            "position_ids": per_token("position_ids", position_ids, main),
             "inputs_embeds": inputs_embeds,
         }
         return layout, {name: None if t is None else layout.pack(t) for name, t in inputs.items()}
@@ -159,8 +157,8 @@ class HBertModel(HBertPreTrainedModel):
             input_ids: int64 or int32, [B, N] or [T].
             attention_mask: bool or integer [B, N], nonzero = valid token: left or right padding, holes, empty
                 rows. What stands under the mask changes no bit of any output. None: all tokens are valid.
-            token_type_ids: integer, shape of input_ids; ignored if ``type_vocab_size`` is 0. Default 0.
-            position_ids: integer, shape of input_ids; default: the rank of a token among the valid ones of
+            token_type_ids: integer, shape of input_ids or [1, N]; ignored if ``type_vocab_size`` is 0. Default 0.
+            position_ids: integer, shape of input_ids or [1, N]; default: the rank of a token among the valid ones of
                 its sequence.
             inputs_embeds: floating [B, N, H] or [T, H], instead of input_ids.
             output_hidden_states: return the residual stream before each layer, and the final output.

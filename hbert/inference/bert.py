@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from hbert.convert import from_pretrained
 from hbert.convert.families import FAMILIES
 from hbert.modeling import HBertModel
-from hbert.patching.encoder import token_positions
+from hbert.patching.encoder import WITHOUT_EFFECT, token_positions
 
 from .encoder import OptimizedHBertModel
 
@@ -62,15 +62,18 @@ class OptimizedBertModel(PreTrainedModel):
             ValueError: an argument that the packed form has not; a sequence that is too long; in a model that counts
                 tokens, such as a RoBERTa, without position_ids, padding ids where the mask keeps them (CPU, eager).
         """
-        if unknown := [name for name, value in others.items() if value is not None and value is not False]:
+        asked = {name for name, value in others.items() if value is not None and value is not False}
+        if unknown := asked - set(WITHOUT_EFFECT):
             raise ValueError(f"an optimized model has no {', '.join(sorted(unknown))}: use the original one")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        # Of any dtype, as transformers takes it.
+        mask = None if attention_mask is None else attention_mask != 0
         found = self.encoder(
             input_ids,
-            attention_mask,
+            mask,
             token_type_ids,
-            self._positions(position_ids, input_ids, inputs_embeds, attention_mask),
+            self._positions(position_ids, input_ids, inputs_embeds, mask),
             inputs_embeds,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -84,7 +87,7 @@ class OptimizedBertModel(PreTrainedModel):
     def _positions(
         self, given: Tensor | None, ids: Tensor | None, embeds: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
-        """Rows of our table of positions, [B, N]: theirs, without the first rows of RoBERTa's."""
+        """Rows of our table of positions, [B, N] or [1, N]: theirs, without the first rows of RoBERTa's."""
         if given is not None:
             return given if self._padding is None else given - (self._padding + 1)
         main = embeds if ids is None else ids
@@ -95,7 +98,7 @@ class OptimizedBertModel(PreTrainedModel):
             _check_padding(ids, mask, self._padding)
         positions = token_positions(ids, shape, main.device, limit, self._padding)
         # Padding, which the mask takes out, has position -1.
-        return positions.clamp(min=0).expand(shape)
+        return positions.clamp(min=0)
 
 
 def _check_padding(ids: Tensor, mask: Tensor | None, padding: int) -> None:
@@ -104,7 +107,7 @@ def _check_padding(ids: Tensor, mask: Tensor | None, padding: int) -> None:
         return
     kept = ids == padding
     if mask is not None and mask.shape == ids.shape:  # else the encoder says what is wrong
-        kept &= mask != 0
+        kept &= mask
     if kept.any():
         row, column = kept.nonzero()[0].tolist()
         raise ValueError(

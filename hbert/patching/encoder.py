@@ -18,7 +18,8 @@ from .parts import add_norm, getter, identity, layers_of
 
 Inputs = Mapping[str, Any]
 Forward = Callable[..., Any]
-# Arguments that the packed forward understands, or that change nothing in an encoder.
+# Arguments that change nothing in an encoder.
+WITHOUT_EFFECT = ("use_cache", "num_items_in_batch")
 _UNDERSTOOD = (
     "input_ids",
     "attention_mask",
@@ -27,8 +28,7 @@ _UNDERSTOOD = (
     "inputs_embeds",
     "output_hidden_states",
     "return_dict",
-    "use_cache",
-    "num_items_in_batch",
+    *WITHOUT_EFFECT,
 )
 
 

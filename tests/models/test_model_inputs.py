@@ -70,6 +70,15 @@ def test_bad_calls_of_the_encoder(call, error, message):
         model(**call)
 
 
+@pytest.mark.parametrize("name", ["position_ids", "token_type_ids"])
+def test_one_row_of_ids_stands_for_all(name):
+    model = small_model(type_vocab_size=2)
+    row = torch.tensor([[1, 0, 1, 0, 0, 1, 1]])
+    for variant in (model, dense_twin(model)):
+        found = variant(IDS, **{name: row}).last_hidden_state
+        assert torch.equal(found, variant(IDS, **{name: row.expand(2, 7)}).last_hidden_state)
+
+
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
 def test_the_longest_sequence_is_the_position_table(positions):
     model = small_model(positions=positions)
