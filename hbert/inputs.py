@@ -160,13 +160,18 @@ def check_masked_positions(positions: Tensor | None, labels: Tensor, attention_m
     check_range("masked_positions", positions, labels.numel())
 
 
+def is_readable(t: Tensor) -> bool:
+    """Whether a check may look at values: in eager mode on the CPU."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_range(name: str, ids: Tensor, size: int, ignore_index: int | None = None) -> None:
     """All ``ids`` (but ``ignore_index``) are in [0, size).
 
     Raises:
         ValueError: some are not; the message names the range found.
     """
-    if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
+    if not is_readable(ids) or ids.numel() == 0:
         return
     kept = ids if ignore_index is None else ids[ids != ignore_index]
     if kept.numel() == 0:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 
 from hbert.convert.families import Family
+from hbert.inputs import is_readable
 from hbert.layout import PackedLayout
 
 from .parts import add_norm, getter, identity, layers_of
@@ -208,7 +209,7 @@ def pack_inputs(encoder: Any, family: Family, inputs: Inputs) -> tuple[PackedLay
     """The layout of a batch, and its inputs in the token order of that layout.
 
     Raises:
-        ValueError: a sequence has more columns than there are positions to count them.
+        ValueError: a sequence is longer than there are positions.
     """
     ids, main = inputs.get("input_ids"), main_input(inputs)
     shape, device = main.shape[:2], main.device
@@ -245,11 +246,17 @@ def token_positions(
     padding id, which has position -1; without ids it counts columns.
 
     Raises:
-        ValueError: there are more columns than ``limit``.
+        ValueError: there are more of what is counted than ``limit`` (tokens: on the CPU, eager).
     """
     if padding is not None and ids is not None:
         real = (ids != padding).long()
+        if is_readable(ids) and ids.numel() > 0:
+            _check_length(int(real.sum(1).max()), limit)
         return real.cumsum(1) * real - 1
-    if shape[1] > limit:
-        raise ValueError(f"sequence length {shape[1]} exceeds the {limit} positions")
+    _check_length(shape[1], limit)
     return torch.arange(shape[1], device=device)[None]
+
+
+def _check_length(length: int, limit: int) -> None:
+    if length > limit:
+        raise ValueError(f"sequence length {length} exceeds the {limit} positions")

@@ -43,6 +43,17 @@ def test_padding_that_no_mask_takes_out_of_a_model_that_counts_tokens(family):
     fast(ids, mask.bool())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_longer_texts_than_positions_are_refused_with_their_length(family):
+    fast = optimize(small(family).float())
+    with pytest.raises(ValueError, match="sequence length 25 exceeds the 24 positions"):
+        fast(torch.full((1, 25), 7))
+    padding = fast.config.pad_token_id
+    if family in ("roberta", "xlm-roberta"):  # they count tokens
+        padded = torch.tensor([[7] * 24 + [padding]])
+        assert fast(padded, padded != padding).last_hidden_state.isfinite().all()
+
+
 def test_a_bert_may_attend_to_padding():
     model = small("bert").float().eval()
     ids = batch_of(model, "right")["input_ids"]

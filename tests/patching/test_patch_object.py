@@ -275,7 +275,7 @@ def test_calls_that_were_errors_stay_errors(family):
         with pytest.raises(ValueError, match="exactly one"), pytest.warns(UserWarning):
             patched(**inputs)
     long = ids.repeat(1, 3)
-    with pytest.raises((ValueError, IndexError), match="sequence length 33 exceeds the 24 positions|out of range"):
+    with pytest.raises(ValueError, match="sequence length 33 exceeds the 24 positions"):
         patched(long)
     labels = torch.full_like(ids, 61)
     with pytest.raises(ValueError, match="label"):
