@@ -53,6 +53,7 @@ def from_pretrained(
         evaluation mode, sharing no memory with the checkpoint; and the report.
 
     Raises:
+        TypeError: neither a model of transformers nor a path.
         HbertError: the folder or one of its files is missing or cannot be read.
         ValueError: an architecture that HBERT cannot express; a tensor that is missing, unknown or of a
             wrong shape; a target of another width or vocabulary; more positions than the checkpoint has,

@@ -48,7 +48,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
         HbertError: no such folder, no config.json in it, or one that transformers cannot read.
     """
     if not folder.is_dir():
-        raise HbertError(f"no such folder: {folder}")
+        raise HbertError(
+            f"no such folder: {folder}; a model of the hub: save it first, or pass what from_pretrained returns"
+        )
     if not (folder / "config.json").is_file():
         raise HbertError(f"{folder} is not a model folder: it has no config.json")
     try:
@@ -84,7 +86,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         read = next(reader for name, reader in _READERS.items() if file.suffix == Path(name).suffix)
         try:
             found = read(file)
-            if not all(isinstance(value, Tensor) for value in found.values()):
+            if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
                 raise ValueError("it holds more than tensors by name")
             tensors |= found
         except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:

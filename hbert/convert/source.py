@@ -55,23 +55,36 @@ def read_source(checkpoint: PreTrainedModel | str | Path) -> Source:
     """Reads a model of transformers, or a folder with config.json and safetensors or PyTorch weights.
 
     Raises:
+        TypeError: neither a model of transformers nor a path.
         HbertError: the folder or one of its files is missing or cannot be read.
-        ValueError: an architecture that HBERT cannot express, or a tensor that is missing, unknown or of a
-            wrong shape; the message names it.
+        ValueError: as :func:`source_of`; the message names the checkpoint.
     """
     if isinstance(checkpoint, PreTrainedModel):
         config, where = checkpoint.config, f"this {type(checkpoint).__name__}"
         state: Mapping[str, Tensor] = checkpoint.state_dict()
-    else:
+    elif isinstance(checkpoint, str | Path):
         folder = Path(checkpoint)
         config, where = read_config(folder), str(folder)
         state = read_weights(folder)
+    else:
+        kind = type(checkpoint).__name__
+        raise TypeError(f"a checkpoint is a model of transformers or the path of a folder, got {kind}")
     try:
-        if config.model_type not in FAMILIES:
-            raise ValueError(f"it is a {config.model_type} model; allowed: {', '.join(FAMILIES)}")
-        return _source(config, state, FAMILIES[config.model_type])
+        return source_of(config, state)
     except ValueError as error:
         raise ValueError(f"{where} cannot be converted: {error}") from error
+
+
+def source_of(config: PreTrainedConfig, state: Mapping[str, Tensor]) -> Source:
+    """Reads the state dict of a model of transformers.
+
+    Raises:
+        ValueError: an architecture that HBERT cannot express, or a tensor that is missing, unknown or of a
+            wrong shape; the message names it.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"its model_type is {config.model_type}; allowed: {', '.join(FAMILIES)}")
+    return _source(config, state, FAMILIES[config.model_type])
 
 
 def read_state_dict(

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from hbert.convert import from_pretrained
+from hbert.convert import build
 from hbert.convert.families import FAMILIES
+from hbert.convert.source import source_of
 from hbert.inputs import is_readable
 from hbert.modeling import HBertModel
 from hbert.patching.encoder import WITHOUT_EFFECT, token_positions
@@ -24,6 +25,9 @@ class OptimizedBertModel(PreTrainedModel):
     """What a BERT, RoBERTa, XLM-R or DistilBERT encoder of transformers computes in evaluation mode.
 
     Hidden states under the mask are zeros. There are no attentions, no caches and no masks but [B, N].
+
+    Raises:
+        ValueError: the encoder has something that HBERT has not, such as another activation.
     """
 
     # Whatever the original was told to use: there is one way here.
@@ -31,9 +35,7 @@ class OptimizedBertModel(PreTrainedModel):
 
     def __init__(self, source: PreTrainedModel, dtype: str):
         super().__init__(copy.deepcopy(source.config))
-        model = from_pretrained(source)[0].base_model
-        assert isinstance(model, HBertModel)
-        self.encoder = OptimizedHBertModel(model, dtype)
+        self.encoder = OptimizedHBertModel(_converted(source), dtype)
         self.pooler = copy.deepcopy(getattr(source, "pooler", None))
         if self.pooler is not None:
             self.pooler.to(self.encoder.dtype)
@@ -100,6 +102,16 @@ class OptimizedBertModel(PreTrainedModel):
         positions = token_positions(ids, shape, main.device, limit, self._padding)
         # Padding, which the mask takes out, has position -1.
         return positions.clamp(min=0)
+
+
+def _converted(source: PreTrainedModel) -> HBertModel:
+    try:
+        checkpoint = source_of(source.config, source.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{type(source).__name__} cannot be optimized: {error}") from error
+    model = build(checkpoint)[0]
+    assert isinstance(model, HBertModel)
+    return model
 
 
 def _check_padding(ids: Tensor, mask: Tensor | None, padding: int) -> None:

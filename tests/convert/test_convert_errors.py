@@ -34,7 +34,7 @@ def change_state(folder, change):
     [
         (
             lambda: GPT2Model(GPT2Config(n_layer=1, n_embd=12, n_head=3, vocab_size=61)),
-            "this GPT2Model cannot be converted: it is a gpt2 model; allowed: bert, .*distilbert, hbert",
+            "this GPT2Model cannot be converted: its model_type is gpt2; allowed: bert, .*distilbert, hbert",
         ),
         (lambda: small("bert", hidden_act="silu"), "its activation is 'silu'; HBERT has gelu, gelu_new"),
         (lambda: small("bert", is_decoder=True), "it is a decoder"),
@@ -96,10 +96,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def nest(folder):
+def wrap(folder, wrapping):
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save({"model": state, "epoch": 3}, folder / "pytorch_model.bin")
+    torch.save(wrapping(state), folder / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,14 @@ def nest(folder):
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
             "pytorch_model.bin cannot be read",
         ),
-        (nest, "pytorch_model.bin cannot be read: it holds more than tensors by name"),
+        (
+            lambda folder: wrap(folder, lambda state: {"model": state, "epoch": 3}),
+            "pytorch_model.bin cannot be read: it holds more than tensors by name",
+        ),
+        (
+            lambda folder: wrap(folder, lambda state: list(state.values())),
+            "pytorch_model.bin cannot be read: it holds more than tensors by name",
+        ),
     ],
 )
 def test_files(folder, damage, message):
@@ -133,8 +140,13 @@ def test_a_missing_shard(folder):
         from_pretrained(folder)
 
 
+def test_what_is_no_checkpoint():
+    with pytest.raises(TypeError, match="a checkpoint is a model of .* or the path of a folder, got NoneType"):
+        from_pretrained(None)
+
+
 def test_no_folder(tmp_path):
-    with pytest.raises(HbertError, match="no such folder: .*nowhere"):
+    with pytest.raises(HbertError, match="no such folder: .*nowhere; a model of the hub: save it first, or"):
         from_pretrained(tmp_path / "nowhere")
 
 

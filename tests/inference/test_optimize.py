@@ -256,6 +256,11 @@ def derived():
     ("call", "error", "message"),
     [
         (lambda: optimize(7), TypeError, "takes a torch.nn.Module or the path of a folder, got int"),
+        (
+            lambda: optimize(small("bert", hidden_act="silu")),
+            ValueError,
+            "BertModel cannot be optimized: its activation is 'silu'; HBERT has gelu",
+        ),
         (lambda: optimize(torch.nn.Linear(2, 2)), ValueError, "Linear cannot be optimized: it holds none of HB"),
         (lambda: optimize(small_model(), "fp16"), ValueError, "dtype is 'fp16'; allowed: 'fp32', 'bf16', 'int8'"),
         (lambda: optimize(small_model()).train(), ValueError, "cannot be trained"),
