@@ -248,6 +248,8 @@ def _check_positive_int(name: str, value: Any, minimum: int = 1) -> None:
 
 
 def _check_values(config: HBertConfig) -> None:
+    # 3.0 and False are among the allowed sizes to ``in``.
+    _check_positive_int("conv_kernel_size", config.conv_kernel_size, minimum=0)
     choices: dict[str, tuple[Any, ...]] = {
         "norm_style": NORM_STYLES,
         "hidden_act": ACTIVATIONS,

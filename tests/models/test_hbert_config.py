@@ -77,6 +77,8 @@ def test_parameter_counts_of_the_authors_checkpoints(preset, count):
         ({"init": "xavier"}, "init is 'xavier'; allowed: 'normal', 'magneto'"),
         ({"scorer": "mlp"}, "scorer is 'mlp'; allowed: 'dense', 'per_head'"),
         ({"conv_kernel_size": 4}, "conv_kernel_size is 4; allowed: 0, 3, 5"),
+        ({"conv_kernel_size": 3.0}, "conv_kernel_size must be an integer of at least 0, got 3.0"),
+        ({"conv_kernel_size": False}, "conv_kernel_size must be an integer of at least 0, got False"),
         ({"conv_placement": "output"}, "conv_placement is 'output'; allowed: 'input', 'branch'"),
         ({"conv_kernel_size": 3, "norm_style": "post_ln"}, "needs a norm before the attention"),
         ({"conv_kernel_size": 3, "norm_style": "merge"}, "needs a norm before the attention"),
