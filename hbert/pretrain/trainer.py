@@ -220,15 +220,16 @@ class _Run:
             seconds = times["full"].seconds
             calibration = {name: asdict(entry) for name, entry in times.items()}
         assert max_steps is not None
+        eval_blocks = settings.eval_blocks or max(1, _EVAL_TOKENS // self.recipe.block_size)
         # All of them together read no more tokens than training does, and cost less: they only run forward.
-        evaluations = max_steps * self.recipe.batch_size * self.recipe.block_size // _EVAL_TOKENS
+        evaluations = max_steps * self.recipe.batch_size // eval_blocks
         save = -(-max_steps // _SAVE_SHARE)
         return Plan(
             max_steps=max_steps,
             dtype=self.dtype,
             log_every=settings.log_every or -(-max_steps // _LINES),
             eval_every=settings.eval_every or -(-max_steps // max(1, min(_MOST_EVALUATIONS, evaluations))),
-            eval_blocks=settings.eval_blocks or max(1, _EVAL_TOKENS // self.recipe.block_size),
+            eval_blocks=eval_blocks,
             save_every=save if seconds is None else max(1, min(save, int(_SAVE_SECONDS / seconds))),
             step_seconds=seconds,
             calibration=calibration,

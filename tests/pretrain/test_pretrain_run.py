@@ -176,6 +176,13 @@ def test_runs_of_any_length_are_evaluated_on_the_same_tokens(pretrain, tmp_path)
     assert {blocks for blocks, _ in found.values()} == {2048, 1365}  # 65,536 tokens, of which this text has fewer
 
 
+@pytest.mark.parametrize(("blocks", "steps"), [(8, [2, 4, 6, 8]), (20, [8])])
+def test_evaluations_read_no_more_than_training(pretrain, out, blocks, steps):
+    # 8 steps of 4 blocks have the tokens of four evaluations of 8, and of one of 20.
+    assert pretrain(size="1x32x2", max_steps=8, eval_every=None, eval_blocks=blocks)[0] == 0
+    assert [line["step"] for line in metrics(out) if line["kind"] == "eval"] == steps
+
+
 def test_a_measured_budget(pretrain, out):
     # 0.3 s of steps that take a few milliseconds each, on whatever machine this is.
     status, *_ = pretrain(max_steps=None, budget="0.3s", eval_every=None, log_every=None, size="1x32x2")
