@@ -24,19 +24,23 @@ CALIBRATION_SHARE = 0.25
 # A step is clean if our threads stood ready, but without a core, for at most this share of it.
 QUIET_SHARE = 0.04
 _SECONDS = {"h": 3600, "m": 60, "s": 1}
+# More is a slip of the pen, and its steps may be more than there is memory to plan.
+_LONGEST_HOURS = 365 * 24
 
 
 def parse_duration(text: str) -> float:
     """Returns the seconds of ``90s``, ``30m``, ``24h`` or sums such as ``1h30m``.
 
     Raises:
-        ValueError: another form, or no time at all.
+        ValueError: another form, no time at all, or more than a year.
     """
-    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
+    if not re.fullmatch(r"([0-9]+(\.[0-9]+)?[hms])+", text):
         raise ValueError(f"{text!r} is not a duration; allowed: 90s, 30m, 24h, 1h30m")
-    seconds = sum(float(number) * _SECONDS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([hms])", text))
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", text))
     if seconds <= 0:
         raise ValueError(f"a duration of {text} is no time; it must be above 0")
+    if seconds > _LONGEST_HOURS * _SECONDS["h"]:
+        raise ValueError(f"a duration of {text} is longer than a year; it must be at most {_LONGEST_HOURS}h")
     return seconds
 
 

@@ -7,15 +7,22 @@ from hbert.pretrain.recipes import Recipe
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86400), ("1h30m", 5400), ("1.5m", 90)]
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("24h", 86400), ("1h30m", 5400), ("1.5m", 90), ("8760h", 31_536_000)],
 )
 def test_durations(text, seconds):
     assert budget.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "-5m", "5 m", "1d", "0s", "0h0m", "5ms", "1e3s"])
+@pytest.mark.parametrize("text", ["", "30", "m", "-5m", "5 m", "1d", "0s", "0h0m", "5ms", "1e3s", "\u0663s"])
 def test_no_durations(text):
     with pytest.raises(ValueError, match="allowed: 90s|no time"):
+        budget.parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["8760h1s", "9" * 400 + "h"])
+def test_durations_beyond_a_year(text):
+    with pytest.raises(ValueError, match=f"a duration of {text} is longer than a year; it must be at most 8760h"):
         budget.parse_duration(text)
 
 
