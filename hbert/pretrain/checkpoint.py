@@ -106,7 +106,7 @@ def newest_checkpoint(out: Path) -> Path:
         HbertError: there is none.
     """
     if not (found := checkpoints(out)):
-        raise HbertError(f"--resume: no checkpoint in {out / CHECKPOINTS}; start the run without --resume")
+        raise HbertError(f"--resume: no checkpoint in {out / CHECKPOINTS}; {_start_again(out)}")
     return found[-1]
 
 
@@ -122,10 +122,21 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             if sha256_file(checkpoint / name) != digest:
                 raise ValueError(f"{name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HbertError(
-            f"the checkpoint {checkpoint} is corrupt ({error}); remove it to go on from the one before it"
-        ) from error
+        raise HbertError(f"the checkpoint {checkpoint} is corrupt ({error}); {_remedy(checkpoint)}") from error
     return state
+
+
+def _remedy(checkpoint: Path) -> str:
+    """What to do without this checkpoint."""
+    out = checkpoint.parent.parent
+    if checkpoint in checkpoints(out)[1:]:
+        return "remove it to go on from the one before it"
+    return f"there is none before it: {_start_again(out)}"
+
+
+def _start_again(out: Path) -> str:
+    # Without --resume alone, a folder that holds a run is refused.
+    return f"start again in another folder, or remove {out}"
 
 
 def load_weights(checkpoint: Path, model: PreTrainedModel, optimizers: Optimizers) -> None:

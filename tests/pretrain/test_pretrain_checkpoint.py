@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path, limit, tokenizer):
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(HbertError, match="--resume: no checkpoint in .*checkpoints; start the run without"):
+    with pytest.raises(HbertError, match=f"no checkpoint in .*checkpoints; start again .* or remove {tmp_path}$"):
         newest_checkpoint(tmp_path)
 
 
@@ -124,7 +124,15 @@ def test_corrupt_checkpoints(tmp_path, damage):
         state.unlink()
     else:
         state.write_text(json.dumps({"step": 1}))
-    with pytest.raises(HbertError, match="step-00000001 is corrupt .*remove it to go on from the one before"):
+    with pytest.raises(HbertError, match=f"step-00000001 is corrupt .*none before it: .*, or remove {tmp_path}$"):
+        read_state(saved)
+
+
+def test_a_corrupt_checkpoint_with_one_before_it(tmp_path):
+    save(tmp_path, 1)
+    saved = save(tmp_path, 2)
+    (saved / "state.json").unlink()
+    with pytest.raises(HbertError, match="step-00000002 is corrupt .*; remove it to go on from the one before it$"):
         read_state(saved)
 
 
