@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -26,6 +26,8 @@ _MODEL, _OPTIMIZERS, _STATE = "model.safetensors", "optimizers.pt", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 # What full disks and size limits make the writers of Python, torch and safetensors raise.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+_Parsed = TypeVar("_Parsed")
 
 
 @contextmanager
@@ -110,20 +112,20 @@ def newest_checkpoint(out: Path) -> Path:
     return found[-1]
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Returns the state of a checkpoint after checking that its files are those that were written.
+def read_state(checkpoint: Path, parse: Callable[[Mapping[str, Any]], _Parsed]) -> _Parsed:
+    """Returns what ``parse`` makes of a checkpoint's state after checking that its files are those that were written.
 
     Raises:
-        HbertError: a file is missing or has changed.
+        HbertError: a file is missing or has changed, or ``parse`` raised KeyError or TypeError.
     """
     try:
         state = read_json(checkpoint / _STATE)
         for name, digest in state["files"].items():
             if sha256_file(checkpoint / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return parse(state)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HbertError(f"the checkpoint {checkpoint} is corrupt ({error}); {_remedy(checkpoint)}") from error
-    return state
 
 
 def _remedy(checkpoint: Path) -> str:

@@ -23,6 +23,11 @@ RUN, METRICS, EVENTS = "run.json", "metrics.jsonl", "tensorboard"
 FORMAT = 1
 # What takes part in the result besides the settings; compared on --resume.
 _COMPARED = ("corpus", "tokenizer")
+# What a run that is taken up reads, to its model card at the end.
+_NEEDED = (
+    *("options", "settings", "model", "parameters", "init", *_COMPARED, "plan", "max_steps", "step_seconds"),
+    *("dtype", "processes", "eval", "machine", "software", "times"),
+)
 
 
 @contextmanager
@@ -118,18 +123,20 @@ def read_record(out: Path) -> dict[str, Any]:
     """Returns run.json of a run folder.
 
     Raises:
-        HbertError: there is none, or it is not one of ours.
+        HbertError: there is none, it is not one of ours, or an entry is missing.
     """
     path = out / RUN
     if not path.is_file():
         raise HbertError(f"--resume: {out} is not a run folder (no {RUN}); give it as --out, or start without --resume")
     try:
         record = read_json(path)
-        if record["format"] == FORMAT and "plan" in record:
-            return record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise HbertError(f"{path} is not the record of a run of this version of hbert")
+        if (format := record.get("format")) != FORMAT:
+            raise ValueError(f"its format is {format!r}, not {FORMAT}")
+        if missing := [name for name in _NEEDED if name not in record]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return record
+    except (OSError, ValueError, AttributeError) as error:
+        raise HbertError(f"{path} is not the record of a run of this version of hbert: {error}") from error
 
 
 def record_digest(record: Mapping[str, Any]) -> str:

@@ -57,7 +57,11 @@ class State:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> State:
-        """The state that a checkpoint holds."""
+        """The state that a checkpoint holds.
+
+        Raises:
+            KeyError, TypeError: it is not the state of a checkpoint.
+        """
         names = ("step", "evaluated", "metrics_bytes", "seconds", "last_eval")
         return cls(**{name: stored[name] for name in names}, meter=Meter(**stored["meter"]))
 

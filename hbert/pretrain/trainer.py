@@ -291,12 +291,12 @@ class _Run:
         if changed := folder.text_differences(record, text.record()):
             raise HbertError(f"--resume: {out} began with another {' and another '.join(changed)}; nothing was changed")
         checkpoint = newest_checkpoint(out)
-        stored = read_state(checkpoint)
-        if stored["run"] != folder.record_digest(record):
+        run, state = read_state(checkpoint, lambda stored: (stored["run"], State.of(stored)))
+        if run != folder.record_digest(record):
             raise HbertError(f"the checkpoint {checkpoint} belongs to another run than {out / folder.RUN}")
-        check_log(out / folder.METRICS, stored["metrics_bytes"])
+        check_log(out / folder.METRICS, state.metrics_bytes)
         load_weights(checkpoint, engine.model, engine.optimizers)
-        spent, self.state = self.state.seconds, State.of(stored)
+        spent, self.state = self.state.seconds, state
         for activity, seconds in spent.items():
             self.state.seconds[activity] = self.state.seconds.get(activity, 0.0) + seconds
         if self.accelerator.is_main_process:

@@ -68,7 +68,7 @@ def test_the_step_after_loading_is_the_one_after_saving(tmp_path):
     load_weights(saved, model, optimizers)
     advance(model, optimizers, 3)
     assert all(map(torch.equal, model.parameters(), expected.parameters()))
-    state = read_state(saved)
+    state = read_state(saved, dict)
     assert state["step"] == 3 and state["run"] == "r" and state["note"] == [1, 2]
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_a_model_folder(tmp_path):
     assert tokenizer.model_max_length == model.config.max_position_embeddings
     (saved / "tokenizer.json").write_text("{}")
     with pytest.raises(HbertError, match="tokenizer.json is not what was written"):
-        read_state(saved)
+        read_state(saved, dict)
 
 
 @pytest.mark.parametrize(("limit", "tokenizer"), [(100, SMALL), (40_000, SMALL), (120_000, LARGE), (120_000, SMALL)])
@@ -125,7 +125,7 @@ def test_corrupt_checkpoints(tmp_path, damage):
     else:
         state.write_text(json.dumps({"step": 1}))
     with pytest.raises(HbertError, match=f"step-00000001 is corrupt .*none before it: .*, or remove {tmp_path}$"):
-        read_state(saved)
+        read_state(saved, dict)
 
 
 def test_a_corrupt_checkpoint_with_one_before_it(tmp_path):
@@ -133,7 +133,7 @@ def test_a_corrupt_checkpoint_with_one_before_it(tmp_path):
     saved = save(tmp_path, 2)
     (saved / "state.json").unlink()
     with pytest.raises(HbertError, match="step-00000002 is corrupt .*; remove it to go on from the one before it$"):
-        read_state(saved)
+        read_state(saved, dict)
 
 
 def test_weights_of_another_model(tmp_path):

@@ -194,6 +194,23 @@ def test_resume_with_damaged_checkpoints(finished, pretrain):
     assert status == 2 and "--resume: no checkpoint" in stderr
 
 
+def test_resume_with_damaged_entries(finished, pretrain):
+    out, *_ = finished
+    state, run = checkpoints(out)[-1] / "state.json", out / "run.json"
+    for path, name, message in (
+        (state, "meter", "is corrupt ('meter'); remove it to go on from the one before it"),
+        (state, "files", "is corrupt ('files'); remove it to go on from the one before it"),
+        (run, "options", "is not the record of a run of this version of hbert: it has no options"),
+        (run, "machine", "is not the record of a run of this version of hbert: it has no machine"),
+        (run, "format", "is not the record of a run of this version of hbert: its format is None, not 1"),
+    ):
+        whole = path.read_text()
+        path.write_text(whole.replace(f'"{name}":', f'"{name}s":'))
+        status, _, stderr = pretrain(resume=True)
+        assert status == 2 and message in stderr
+        path.write_text(whole)
+
+
 @pytest.mark.parametrize(("size", "message"), [(None, "is missing"), (10, "has 10 bytes")])
 def test_resume_without_its_lines(finished, pretrain, size, message):
     out, *_ = finished
