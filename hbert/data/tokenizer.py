@@ -53,8 +53,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         HbertError: no such file, not UTF-8, not a tokenizer, or one of the special tokens is missing.
     """
-    path = Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = tokenizer_file(path)
     if not file.is_file():
         raise HbertError(f"no tokenizer at {file}; allowed: a folder with tokenizer.json, tokenizer.json, vocab.txt")
     try:
@@ -70,6 +69,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise HbertError(f"{file} is not a tokenizer.json: {error}") from error
     special_ids(tokenizer)
     return tokenizer
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """Returns the file that ``load_tokenizer`` reads, which need not be there."""
+    path = Path(path)
+    return path / "tokenizer.json" if path.is_dir() else path
 
 
 def packaged_tokenizer(name: str) -> Tokenizer:

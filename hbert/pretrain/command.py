@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
 from hbert.data.terminal import output_console
+from hbert.data.tokenizer import tokenizer_file
 from hbert.errors import HbertError
 from hbert_kernels.memory import keep_heap
 
 from . import folder
+from .checkpoint import newest_checkpoint
 from .options import add_arguments, given_options, overridden
 from .settings import Settings, differences, resolve, run_folder
 from .trainer import Outcome, pretrain
@@ -38,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
 def resolve_run(options: dict[str, Any]) -> tuple[Settings, dict[str, Any] | None]:
     """Returns the settings of these options and, to resume, the record of the run that they take up.
 
-    With --resume, options that are not given are those that the run began with.
+    With --resume, options that are not given are those that the run began with; where its tokenizer is gone, the
+    newest checkpoint has it.
 
     Raises:
         ValueError, HbertError: a wrong option, --out is no run to take up, or other settings than those that
@@ -51,6 +55,9 @@ def resolve_run(options: dict[str, Any]) -> tuple[Settings, dict[str, Any] | Non
     settings = resolve(overridden(record["options"], {**options, "out": str(out)}))
     if changed := differences(record["settings"], settings.identity):
         raise HbertError(f"--resume: {out} was begun with other settings: {', '.join(changed)}")
+    # Another tokenizer that is asked for is not replaced without a word.
+    if settings.tokenizer and "tokenizer" not in options and not tokenizer_file(settings.tokenizer).is_file():
+        settings = replace(settings, tokenizer=str(newest_checkpoint(out)))
     return settings, record
 
 

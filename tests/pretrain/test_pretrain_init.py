@@ -1,7 +1,9 @@
 """--init-from: the first weights of a run from a checkpoint."""
 
 import hashlib
+import shutil
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -100,6 +102,19 @@ def test_killed_and_resumed_without_the_weights(words, out, tmp_path, bert):
     ours, whole = ((folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole"))
     assert ours == whole
     assert record(out)["init"] == record(tmp_path / "whole")["init"]
+
+
+def test_resumed_without_the_checkpoint(pretrain, out, bert):
+    assert pretrain(**STILL, init_from=str(bert))[0] == 0
+    weights = (out / "model.safetensors").read_bytes()
+    # First the tokenizer goes, then all of it.
+    for gone in (bert / "tokenizer.json").unlink, partial(shutil.rmtree, bert):
+        gone()
+        status, _, stderr = pretrain(**STILL, init_from=str(bert), resume=True)
+        assert status == 0, stderr
+        assert (out / "model.safetensors").read_bytes() == weights
+    status, _, stderr = pretrain(**STILL, init_from=str(bert), tokenizer="nowhere", resume=True)
+    assert status == 2 and "no tokenizer at nowhere" in stderr
 
 
 @pytest.mark.parametrize(
