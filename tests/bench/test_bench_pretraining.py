@@ -178,7 +178,10 @@ def test_readmes_table_shows_the_first_seed(results):
     for run, loss in ((main_run("a"), 8.0), (main_run("c"), 4.0), (main_run("g"), 2.0), (main_run("j"), 2.5)):
         finish(run, loss)
     finish(next(run for run in plan.runs() if run.name == "main-c-2"), 1.0)
-    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in tables.brief(report.finished(), SAME_INPUT).splitlines()[2:]}
+    rows = {
+        line.split(" | ")[0]: line.split(" | ")[1:]
+        for line in tables.brief(report.finished(), SAME_INPUT).splitlines()[2:]
+    }
     assert rows["| HBERT-v1, the paper's"] == ["0.250", "**0.500** |"]
     assert rows["| additive layers only"] == ["", "0.400 |"]
     assert rows["| BERT as transformers ships it, compiled"] == ["0.125", " |"]
