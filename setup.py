@@ -7,7 +7,7 @@ Environment:
                      hbert_kernels.info). 1: build or fail with the reason. 0: pure Python.
     HBERT_TORCH_DIR  the folder of the torch package whose headers are used; default: the torch of the environment that
                      calls pip. The library runs with every torch from 2.10 on, whichever it was built with.
-    CXX              the compiler; default: the first of g++, c++, clang++.
+    CXX, CXXFLAGS    the compiler, default the first of g++, c++, clang++, and further flags.
     HBERT_CUDA       unset: compile the CUDA kernels too if nvcc is found, go on without them if that fails. 1: compile
                      them or fail with the reason. 0: do not.
     CUDA_HOME        the CUDA toolkit; then CUDA_PATH, /usr/local/cuda, nvcc on the PATH.
@@ -30,6 +30,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -43,15 +44,17 @@ MACHINE = sysconfig.get_platform().rpartition("-")[2]
 MIN_TORCH = (2, 10)
 # The oldest torch that the binary runs on: newer stable-ABI functions are then hidden by torch's headers.
 TORCH_TARGET_VERSION = "0x020a000000000000"
-_AVX2 = "-mavx2 -mfma -mf16c"
+# Not what CXXFLAGS or the compiler take by default: code of the scalar level runs everywhere, and alone has float64.
+_X86 = "-march=x86-64"
+_AVX2 = f"{_X86} -mavx2 -mfma -mf16c"
 _AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"
 _AVX512_BF16 = f"{_AVX512} -mavx512bf16 -mavx512vnni"
-# By architecture: its macro, and its levels, narrowest first, as in csrc/cpu/level.h.
+# By architecture: its macro, and its levels with their flags, narrowest first, as in csrc/cpu/level.h.
 ARCHITECTURES = {
     "x86_64": (
         "HBERT_X86",
         {
-            "scalar": "",
+            "scalar": f"{_X86} -DHBERT_SCALAR",
             "avx2": _AVX2,
             "avx2_vnni": f"{_AVX2} -mavxvnni",
             "avx512": _AVX512,
@@ -62,21 +65,22 @@ ARCHITECTURES = {
     ),
     "aarch64": ("HBERT_ARM", {"scalar": "", "neon_dot": "-march=armv8.2-a+dotprod"}),
 }
+ARCHITECTURE, LEVELS = ARCHITECTURES.get(MACHINE, ("", {}))
 # What these add are dot products of int8 numbers, which nothing else uses.
 DOT_LEVELS, DOT_SOURCES = ("avx2_vnni", "avx512_vnni", "neon_dot"), ("int8_linear",)
 # GCC warns of its own AVX-512 headers, whose undefined vectors are meant to be.
 WARNINGS = "-Wall -Wextra -Wno-uninitialized -Wno-maybe-uninitialized"
 CXX_FLAGS = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno {WARNINGS}"
 CUDA_ARCHITECTURES = ("80", "90", "100")
-# A folder of its own: objects of the two builds must never meet in one library.
-SANITIZED_BUILD = {"build": {"build_base": "build/sanitized"}}
 SANITIZE = os.environ.get("HBERT_SANITIZE", "0") == "1"
 if SANITIZE:
     CXX_FLAGS += " -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+CXX_FLAGS = f"{CXX_FLAGS} {os.environ.get('CXXFLAGS', '')}".rstrip()
 
 # pip keeps the pure-Python wheel that it made of an index's sources, which hold PKG-INFO, and would take it again.
 _AGAIN = "--no-cache-dir --no-binary hbert hbert" if (ROOT / "PKG-INFO").exists() else "--editable ."
 REINSTALL = f"pip install --force-reinstall --no-deps {_AGAIN}"
+INSTALL_TORCH = f"pip install 'torch>=2.10', then {REINSTALL}"
 INSTALL_COMPILER = f"install g++ >= 11 or clang++ >= 12, or set CXX, then {REINSTALL}"
 
 
@@ -93,25 +97,26 @@ def find_torch() -> Path:
     roots = [Path(p) for k in ("purelib", "platlib") if (p := sysconfig.get_path(k))]
     if "VIRTUAL_ENV" in os.environ:
         roots += sorted(Path(os.environ["VIRTUAL_ENV"]).glob("lib/python3*/site-packages"))
-    candidates = [root / "torch" for root in [*roots, *map(Path, sys.path)]]
-    if "HBERT_TORCH_DIR" in os.environ:
-        candidates = [Path(os.environ["HBERT_TORCH_DIR"])]
+    named = os.environ.get("HBERT_TORCH_DIR")
+    candidates = [Path(named)] if named else [root / "torch" for root in [*roots, *map(Path, sys.path)]]
     found = next((c for c in candidates if (c / "version.py").exists()), None)
     if found is None:
-        raise CannotBuild("torch is not installed here", f"pip install 'torch>=2.10', then {REINSTALL}")
+        raise CannotBuild("torch is not installed here", INSTALL_TORCH)
     match = re.search(r"__version__ = '(\d+)\.(\d+)", (found / "version.py").read_text())
     if match is None or tuple(map(int, match.groups())) < MIN_TORCH:
-        raise CannotBuild(f"the torch in {found} is older than 2.10", f"pip install 'torch>=2.10', then {REINSTALL}")
+        raise CannotBuild(f"the torch in {found} is older than 2.10", INSTALL_TORCH)
+    if not (found / "include/torch/csrc/stable/library.h").exists():
+        raise CannotBuild(f"the torch in {found} has no C++ headers", INSTALL_TORCH)
     return found
 
 
 def find_compiler() -> str:
     """The C++ compiler to use, as words of a shell."""
-    candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
+    candidates = [wished] if (wished := os.environ.get("CXX", "").strip()) else ["g++", "c++", "clang++"]
     found = next((path for c in candidates if (path := shutil.which(shlex.split(c)[0]))), None)
     if found is None:
         raise CannotBuild(f"no C++ compiler ({', '.join(candidates)})", INSTALL_COMPILER)
-    return candidates[0] if "CXX" in os.environ else shlex.quote(found)
+    return wished or shlex.quote(found)
 
 
 def check_flags(compiler: str, flags: str) -> None:
@@ -159,26 +164,21 @@ class Toolchain:
     compiler: str = field(default_factory=find_compiler)
 
     def __post_init__(self) -> None:
-        if sys.platform != "linux" or MACHINE not in ARCHITECTURES:
+        if sys.platform != "linux" or not LEVELS:
             where = f"{sys.platform} {MACHINE}"
             raise CannotBuild(f"kernels are compiled on Linux x86-64 and aarch64 only, not on {where}", "none needed")
-        for flags in self.levels.values():
+        for flags in LEVELS.values():
             check_flags(self.compiler, flags)
-
-    @cached_property
-    def levels(self) -> dict[str, str]:
-        """Instruction set levels and their compiler flags."""
-        return ARCHITECTURES[MACHINE][1]
 
     @property
     def command(self) -> str:
         """The compiler and its flags, in a ninja file."""
-        return f"{self.compiler} {CXX_FLAGS} {os.environ.get('CXXFLAGS', '')}".replace("$", "$$")
+        return f"{self.compiler} {CXX_FLAGS}".replace("$", "$$")
 
     def ninja_file(self, output: Path) -> str:
         """The build: each file of csrc/cpu/isa once per level that it differs at, the rest once, one shared library."""
         lines = [
-            f"cxx = {self.command} -D{ARCHITECTURES[MACHINE][0]}",
+            f"cxx = {self.command} -D{ARCHITECTURE}",
             f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {ninja_word(self.torch / 'include')}",
             "rule cxx\n command = $cxx $extra -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
             f"rule link\n command = $cxx -shared $in -o $out {link_line(self.torch, '-Wl,{}')}",
@@ -189,7 +189,7 @@ class Toolchain:
             lines.append(f"build {objects[-1]}: cxx {ninja_path(source)}\n extra = $torch")
         # Nothing is thrown there, and what unwinding would need is a weak symbol of each object.
         for source in sorted((ROOT / "csrc/cpu/isa").glob("*.cpp")):
-            for level, flags in self.levels.items():
+            for level, flags in LEVELS.items():
                 if level in DOT_LEVELS and source.stem not in DOT_SOURCES:
                     continue
                 objects.append(f"isa/{source.stem}.{level}.o")
@@ -204,7 +204,7 @@ class Toolchain:
         return {
             "compiler": output_of(*shlex.split(self.compiler), "--version"),
             "flags": CXX_FLAGS,
-            "levels": list(self.levels),
+            "levels": list(LEVELS),
             "torch_headers": version.group(1) if version else "unknown",
             "torch_minimum": ".".join(map(str, MIN_TORCH)),
         }
@@ -230,10 +230,8 @@ class CudaToolchain:
         unknown = [a for a in self.architectures if a not in self.known_architectures]
         if unknown or not self.architectures:
             known = ", ".join(self.known_architectures)
-            raise CannotBuild(
-                f"{self.nvcc} cannot compile the kernels for {', '.join(unknown) or 'any GPU'}; allowed: {known}",
-                f"set HBERT_CUDA_ARCHS, then {REINSTALL}",
-            )
+            reason = f"{self.nvcc} cannot compile the kernels for {', '.join(unknown) or 'any GPU'}; allowed: {known}"
+            raise CannotBuild(reason, f"set HBERT_CUDA_ARCHS, then {REINSTALL}")
 
     @cached_property
     def known_architectures(self) -> list[str]:
@@ -258,10 +256,11 @@ class CudaToolchain:
     def ninja_file(self, output: Path) -> str:
         """The build: kernels by nvcc without torch, the binding by the C++ compiler without CUDA, linked by nvcc, which
         knows where its static runtime library is."""
-        host = ninja_word(shlex.split(self.host.compiler)[-1])
+        # Behind a launcher such as ccache, before options.
+        *_, host = takewhile(lambda word: not word.startswith("-"), shlex.split(self.host.compiler))
         lines = [
             f"cxx = {self.host.command}",
-            f"nvcc = {ninja_word(self.nvcc)} -ccbin {host} -std=c++17 -O3 {self.code_flags}",
+            f"nvcc = {ninja_word(self.nvcc)} -ccbin {ninja_word(host)} -std=c++17 -O3 {self.code_flags}",
             f"torch = -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {ninja_word(self.host.torch / 'include')}",
             f"""about = '-DHBERT_CUDA_ARCHITECTURES="{",".join(self.architectures)}"'""",
             "rule cxx\n command = $cxx $torch $about -MD -MF $out.d -c $in -o $out\n depfile = $out.d\n deps = gcc",
@@ -338,9 +337,18 @@ CUDA_TOOLCHAIN, BUILD_INFO["cuda"] = plan_cuda(TOOLCHAIN)
 def write_build_info(package: Path) -> None:
     """build_info.json in the folder of hbert_kernels, without binaries of an earlier build that would contradict it."""
     (package / "build_info.json").write_text(json.dumps(BUILD_INFO, indent=1) + "\n")
-    for name, toolchain in (("_cpu.so", TOOLCHAIN), ("_cuda.so", CUDA_TOOLCHAIN)):
-        if toolchain is None:
+    for name, info in (("_cpu.so", BUILD_INFO), ("_cuda.so", BUILD_INFO["cuda"])):
+        if not info["built"]:
             (package / name).unlink(missing_ok=True)
+
+
+def compiling_failed(name: str) -> None:
+    """Ends the build where the environment asks for the library; elsewhere build_info.json says what it is without."""
+    variable = {"_cpu": "HBERT_BUILD", "_cuda": "HBERT_CUDA"}[name]
+    if wanted(variable) == "1":
+        sys.exit(f"hbert: compiling {name}.so failed, see above; {variable}=0 installs without it")
+    failed = not_built(CannotBuild(f"compiling {name}.so failed", f"{variable}=1 {REINSTALL} -v says why"))
+    BUILD_INFO.update({"cuda": failed} if name == "_cuda" else failed | {"cuda": plan_cuda(None)[1]})
 
 
 class BuildPython(build_py):
@@ -348,53 +356,45 @@ class BuildPython(build_py):
 
     def run(self) -> None:
         super().run()
-        folder = ROOT if self.editable_mode else Path(self.build_lib)
-        write_build_info(folder / "hbert_kernels")
+        write_build_info((ROOT if self.editable_mode else Path(self.build_lib)) / "hbert_kernels")
 
 
 class BuildLibrary(build_ext):
     """Runs ninja; the result is a plain shared library that any Python loads."""
 
+    def run(self) -> None:
+        super().run()
+        write_build_info((ROOT if self.inplace else Path(self.build_lib)) / "hbert_kernels")
+
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        is_cuda = ext.name.endswith("_cuda")
-        toolchain = CUDA_TOOLCHAIN if is_cuda else TOOLCHAIN
-        assert toolchain is not None
+        name = ext.name.rpartition(".")[2]
+        if not BUILD_INFO["built"]:
+            return
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(self.build_temp).resolve() / ("cuda" if is_cuda else "")
-        (folder / ("" if is_cuda else "isa")).mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(toolchain.ninja_file(output))
+        folder = Path(self.build_temp).resolve() / name
+        (folder / "isa").mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(TOOLCHAINS[name].ninja_file(output))
         ninja = [sys.executable, "-m", "ninja"] if shutil.which("ninja") is None else ["ninja"]
-        if subprocess.run([*ninja, "-C", str(folder)], check=False).returncode == 0:
-            return
-        if not is_cuda:
-            sys.exit("hbert: compiling the kernels failed, see above; HBERT_BUILD=0 installs without them")
-        if wanted("HBERT_CUDA") == "1":
-            sys.exit("hbert: compiling the CUDA kernels failed, see above; HBERT_CUDA=0 installs without them")
-        output.unlink(missing_ok=True)
-        obstacle = CannotBuild("compiling the CUDA kernels failed", f"HBERT_CUDA=1 {REINSTALL} -v says why")
-        BUILD_INFO["cuda"] = not_built(obstacle)
-        write_build_info(output.parent)
+        if subprocess.run([*ninja, "-C", str(folder)], check=False).returncode != 0:
+            compiling_failed(name)
 
 
 class Wheel(bdist_wheel):
     """Tags py3-none-<platform> (compiled) or py3-none-any (pure Python)."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = TOOLCHAIN is None
-
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", "any" if TOOLCHAIN is None else super().get_tag()[2]
+        return "py3", "none", super().get_tag()[2] if BUILD_INFO["built"] else "any"
 
 
-# Optional: without it, should compiling fail.
-CUDA_EXTENSION = [Extension("hbert_kernels._cuda", [], optional=True)] if CUDA_TOOLCHAIN else []
+TOOLCHAINS = {name: t for name, t in (("_cpu", TOOLCHAIN), ("_cuda", CUDA_TOOLCHAIN)) if t is not None}
 setup(
-    ext_modules=[Extension("hbert_kernels._cpu", []), *CUDA_EXTENSION] if TOOLCHAIN else [],
+    # Optional: without it, should compiling fail.
+    ext_modules=[Extension(f"hbert_kernels.{name}", [], optional=True) for name in TOOLCHAINS],
     cmdclass={"build_py": BuildPython, "build_ext": BuildLibrary, "bdist_wheel": Wheel},
-    options=SANITIZED_BUILD if SANITIZE else {},
+    # A folder of its own: objects of the two builds must never meet in one library.
+    options={"build": {"build_base": "build/sanitized"}} if SANITIZE else {},
 )

@@ -14,6 +14,7 @@ import setuptools
 
 SETUP = Path(__file__).parents[1] / "setup.py"
 VARIABLES = ("HBERT_BUILD", "HBERT_CUDA", "HBERT_CUDA_ARCHS", "HBERT_SANITIZE", "CXX", "CXXFLAGS", "CUDA_PATH")
+COMPILES_NOTHING = """case " $*" in *" -c "*) exit 1;; esac"""
 WITHOUT_LEVELS = """case " $*" in *" -m"*) echo "error: unrecognized command-line option '-mnew'" >&2; exit 1;; esac"""
 COMPILER = """[ "$1" != --list-gpu-arch ] || printf "compute_%s\\n" 80 90 90a 100
 printf '%s\\n' "$@" >> "$0.log"
@@ -37,6 +38,9 @@ class Tree:
         self.nvcc = program(tmp_path / "cu $da/bin/nvcc", COMPILER)
         self.torch.mkdir()
         (self.torch / "version.py").write_text("__version__ = '2.10.0'\n")
+        self.header = self.torch / "include/torch/csrc/stable/library.h"
+        self.header.parent.mkdir(parents=True)
+        self.header.touch()
         for name in ("cpu/op.cpp", "cpu/isa/op.cpp", "cuda/op.cu", "cuda/binding.cpp"):
             (self.root / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / "csrc" / name).touch()
@@ -60,6 +64,19 @@ class Tree:
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     return Tree(tmp_path, monkeypatch)
+
+
+def build_library(module, folder):
+    """What build_ext leaves in ``folder`` where a library of an earlier build is: build_info.json, and the library."""
+    library = folder / "hbert_kernels/_cpu.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    extensions = [setuptools.Extension(f"hbert_kernels.{name}", [], optional=True) for name in module.TOOLCHAINS]
+    command = module.BuildLibrary(setuptools.Distribution({"name": "hbert", "ext_modules": extensions}))
+    command.build_lib, command.build_temp = str(folder), str(folder / "temp")
+    command.ensure_finalized()
+    command.run()
+    return json.loads((library.parent / "build_info.json").read_text()), library
 
 
 def words_of(compiler):
@@ -150,3 +167,52 @@ def test_what_is_recorded_names_no_kernel_of_the_system(tree):
     assert info["built"] is True and info["cuda"]["built"] is True
     assert info["platform"] == sysconfig.get_platform()
     assert platform.release() not in json.dumps(info)
+
+
+def test_code_for_any_processor_is_that_whatever_the_flags(tree):
+    """-march=native in CXXFLAGS comes before the -march of each level; -mavx2 would not be undone by it."""
+    tree.monkeypatch.setenv("CXXFLAGS", "-march=native")
+    module = tree.load()
+    assert module.BUILD_INFO["flags"].endswith(" -march=native")
+    if module.MACHINE == "x86_64":
+        assert all(flags.startswith("-march=x86-64 ") for flags in module.LEVELS.values())
+        assert "-DHBERT_SCALAR" in module.LEVELS["scalar"]
+
+
+def test_the_scalar_level_refuses_wider_instructions():
+    source = SETUP.parent / "csrc/cpu/isa/vec.h"
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-x", "c++", "-DHBERT_SCALAR", "-D__AVX2__", str(source)]
+    assert "the scalar level must not have AVX2" in subprocess.run(command, capture_output=True, text=True).stderr
+
+
+def test_headers_without_the_stable_abi_are_told_before_anything_is_compiled(tree):
+    tree.header.unlink()
+    assert tree.load().BUILD_INFO["reason"] == f"the torch in {tree.torch} has no C++ headers"
+
+
+def test_a_compilation_that_fails_leaves_pure_python(tree, tmp_path):
+    program(tree.compiler, COMPILES_NOTHING)
+    info, library = build_library(tree.load(), tmp_path / "built")
+    assert (info["built"], info["reason"]) == (False, "compiling _cpu.so failed")
+    assert info["cuda"]["reason"] == "the whole package is pure Python"
+    assert not library.exists()
+    assert str(tree.root / "csrc/cuda/op.cu") not in words_of(tree.nvcc)
+
+
+def test_a_compilation_that_fails_is_an_error_where_it_was_asked_for(tree, tmp_path):
+    program(tree.compiler, COMPILES_NOTHING)
+    tree.monkeypatch.setenv("HBERT_BUILD", "1")
+    with pytest.raises(SystemExit, match="compiling _cpu.so failed, see above; HBERT_BUILD=0 installs without it"):
+        build_library(tree.load(), tmp_path / "built")
+
+
+@pytest.mark.parametrize("options", ["", " -pthread", " -I include"])
+def test_a_compiler_with_options_and_a_launcher(tree, options):
+    tree.monkeypatch.setenv("CXX", f"env '{tree.compiler}'{options}")
+    text = tree.load().CUDA_TOOLCHAIN.ninja_file(tree.root / "_cuda.so")
+    assert f" -ccbin '{tree.compiler}' -std=c++17 " in text.replace("$$", "$")
+
+
+def test_an_empty_compiler_is_none_that_was_named(tree):
+    tree.monkeypatch.setenv("CXX", "")
+    assert tree.load().TOOLCHAIN.compiler == f"'{tree.compiler}'"

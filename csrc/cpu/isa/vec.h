@@ -3,6 +3,10 @@
 #pragma once
 #include "../level.h"
 
+#if defined(HBERT_SCALAR) && defined(__AVX2__)
+#error "the scalar level must not have AVX2: it is the one that computes in float64; take such options out of CXXFLAGS"
+#endif
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
