@@ -261,7 +261,9 @@ def score_chunk(
             vectors = _load_vectors(dpooled, heads, columns, num_heads, width, head_dim, FULL)
             dalpha = _product(vectors, tile, dalpha)
         mask = present[:, None] & (rows < end)[None, :]
-        alpha = tl.where(mask, tl.exp(scores * scale - largest[:, None]) / total[:, None], 0.0)
+        # Chosen as in pool_chunk, so that the product is rounded as it is there and not fused with the difference.
+        scores = tl.where((rows < end)[None, :], scores * scale, -float("inf"))
+        alpha = tl.exp(scores - largest[:, None]) / total[:, None]
         mean += tl.sum(alpha * dalpha, 1)
         places = WEIGHTS + tl.cast(heads, tl.int64)[:, None] * num_rows + rows[None, :]
         tl.store(places, alpha, mask=mask)

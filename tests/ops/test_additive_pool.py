@@ -107,6 +107,14 @@ def test_a_single_token_pools_to_itself(scorer, dtype):
     assert torch.equal(values["gradient 1"], torch.zeros_like(vectors))
 
 
+@pytest.mark.parametrize("head_dim", [32, 96])
+def test_a_single_token_has_all_the_weight_backward_too(head_dim):
+    """The scale is no power of two: the backward has to round the score as the forward did."""
+    x = (20 * torch.randn(64, 4 * head_dim)).requires_grad_()
+    hk.additive_pool(x, torch.randn(4, 4 * head_dim), cu_of([1] * 64), 1, 4).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
 def test_statistics_of_the_softmax():
     (x, scorer), cu = pool([5, 0, 150], 24, 3)[1], cu_of([5, 0, 150])
     _, softmax = torch.ops.hbert_kernels.additive_pool(x, scorer.view(3, 24), cu, 3, False, 0.5)

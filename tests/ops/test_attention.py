@@ -98,6 +98,16 @@ def test_a_rising_maximum_over_blocks():
     assert all(result.passed for result in results), results
 
 
+@pytest.mark.parametrize("head_size", [32, 96])
+def test_a_single_token_has_all_the_weight_backward_too(head_size):
+    """The scale is no power of two: the backward has to round the score as the forward did."""
+    qkv, cu_seqlens, longest = problem([1] * 64, 2, head_size)
+    qkv = (10 * qkv).requires_grad_()
+    hk.attention(qkv, cu_seqlens, longest, 2).sum().backward()
+    dvalues = qkv.grad[:, 4 * head_size :]
+    assert torch.equal(dvalues, torch.ones_like(dvalues))
+
+
 def test_log_sum_exp():
     qkv, cu_seqlens, longest = problem([300, 5], 2, 16)
     _, log_sum_exp = torch.ops.hbert_kernels.attention(qkv, cu_seqlens, longest, 2)

@@ -268,8 +268,9 @@ void score_gradients(const typename V::real* max, const typename V::real* invers
                      typename V::real* dscore) {
   for (int r = 0; r < count; ++r, alpha += stride, dscore += stride)
     for (int64_t j = 0; j < stride; j += V::kWidth) {
-      const V a =
-          exp(V::load(alpha + j, Full{}) * V::set(scale) - V::load(max + j, Full{})) * V::load(inverse + j, Full{});
+      // Rounded as where the maximum was taken: in a sequence of one token, the weight is exactly 1.
+      const V score = rounded_product(V::load(alpha + j, Full{}), V::set(scale));
+      const V a = exp(score - V::load(max + j, Full{})) * V::load(inverse + j, Full{});
       const V centered = V::load(dscore + j, Full{}) - V::load(mean + j, Full{});
       V::store(alpha + j, a, Full{});
       V::store(dscore + j, a * centered * V::set(scale), Full{});

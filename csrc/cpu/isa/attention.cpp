@@ -86,10 +86,11 @@ class Forward {
     V highest = V::set(max_[row]);
     for (int64_t i = 0; i < end; i += V::kWidth) highest = max(highest, V::load(scores + i, Full{}));
     const Real scale = static_cast<Real>(args_.scale), top = V::max(highest);
-    const V factor = V::set(scale), shift = V::set(-top * scale);
+    const V factor = V::set(scale), largest = V::set(top);
     V sum = V::set(0);
     for (int64_t i = 0; i < end; i += V::kWidth) {
-      const V weight = exp(fma(V::load(scores + i, Full{}), factor, shift));
+      // Not an fma with -top scale, whose rounding would be in the weights: the largest is exactly 1.
+      const V weight = exp((V::load(scores + i, Full{}) - largest) * factor);
       sum = sum + weight;
       D::put_row(weights_ + row * (kKeys / D::kPair) + i / D::kPair, weight);
     }
@@ -116,11 +117,13 @@ class Forward {
   void finish(const AttentionTask& task, int64_t first_query, int64_t count) {
     Real* log_sum_exp = static_cast<Real*>(args_.log_sum_exp) + task.head * args_.num_tokens + task.first + first_query;
     T* out = static_cast<T*>(args_.out) + (task.first + first_query) * width() + task.head * size_;
+    const V scale = V::set(static_cast<Real>(args_.scale));
     for (int64_t r = 0; r < count; ++r, out += width()) {
       const V factor = V::set(1 / sum_[r]);
       const Real* row = out_ + r * out_stride();
       for_each<V>(size_, [&](int64_t i, auto part) { V::store(out + i, V::load(row + i, part) * factor, part); });
-      log_sum_exp[r] = max_[r] * static_cast<Real>(args_.scale) + log_of(sum_[r]);
+      // As the backward rounds a score.
+      log_sum_exp[r] = V::max(rounded_product(V::set(max_[r]), scale)) + log_of(sum_[r]);
     }
   }
 

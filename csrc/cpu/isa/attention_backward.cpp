@@ -160,7 +160,8 @@ class Backward {
     const V delta = V::load(delta_ + query + column, Full{});
     V dscores[D::kPair];
     for (int p = 0; p < D::kPair; ++p) {
-      const V weight = exp(V::load(scores + p * stride, Full{}) * scale - log_sum_exp);
+      // Rounded as in log_sum_exp: where one key has all the weight, it is exactly 1.
+      const V weight = exp(rounded_product(V::load(scores + p * stride, Full{}), scale) - log_sum_exp);
       dscores[p] = weight * (V::load(dweights + p * stride, Full{}) - delta);
       // The row behind an odd number of keys is part of the last step of dQ's inner dimension.
       if (row + p >= num_keys) dscores[p] = V::set(0);

@@ -337,6 +337,12 @@ inline Vec exp(Vec x) {
 
 #endif
 
+// a b, rounded. Compilers would make one operation, rounded once, of a product and the sum that follows it.
+template <class V>
+inline V rounded_product(V a, V b) {
+  return fma(a, b, V::set(0));
+}
+
 // f(offset, Full{}) for every whole vector of [0, n), then f(offset, Tail{}) for what is left. Always inlined, as what is built on
 // it: a call would keep what f has captured in memory.
 template <class V, class F>
