@@ -26,6 +26,8 @@ CPU_CAPABILITIES = (
 _HERE = Path(__file__).resolve().parent
 _BINARY = _HERE / "_cpu.so"
 _CUDA_BINARY = _HERE / "_cuda.so"
+# Of the schemas, and of the functions that are no ops: a new number for each change, here and in csrc/abi.h.
+_ABI = b"hbert_abi 1"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 _library = torch.library.Library("hbert_kernels", "DEF")
@@ -72,6 +74,9 @@ def _load(binary: Path, info: dict[str, Any]) -> str | None:
     if not binary.exists():
         reason, fix = info.get("reason", "the library is missing"), info.get("fix", f"{_BUILD_HERE} --force-reinstall")
         return f"not built: {reason} (fix: {fix})"
+    # Looked up in the file: what is loaded is registered, and would be called with arguments of other schemas.
+    if _ABI + b"\0" not in binary.read_bytes():
+        return f"{binary.name} is built from other sources (fix: {_BUILD_HERE} --force-reinstall)"
     try:
         torch.ops.load_library(str(binary))
     except OSError as error:

@@ -1,5 +1,7 @@
 #include "level.h"
 
+#include "../abi.h"
+
 #include <array>
 #include <cstdlib>
 #include <cstring>

@@ -1,4 +1,5 @@
 // What dispatch asks of the library itself.
+#include "../abi.h"
 #include "kernels.h"
 
 // The architectures with machine code inside, such as "80,90,100"; the newest is there as PTX too.
