@@ -80,8 +80,9 @@ def additive_attention(
         query_att_bias, key_att_bias: [h] or None.
         norm_weight, norm_bias, eps: affine parameters [H] or None and epsilon of the sub-layer norm; unused without.
         sub_norm: return LN(U) instead of U.
-        form: "direct", "key_free" (needs key_weight) or "auto" (the cheaper one by :func:`prefers_key_free`); they
-            agree to rounding. Neither keeps a key for the backward: the direct form projects it once more.
+        form: "direct", "key_free" (needs key_weight) or "auto" (the cheaper one by :func:`prefers_key_free`; while
+            exporting, direct); they agree to rounding. Neither keeps a key for the backward: the direct form projects
+            it once more.
 
     Returns:
         U or LN(U), [T, H] in query's dtype; rows behind cu_seqlens[-1] are zero.
@@ -114,9 +115,11 @@ def additive_attention(
     if key_weight is None and (form == "key_free" or key_bias is not None):
         raise ValueError(f"{op}: without key_weight, x is the key itself: no key_free form, and no key_bias")
     if form == "auto":
+        # A choice by the lengths would be a guard on them, and what is exported is for all that were declared.
+        may_choose = key_weight is not None and not torch.compiler.is_exporting()
         scorer = "dense" if key_att.shape[1] == hidden else "per_head"
-        long_enough = prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1, scorer)
-        form = "key_free" if key_weight is not None and long_enough else "direct"
+        key_free = may_choose and prefers_key_free(query.shape[0], cu_seqlens.shape[0] - 1, scorer)
+        form = "key_free" if key_free else "direct"
     compute = compute_dtype(query)
     query_att = _with_idle_bias(query_att.to(compute), query_att_bias)
     key_att = _with_idle_bias(key_att.to(compute), key_att_bias)

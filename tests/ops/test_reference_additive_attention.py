@@ -190,3 +190,23 @@ def test_compiles(form, scorer):
 def test_any_lengths(lengths, heads, scorer, form):
     inputs = tensors(lengths, 16, heads, scorer)
     checks.assert_exact(*pair(lengths, heads, form), inputs, 100 * checks.FLOAT64_BOUND)
+
+
+@each_scorer
+def test_an_exported_op_takes_sequences_of_any_length(scorer):
+    """The form is that of the example elsewhere: a choice by lengths is a guard on them."""
+    heads, free = 2, torch.export.Dim.DYNAMIC
+    query, x, *parameters = tensors([40] * 3, 16, heads, scorer, sub_norm=False)
+
+    class Core(torch.nn.Module):
+        def forward(self, query, x, cu):
+            query_att, key_weight, key_att, *_ = parameters
+            return hk.additive_attention(query, x, query_att, key_weight, None, key_att, cu, 40, heads)
+
+    for strict in (False, True):
+        program = torch.export.export(
+            Core(), (query, x, cu_of([40] * 3)), dynamic_shapes=({0: free}, {0: free}, {0: free}), strict=strict
+        )
+        rows, cu = torch.randn(5, 16, dtype=query.dtype), cu_of([1, 4])
+        expected = hk.additive_attention(rows, rows, parameters[0], parameters[1], None, parameters[2], cu, 40, heads)
+        torch.testing.assert_close(program.module()(rows, rows, cu), expected)
