@@ -17,6 +17,12 @@ hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=
 hypothesis.settings.load_profile("reproducible")
 
 
+def pytest_report_header():
+    from cpu_levels import LEFT_OUT
+
+    return f"tests/test_levels.py: {', '.join(LEFT_OUT)} left out, of which this CPU has none" if LEFT_OUT else None
+
+
 @pytest.fixture(autouse=True)
 def reproducible_and_poisoned():
     """Fixed seed and threads; memory that torch hands out uninitialised holds NaN: no kernel can lean on it."""
