@@ -211,7 +211,9 @@ def quantize_by(x: Tensor, magnitude: Tensor) -> Int8Rows:
     inverse = torch.where(quantizable, torch.full_like(magnitude, 127) / magnitude, 0)
     # Where the inverse is 0, x may be NaN or infinite, and then so is the product.
     values = torch.where(quantizable[:, None], (x * inverse[:, None]).round(), 0).to(torch.int8)
-    return Int8Rows(values, torch.where(quantizable, magnitude / 127, torch.where(magnitude.isfinite(), 0, torch.nan)))
+    # NaN in the dtype of the magnitude: of two numbers torch would make a tensor of the default dtype.
+    not_quantizable = torch.where(magnitude.isfinite(), 0, torch.full_like(magnitude, torch.nan))
+    return Int8Rows(values, torch.where(quantizable, magnitude / 127, not_quantizable))
 
 
 def _rows_fake(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import torch
 
 import hbert_kernels as hk
 from hbert_kernels._accuracy import error_bound, max_error
+from hbert_kernels.ops.int8_norm import quantize_rows_reference
 
 from . import formulas
 from .checks import BF16, F32, F64, RAGGED, cu_of
@@ -301,6 +302,19 @@ def test_what_else_is_refused():
         hk.conv_layer_norm_int8(x, w, None, taps, cu_of([4]))
     with pytest.raises(ValueError, match="conv_layer_norm_int8: cu_seqlens ends at 5"):
         hk.conv_layer_norm_int8(x, w, None, taps[:1], cu_of([5]))
+
+
+def test_scales_are_float32_whatever_the_default_dtype():
+    x = torch.tensor([[1.0, -2.0], [0.0, 0.0], [torch.inf, 1.0], [torch.nan, 1.0]])
+    expected = quantize_rows_reference(x).scale
+    torch.set_default_dtype(F64)
+    try:
+        scale = quantize_rows_reference(x).scale
+    finally:
+        torch.set_default_dtype(F32)
+    assert scale.dtype == F32
+    assert torch.equal(scale[:2], torch.tensor([2 / 127, 0])) and scale[2:].isnan().all()
+    torch.testing.assert_close(scale, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(
