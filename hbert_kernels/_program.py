@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _library
+from .ops._common import without_gradients
 
 # What stands for an absent tensor or number, and for an output that nobody reads.
 _NONE = -(2**63)
@@ -115,15 +116,24 @@ class Recorder:
 
 
 class Program:
-    """What a :class:`Recorder` wrote down; it holds the constants."""
+    """What a :class:`Recorder` wrote down; it holds the constants. It has no gradients, and no copies."""
 
     def __init__(self, constants: list[Tensor], code: list[int], registers: int, outputs: list[int]):
         self._number = torch.ops.hbert_kernels.load_program(constants, code, registers, outputs)
         weakref.finalize(self, _library.compiled_function("hbert_free_program", None, ctypes.c_int64), self._number)
 
     def __call__(self, x: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
-        """Runs it on rows [T, H], in the dtype of the recording, and bounds int32 [B+1]."""
+        """Runs it on rows [T, H], in the dtype of the recording, and bounds int32 [B+1].
+
+        Raises:
+            RuntimeError: a gradient of x can be asked for.
+        """
+        without_gradients("a program", x)
         return torch.ops.hbert_kernels.run_program.default(self._number, x, cu_seqlens)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The end of one of two with the same number would be that of the other.
+        raise TypeError("a program cannot be copied or pickled: record it again")
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -54,6 +56,21 @@ def test_the_end_of_a_program_may_free_another(rows, bounds):
     for number in numbers:
         with pytest.raises(RuntimeError, match=f"there is no program {number}"):
             torch.ops.hbert_kernels.run_program(number, rows, bounds)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__)
+def test_there_is_one_of_each(copied, bounds):
+    """A copy would be of a program that the end of the first one frees."""
+    with pytest.raises(TypeError, match="a program cannot be copied or pickled: record it again"):
+        copied(recorded(bounds, torch.randn(WIDTH)))
+
+
+def test_gradients_are_refused_where_they_could_be_asked_for(rows, bounds):
+    program = recorded(bounds, torch.randn(WIDTH))
+    with pytest.raises(RuntimeError, match="a program has no gradient: call it under"):
+        program(rows.requires_grad_(), bounds)
+    with torch.no_grad():
+        program(rows, bounds)
 
 
 def test_an_error_of_an_op_reaches_the_caller(bounds):
