@@ -14,6 +14,7 @@ from operator import sub
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _GPU_DTYPES = (*_CPU_DTYPES, torch.float16)
@@ -141,10 +142,14 @@ def heads(op: str, hidden_size: int, num_heads: int) -> int:
     return hidden_size // num_heads
 
 
-def _may_read_values(t: Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return t.is_cpu or (_CHECK_ON_GPU and not t.is_meta)
+def has_values(t: Tensor) -> bool:
+    """Whether there are numbers in ``t``: not while compiling, nor in meta and fake tensors."""
+    return not (torch.compiler.is_compiling() or t.is_meta or isinstance(t, FakeTensor))
+
+
+def may_read_values(t: Tensor) -> bool:
+    """Whether the numbers in ``t`` can be read at a price that the caller agreed to."""
+    return (t.is_cpu or _CHECK_ON_GPU) and has_values(t)
 
 
 def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_seqlen: int | None = None) -> None:
@@ -159,7 +164,7 @@ def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_s
         raise ValueError(f"{op}: cu_seqlens must be [B+1], got shape {tuple(cu.shape)}")
     if cu.device != device:
         raise ValueError(f"{op}: cu_seqlens is on {cu.device}, but the activations are on {device}")
-    if not _may_read_values(cu):
+    if not may_read_values(cu):
         return
     bounds = cu.tolist()
     if bounds[0] != 0:
@@ -174,6 +179,16 @@ def cu_seqlens(op: str, cu: Tensor, num_tokens: int, device: torch.device, max_s
         raise ValueError(f"{op}: a sequence has {max(lengths)} tokens, but max_seqlen is {max_seqlen}")
 
 
+def divisor(op: str, name: str, t: Tensor, device: torch.device) -> None:
+    """``t`` is one number without a gradient, on the CPU or on ``device``."""
+    if t.numel() != 1:
+        raise ValueError(f"{op}: {name} must be one number, got shape {tuple(t.shape)}")
+    if t.device.type != "cpu" and t.device != device:
+        raise ValueError(f"{op}: {name} is on {t.device}, allowed: cpu or {device}")
+    if t.requires_grad:
+        raise ValueError(f"{op}: {name} requires a gradient, but the loss has none for it")
+
+
 def labels(op: str, target: Tensor, hidden: Tensor, num_classes: int, ignore_index: int) -> None:
     """``target`` is int64 [M] beside hidden [M, H], and each value is ``ignore_index`` or a class in [0, V)."""
     _tensor(op, "labels", target)
@@ -182,7 +197,7 @@ def labels(op: str, target: Tensor, hidden: Tensor, num_classes: int, ignore_ind
     shape(op, "labels", target, hidden.shape[0])
     if target.device != hidden.device:
         raise ValueError(f"{op}: labels are on {target.device}, but hidden is on {hidden.device}")
-    if not _may_read_values(target) or target.numel() == 0:
+    if not may_read_values(target) or target.numel() == 0:
         return
     kept = target[target != ignore_index]
     if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= num_classes):

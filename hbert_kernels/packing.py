@@ -54,20 +54,22 @@ class Packing:
 
         Args:
             mask: bool [B, N], True = valid token. Any pattern: left or right padding, holes, empty rows.
-            static: the static form; None: static while compiling or exporting, packed otherwise.
+            static: the static form; None: static while compiling or exporting and of a meta or fake mask, packed
+                otherwise.
 
         Raises:
             TypeError: the mask is not bool.
-            ValueError: the mask has not two dimensions.
+            ValueError: the mask has not two dimensions, or no values for the packed form.
         """
         if mask.dtype != torch.bool:
             raise TypeError(f"Packing: the mask must be bool (True = valid token), got {mask.dtype}")
         if mask.dim() != 2:
             raise ValueError(f"Packing: the mask must be [B, N], got shape {tuple(mask.shape)}")
         if static is None:
-            static = torch.compiler.is_compiling()
-        elif not static and torch.compiler.is_compiling():
-            raise ValueError("Packing: the packed form has data-dependent shapes; while compiling use static=True")
+            static = not _check.has_values(mask)
+        elif not static and not _check.has_values(mask):
+            hint = "while compiling use static=True, also for meta and fake masks"
+            raise ValueError(f"Packing: the packed form has data-dependent shapes; {hint}")
         batch, length = mask.shape
         if not static and bool(mask.all()):
             return Packing.full(batch, length, mask.device)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
@@ -152,6 +153,17 @@ def test_exported_programs_do_not_depend_on_the_library():
 
     exported = torch.export.export(Norm(), (torch.randn(3, 8),))
     assert not [n for n in exported.graph.nodes if "hbert_kernels" in str(n.target)]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("op", hk.OPS)
+def test_fake_tensors_run_forward_and_backward(op, backend, monkeypatch):
+    """They have shapes and no numbers: nothing may ask for cu_seqlens, labels or a gradient's value."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, hk.use_backend(backend):
+        monkeypatch.setitem(globals(), "CU", mode.from_tensor(CU))
+        x = mode.from_tensor(torch.randn(4, 8)).requires_grad_()
+        CALLS[op](x).sum().backward()
+        assert x.grad.shape == x.shape
 
 
 def test_info_lists_every_op_and_the_build():

@@ -4,6 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hbert_kernels import Packing
 
@@ -166,3 +167,12 @@ def test_the_packed_form_cannot_be_compiled():
     compiled = torch.compile(lambda m: Packing.from_mask(m, static=False).cu_seqlens, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="while compiling use static=True"):
         compiled(torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("mode", [FakeTensorMode, lambda: torch.device("meta")], ids=["fake", "meta"])
+def test_a_mask_without_values_is_packed_statically(mode):
+    with mode():
+        mask = torch.zeros(2, 3, dtype=torch.bool)
+        assert Packing.from_mask(mask).positions.shape == (6,)
+        with pytest.raises(ValueError, match="use static=True, also for meta and fake masks"):
+            Packing.from_mask(mask, static=False)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._check import has_values
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -140,7 +142,7 @@ def rows_of_sequences(per_sequence: Tensor, cu_seqlens: Tensor, num_tokens: int)
 
 def _is_uniform(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> bool:
     """Whether every sequence has exactly ``max_seqlen`` tokens and none is dead: then padding is a view."""
-    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu" or num_tokens == 0:
+    if not cu_seqlens.is_cpu or num_tokens == 0 or not has_values(cu_seqlens):
         return False
     full = (cu_seqlens.shape[0] - 1) * max_seqlen == num_tokens
     return full and cu_seqlens.tolist() == list(range(0, num_tokens + 1, max_seqlen))

@@ -33,7 +33,8 @@ def masked_lm_loss(
         labels: int64 [M], the true ids; rows with ``ignore_index`` do not count.
         label_smoothing: share of the uniform distribution in the target, in [0, 1).
         num_masked: what the summed loss is divided by: the number of masked tokens of the *global* batch when
-            gradients are accumulated or summed over processes. None: the rows counted here (1 if there are none).
+            gradients are accumulated or summed over processes. A tensor has one element, on the CPU or where hidden is.
+            None: the rows counted here (1 if there are none).
 
     Returns:
         ``(loss, correct)``: the loss, a float32 scalar (float64 for float64), and the number of rows whose largest
@@ -42,7 +43,8 @@ def masked_lm_loss(
     Raises:
         TypeError: unsupported dtype of activations, parameters or labels.
         ValueError: a shape or device does not fit, the vocabulary is empty, label_smoothing is not in [0, 1),
-            num_masked is a number below 1, or a label is not in [0, V).
+            num_masked is a number below 1, a tensor of more numbers than one, of another device or one that requires
+            a gradient, or a label is not in [0, V).
     """
     op = "masked_lm_loss"
     _check.packed(op, "hidden", hidden)
@@ -57,10 +59,13 @@ def masked_lm_loss(
         raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}")
     if isinstance(num_masked, int) and num_masked < 1:
         raise ValueError(f"{op}: num_masked must be at least 1, got {num_masked}")
+    if isinstance(num_masked, Tensor):
+        _check.divisor(op, "num_masked", num_masked, hidden.device)
+        num_masked = num_masked.reshape(())
     if _dispatch.select(op, hidden, weight, bias) == "reference":
         return masked_lm_loss_reference(hidden, weight, bias, labels, ignore_index, label_smoothing, num_masked)
     if num_masked is not None and not isinstance(num_masked, Tensor):
-        num_masked = torch.full((), num_masked, dtype=torch.float64)
+        num_masked = torch.full((), num_masked, dtype=torch.float64, device="cpu")
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
     arguments = (hidden, weight, bias, labels, num_masked, ignore_index, label_smoothing, wanted)
     return run(_MaskedLMLoss, torch.ops.hbert_kernels.masked_lm_loss, *arguments, outputs=2)
@@ -80,7 +85,7 @@ def masked_lm_loss_reference(
     logits = F.linear(hidden, weight.to(hidden.dtype), cast(bias, hidden.dtype)).to(compute_dtype(hidden))
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="sum")
     correct = (logits.argmax(-1) == labels) & (labels != ignore_index)
-    return total / _divisor(labels, ignore_index, num_masked), correct.sum()
+    return (total / _divisor(labels, ignore_index, num_masked)).to(total.dtype), correct.sum()
 
 
 def _divisor(labels: Tensor, ignore_index: int, num_masked: Tensor | int | None) -> Tensor | int:
@@ -278,6 +283,6 @@ class _MaskedLMLoss(torch.autograd.Function):
             # With a dimension, so that the product is one of float32: a GPU would round a scalar to float16 first.
             dloss = (dloss / _divisor(labels, ctx.options[0], num_masked)).float().reshape(1)
         # Its value is read only where that costs no device synchronisation.
-        if torch.compiler.is_compiling() or not dloss.is_cpu or dloss != 1:
+        if not _check.may_read_values(dloss) or dloss != 1:
             gradients = [g.mul_(dloss) for g in gradients]
         return *(g if w else None for g, w in zip(gradients, ctx.options[2], strict=True)), *[None] * 5

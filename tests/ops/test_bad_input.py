@@ -227,5 +227,18 @@ def test_a_divisor_below_one(count):
     assert_refused("masked_lm_loss", ValueError, f"num_masked must be at least 1, got {count}", num_masked=count)
 
 
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (torch.ones(2), r"num_masked must be one number, got shape \(2,\)"),
+        (torch.ones((), device="meta"), "num_masked is on meta, allowed: cpu"),
+        (torch.ones((), requires_grad=True), "num_masked requires a gradient, but the loss has none for it"),
+    ],
+    ids=str,
+)
+def test_a_divisor_that_is_no_number(count, message):
+    assert_refused("masked_lm_loss", ValueError, f"masked_lm_loss: {message}", num_masked=count)
+
+
 def test_labels_that_are_no_tensor():
     assert_refused("masked_lm_loss", TypeError, "labels must be a torch.Tensor, got list", labels=[1, 2, 3])

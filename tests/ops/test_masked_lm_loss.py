@@ -66,6 +66,22 @@ def test_exact_in_float64(rows, options):
     )
 
 
+@pytest.mark.parametrize("count", [torch.tensor([17]), torch.tensor(17.0, dtype=F64)], ids=str)
+def test_a_divisor_has_no_say_in_shape_and_dtype(count):
+    (hidden, weight, bias), labels = problem(7, dtype=F32)
+    for backend in ("cpp", "reference"):
+        with hk.use_backend(backend):
+            loss, correct = hk.masked_lm_loss(hidden, weight, bias, labels, num_masked=count)
+        assert (loss.shape, loss.dtype, correct.shape) == ((), F32, ())
+
+
+def test_a_number_of_tokens_is_one_whatever_the_default_device():
+    inputs, labels = problem(7)
+    expected = hk.masked_lm_loss(*inputs, labels, num_masked=17)
+    with torch.device("meta"):
+        assert hk.masked_lm_loss(*inputs, labels, num_masked=17) == expected
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("dtype", "parameter"), [(F32, F32), (BF16, BF16), (BF16, F32), (F32, BF16)], ids=str)
 @pytest.mark.parametrize(("rows", "width", "vocab"), [(1, 64, 101), (7, 1000, 7), (37, 64, 301), (129, 192, 101)])
