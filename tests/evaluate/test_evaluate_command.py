@@ -53,7 +53,7 @@ def test_result_is_that_of_evaluate_on_the_model(capsys, tmp_path, corpus, token
     expected = evaluate(model, cache, 32, rate=0.3)
     total = next(line.split() for line in out.splitlines() if line.startswith("total"))
     assert total[1:4] == [f"{value:.4f}" for value in (expected.loss, expected.bits, expected.accuracy)]
-    assert total[4] == f"{expected.num_masked:,}"
+    assert total[4:6] == [f"{expected.mask_accuracy:.4f}", f"{expected.num_masked:,}"]
     assert all(f"\n{path.name} " in out for path in files_of(corpus))
     written = json.loads(file.read_text())
     assert written["loss"] == pytest.approx(expected.loss, rel=1e-6) and written["rate"] == 0.3

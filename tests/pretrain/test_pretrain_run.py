@@ -47,7 +47,8 @@ def test_metrics(finished, cache):
         *[("train", 12), ("eval", 12)],
     ]
     train = {"kind", "step", "tokens", "loss", "accuracy", "lr", "grad_norm", "step_seconds", "train_seconds"}
-    evaluation = {"kind", "step", "tokens", "loss", "accuracy", "num_masked", "per_source", "train_seconds"}
+    evaluation = {"kind", "step", "tokens", "loss", "accuracy", "mask_accuracy", "num_masked", "per_source"}
+    evaluation |= {"train_seconds"}
     for line in lines:
         assert set(line) == (train if line["kind"] == "train" else evaluation)
         assert line["tokens"] == line["step"] * 4 * 32
@@ -121,8 +122,8 @@ def test_events(finished):
         position += length + 16
         records += 1
     # The version, twice, and the step from which these are valid; then six lines of training with six numbers and three
-    # evaluations with three.
-    assert records == 3 + 6 * 6 + 3 * 3
+    # evaluations with four.
+    assert records == 3 + 6 * 6 + 3 * 4
     assert b"eval/accuracy" in content and b"train/lr" in content
 
 
