@@ -26,7 +26,7 @@ test: $(VENV)/installed-all
 
 # The default has no int8, whose peers are further downloads: make bench BENCH_ARGS="--suite latency --dtype int8"
 bench: $(VENV)/installed-bench,$(if $(findstring int8,$(BENCH_ARGS)),peers,runtimes)
-	@echo "== benchmark: fifteen to twenty minutes, 12 GiB of memory (less: BENCH_ARGS='--suite latency --models bert+optimize'); progress below"
+	@echo "== benchmark: ten minutes (AVX2) to half an hour, 12 GiB of memory (less: BENCH_ARGS='--suite latency --models bert+optimize'); progress below"
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 CXX_FILES = git ls-files -z -- '*.cpp' '*.h' '*.cu'
